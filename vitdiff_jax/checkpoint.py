@@ -1,0 +1,235 @@
+"""Checkpoints through Orbax: asynchronous, atomic, checksummed; and stopping on request.
+
+Orbax does not notice damaged files, so SHA-256 sums of all files are written into a checkpoint
+before the rename that makes it visible: a checkpoint either is whole or does not exist. Process 0
+checks them before anyone reads, since one process failing alone would leave the others waiting.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
+
+SUMS = "checksums.json"
+UNSUMMED = (SUMS, "_CHECKPOINT_METADATA", "commit_success.txt")  # Orbax touches them at the end
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message is one line."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: items `state` (without EMAs), `ema` and `meta` per step.
+
+    keep: how many of the newest stay; keep_every: those at its multiples stay too (0: none).
+    report: called with one line about each damaged checkpoint.
+    """
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        *,
+        keep: int = 1,
+        keep_every: int = 0,
+        report: Callable[[str], None] = print,
+    ):
+        self.directory = directory.absolute()
+        self.report = report
+        policies: list[keeping.PreservationPolicy] = [keeping.LatestN(keep)]
+        if keep_every:
+            policies.append(keeping.EveryNSteps(keep_every))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keeping.AnyPreservationPolicy(policies),
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_sums),
+            cleanup_tmp_directories=True,
+        )
+        handlers = {
+            "state": ocp.PyTreeCheckpointHandler(),
+            "ema": ocp.PyTreeCheckpointHandler(),
+            "meta": ocp.JsonCheckpointHandler(),
+        }
+        self.manager = ocp.CheckpointManager(
+            self.directory, options=options, item_handlers=handlers
+        )
+
+    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        """Start writing a `TrainState`; returns when the arrays may be changed again."""
+        if step in self.manager.all_steps():
+            return
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(state.replace(ema={})),
+            ema=ocp.args.PyTreeSave(state.ema),
+            meta=ocp.args.JsonSave(meta),
+        )
+        self.manager.save(step, args=items, force=True)
+
+    def newest(self, set_aside: bool = False) -> int | None:
+        """The newest step whose files are undamaged, None if there is none.
+
+        set_aside: rename damaged ones to "<step>.damaged", so that they can be written again.
+        """
+        found = -1
+        if jax.process_index() == 0:
+            for step in sorted(self.manager.all_steps(), reverse=True):
+                damage = self._damage(step)
+                if damage is None:
+                    found = step
+                    break
+                self.report(f"checkpoint {step} is damaged ({damage}); using the one before")
+                if set_aside:
+                    path = self.directory / str(step)
+                    path.rename(path.with_name(f"{step}.damaged"))
+        found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        if set_aside:
+            self.manager.reload()
+        return None if found < 0 else found
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The JSON item of a checkpoint."""
+        with self._readable(step):
+            return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def restore(self, step: int, target: Any) -> Any:
+        """The `TrainState` of a step; target: one of ShapeDtypeStructs with the shardings wanted."""
+        self._same_arrays(step, "state", target.replace(ema={}))
+        self._same_arrays(step, "ema", target.ema)
+        items = ocp.args.Composite(
+            state=_restore_args(target.replace(ema={})), ema=_restore_args(target.ema)
+        )
+        with self._readable(step):
+            restored = self.manager.restore(step, args=items)
+        return restored["state"].replace(ema=restored["ema"])
+
+    def restore_ema(self, step: int, name: str, target: Any) -> Any:
+        """The parameters of one EMA of a step; target as in `restore`."""
+        with self._readable(step):
+            stored = self.manager.item_metadata(step)["ema"].tree
+        if name not in stored:
+            raise CheckpointError(f"checkpoint {step} has no EMA {name}, only {', '.join(stored)}")
+        self._same_arrays(step, "ema", {name: target}, only=name)
+        items = ocp.args.Composite(ema=_restore_args({name: target}))
+        with self._readable(step):
+            return self.manager.restore(step, args=items)["ema"][name]
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+    def _same_arrays(self, step: int, item: str, target: Any, only: str | None = None) -> None:
+        """Raise one clear line where stored arrays are not those of the target."""
+        with self._readable(step):
+            tree = self.manager.item_metadata(step)[item].tree
+        stored = _shapes({only: tree[only]} if only else tree)
+        wanted = _shapes(target)
+        for name in sorted(stored.keys() | wanted.keys()):
+            if stored.get(name) != wanted.get(name):
+                raise CheckpointError(
+                    f"checkpoint {step} in {self.directory} is of another model: {name} is"
+                    f" {stored.get(name, 'absent')} there and {wanted.get(name, 'absent')} here"
+                )
+
+    @contextlib.contextmanager
+    def _readable(self, step: int):
+        """Turn Orbax's many errors into one."""
+        try:
+            yield
+        except CheckpointError:
+            raise
+        except Exception as error:  # Orbax raises ValueError, KeyError, JSONDecodeError, Exception
+            line = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"checkpoint {step} in {self.directory}: {line}") from error
+
+    def _write_sums(self) -> None:
+        """Called by Orbax when all files of a checkpoint exist but it is not yet visible."""
+        if jax.process_index() == 0:
+            for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                (path / SUMS).write_text(json.dumps(_sums(path), indent=1))
+
+    def _damage(self, step: int) -> str | None:
+        """What is wrong with a checkpoint's files, None if nothing is."""
+        path = self.directory / str(step)
+        try:
+            wanted = json.loads((path / SUMS).read_text())
+            found = _sums(path)
+        except (OSError, ValueError) as error:
+            return f"{SUMS}: {error}"
+        wrong = [name for name in wanted if found.get(name) != wanted[name]]
+        return f"{len(wrong)} of {len(wanted)} files, such as {wrong[0]}" if wrong else None
+
+
+def _restore_args(target: Any) -> ocp.args.PyTreeRestore:
+    """Ask for a tree, or a part of the stored one, with the target's types and shardings."""
+    return ocp.args.PyTreeRestore(
+        target,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        partial_restore=True,
+    )
+
+
+def _sums(directory: pathlib.Path) -> dict[str, str]:
+    """SHA-256 of every file below a directory."""
+    sums = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and not (path.parent == directory and path.name in UNSUMMED):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            sums[str(path.relative_to(directory))] = digest
+    return sums
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every array of a tree, whether dict, dataclass or named tuple."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return {
+        "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path): (
+            tuple(leaf.shape)
+        )
+        for path, leaf in leaves
+        if hasattr(leaf, "shape")
+    }
+
+
+class StopRequest:
+    """SIGTERM and Ctrl-C as a question that the training loop asks after each step.
+
+    With several processes JAX agrees on one step at which all stop; a second Ctrl-C kills.
+    """
+
+    def __init__(self, checkpoints: Checkpoints):
+        self.manager = checkpoints.manager
+        self.asked = False
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if jax.distributed.is_initialized():  # JAX handles SIGTERM itself
+            handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
+        else:
+            handlers = {signal.SIGINT: self._ask, signal.SIGTERM: self._ask}
+        for number, handler in handlers.items():
+            # Handlers can be set in the main thread only; elsewhere (notebooks) nothing changes.
+            with contextlib.suppress(ValueError):
+                self.previous[number] = signal.signal(number, handler)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, frame) -> None:
+        self.asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+    def __call__(self, step: int) -> bool:
+        """Whether to save and stop after this step."""
+        return self.asked or self.manager.reached_preemption(step)

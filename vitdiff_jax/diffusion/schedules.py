@@ -1,0 +1,138 @@
+"""Noise schedules: x_t = alpha(t) x + sigma(t) eps, where t = 0 is data and t = 1 is noise.
+
+A schedule belongs to a model. It is a frozen dataclass with
+
+    alpha_sigma(t)      -> (alpha, sigma), each of t's shape
+    t_from_logsnr(l)    -> t, the inverse of l(t) = log(alpha^2 / sigma^2)
+    network_input(t)    -> (scale, time): the network sees scale * x_t and the feature `time`
+
+All take and return float arrays of one shape, t in [0, 1]. Alphas and sigmas are exact at the
+ends (rectified flow has alpha = 0 at t = 1); log-SNRs are clipped to +-20. Do not differentiate a
+schedule at t = 0: the sigma of LinearVP has an infinite slope there.
+"""
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+LOGSNR_MAX = 20.0
+
+
+class Schedule(Protocol):
+    """What samplers, restorers and losses may ask of a schedule."""
+
+    def alpha_sigma(self, t: jax.Array) -> tuple[jax.Array, jax.Array]: ...
+    def t_from_logsnr(self, logsnr: jax.Array) -> jax.Array: ...
+    def network_input(self, t: jax.Array) -> tuple[jax.Array, jax.Array]: ...
+
+
+def logsnr(schedule: Schedule, t: jax.Array) -> jax.Array:
+    """log(alpha^2 / sigma^2) at times t, clipped to +-20."""
+    alpha, sigma = schedule.alpha_sigma(t)
+    tiny = jnp.exp(-LOGSNR_MAX)
+    ratio = jnp.log(jnp.maximum(alpha, tiny)) - jnp.log(jnp.maximum(sigma, tiny))
+    return jnp.clip(2 * ratio, -LOGSNR_MAX, LOGSNR_MAX)
+
+
+def ends(schedule: Schedule) -> tuple[float, float]:
+    """(alpha(1), sigma(0)): zero where the schedule reaches pure noise, and the data itself."""
+    with jax.ensure_compile_time_eval():  # plain numbers, also while something else is traced
+        alpha, _ = schedule.alpha_sigma(jnp.ones(()))
+        _, sigma = schedule.alpha_sigma(jnp.zeros(()))
+        return float(alpha), float(sigma)
+
+
+def derivatives(schedule: Schedule, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(d alpha / dt, d sigma / dt) at times t > 0."""
+    return jax.jvp(schedule.alpha_sigma, (t,), (jnp.ones_like(t),))[1]
+
+
+def per_image(a: jax.Array) -> jax.Array:
+    """Shape a value per image [B] to multiply images [B, H, W, C]."""
+    return a[:, None, None, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class RectifiedFlow:
+    """alpha = 1 - t, sigma = noise_scale * t (arXiv:2209.03003; JiT uses 2 at 512 px).
+
+    The network's time feature is 1 - t, as in JiT and SiT, where 1 is data.
+    """
+
+    noise_scale: float = 1.0
+
+    def alpha_sigma(self, t):
+        return 1 - t, self.noise_scale * t
+
+    def t_from_logsnr(self, logsnr):
+        return 1 / (1 + self.noise_scale * jnp.exp(logsnr / 2))
+
+    def network_input(self, t):
+        return jnp.ones_like(t), 1 - t
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (arXiv:2102.09672 without its offset)."""
+
+    def alpha_sigma(self, t):
+        # cos(pi t / 2) as a sine: exactly 0 at t = 1, where the rounded cosine is 6e-17 (f64).
+        return jnp.sin(jnp.pi / 2 * (1 - t)), jnp.sin(jnp.pi / 2 * t)
+
+    def t_from_logsnr(self, logsnr):
+        return 2 / jnp.pi * jnp.arctan(jnp.exp(-logsnr / 2))
+
+    def network_input(self, t):
+        return jnp.ones_like(t), 1000 * t
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearVP:
+    """Variance preserving with linear beta(t) (arXiv:2011.13456, eq. 33).
+
+    log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2. DiT's step i is t = (i+1) / 1000,
+    hence the network's time feature 1000 t.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def alpha_sigma(self, t):
+        log_alpha = -(t**2) * (self.beta_max - self.beta_min) / 4 - t * self.beta_min / 2
+        return jnp.exp(log_alpha), jnp.sqrt(-jnp.expm1(2 * log_alpha))
+
+    def t_from_logsnr(self, logsnr):
+        # log alpha = -softplus(-logsnr) / 2; the positive root of the quadratic in t, written
+        # so that nothing cancels when t is small.
+        c = 2 * jax.nn.softplus(-logsnr)
+        slope = self.beta_max - self.beta_min
+        return c / (self.beta_min + jnp.sqrt(self.beta_min**2 + slope * c))
+
+    def network_input(self, t):
+        return jnp.ones_like(t), 1000 * t
+
+
+@dataclasses.dataclass(frozen=True)
+class EDM:
+    """alpha = 1, sigma from sigma_min to sigma_max, linear in t (arXiv:2206.00364).
+
+    An Euler or Heun step in t is then one in sigma, as in the paper. The network sees
+    x_t / sqrt(sigma^2 + sigma_data^2) and log(sigma) / 4 (table 1 there).
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+
+    def alpha_sigma(self, t):
+        return jnp.ones_like(t), self.sigma_min + (self.sigma_max - self.sigma_min) * t
+
+    def t_from_logsnr(self, logsnr):
+        sigma = jnp.exp(-logsnr / 2)
+        return (sigma - self.sigma_min) / (self.sigma_max - self.sigma_min)
+
+    def network_input(self, t):
+        _, sigma = self.alpha_sigma(t)
+        return jax.lax.rsqrt(sigma**2 + self.sigma_data**2), jnp.log(sigma) / 4

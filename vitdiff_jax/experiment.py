@@ -1,0 +1,138 @@
+"""A checked config made into objects: data set, model, process, and the network as a `Denoise`."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vitdiff_jax import config as config_lib
+from vitdiff_jax.config import ConfigError
+from vitdiff_jax.data.pipeline import Dataset
+from vitdiff_jax.diffusion.process import Denoise, Process
+from vitdiff_jax.train_step import ema_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a config and the shape of its images determine, without any data."""
+
+    config: ConfigDict
+    model: Any
+    process: Process
+    law: Callable[..., jax.Array]
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...] | None
+
+    def denoiser(self, params: Any, cond: dict[str, jax.Array]) -> Denoise:
+        """The network with these parameters and conditions as an estimate of x."""
+
+        def network(x, time):
+            return self.model.apply({"params": params}, x, time, cond)
+
+        return self.process.denoiser(network)
+
+    def param_shapes(self, **changes: Any) -> Any:
+        """The parameters' shapes and types, not computed; `changes` are of the model's options."""
+        return jax.eval_shape(self.model.clone(**changes).init, jax.random.key(0), *self._one())[
+            "params"
+        ]
+
+    def forward_flops(self) -> float:
+        """Floating-point operations of the network on one image, as XLA counts them, no remat."""
+        plain = dict(scan=False, remat="none")  # XLA counts the body of a loop once
+        params = {"params": self.param_shapes(**plain)}
+        forward = jax.jit(self.model.clone(**plain).apply)
+        return forward.lower(params, *self._one()).cost_analysis()["flops"]
+
+    def _one(self):
+        """The network's arguments for one image."""
+        return jnp.zeros((1, *self.shape)), jnp.zeros(1), {"label": jnp.zeros(1, jnp.int32)}
+
+
+def build(
+    config: ConfigDict, shape: tuple[int, int, int], class_names: tuple[str, ...] | None
+) -> Experiment:
+    """Build everything but data. Impossible values are a ConfigError that names the key."""
+    make, options = config_lib.component(config, "diffusion.schedule")
+    with named("config.diffusion.schedule."):
+        schedule = make(**options)
+    law, options = config_lib.component(config, "diffusion.times")
+    law = functools.partial(law, **options)
+    diffusion = config.diffusion
+    with named("config.diffusion."):
+        process = Process(
+            schedule,
+            prediction=diffusion.prediction,
+            loss_space=diffusion.loss_space,
+            min_snr=diffusion.min_snr,
+            floor=diffusion.floor,
+        )
+        if not 0 <= diffusion.label_dropout <= 1:
+            raise ValueError(f"label_dropout: {diffusion.label_dropout} is not in [0, 1]")
+    make, options = config_lib.component(config, "model")
+    model = make(None if class_names is None else len(class_names), **options)
+    with named("config.model."):
+        model.check(shape)
+    _check_numbers(config)
+    return Experiment(config, model, process, law, tuple(shape), class_names)
+
+
+def dataset(config: ConfigDict) -> Dataset:
+    """The config's data set."""
+    make, options = config_lib.component(config, "data")
+    with named("config.data."):
+        return make(**options)
+
+
+def sampled_ema(config: ConfigDict) -> str:
+    """The name of the EMA that samples are drawn with."""
+    decay = config.train.ema[0] if config.sample.ema is None else config.sample.ema
+    return ema_name(decay)
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    """Refuse counts below their least and averages that do not exist."""
+    least = {
+        "train.steps": 1, "train.batch": 1, "train.accumulate": 1, "train.max_bad_steps": 1,
+        "optimizer.warmup": 0, "checkpoint.every": 1, "checkpoint.keep": 1,
+        "checkpoint.keep_every": 0, "log.every": 1, "log.sample_every": 0, "log.heldout_every": 0,
+        "log.heldout_levels": 1, "log.images": 1, "sample.steps": 1, "sample.batch": 1,
+        "evaluate.images": 2, "parallel.data_threads": 1,
+    }  # fmt: skip
+    flat = config.copy_and_resolve_references()
+    for key, bound in least.items():
+        section, name = key.split(".")
+        if flat[section][name] < bound:
+            raise ConfigError(f"config.{key}: {flat[section][name]} is less than {bound}")
+    if not config.train.ema or not all(0 <= decay < 1 for decay in config.train.ema):
+        raise ConfigError(f"config.train.ema: {config.train.ema} must be decays in [0, 1)")
+    if sampled_ema(config) not in map(ema_name, config.train.ema):
+        raise ConfigError(
+            f"config.sample.ema: {config.sample.ema} is none of config.train.ema {config.train.ema}"
+        )
+    if config.optimizer.decay not in ("constant", "cosine"):
+        raise ConfigError(f"config.optimizer.decay: {config.optimizer.decay!r} is none of constant, cosine")
+    if config.parallel.compiler not in ("jit", "pmap"):
+        raise ConfigError(f"config.parallel.compiler: {config.parallel.compiler!r} is none of jit, pmap")
+    if config.parallel.compiler == "pmap" and config.parallel.fsdp != 1:
+        raise ConfigError("config.parallel.fsdp: pmap keeps the whole state on every device; use 1")
+    devices, batch, parts = jax.device_count(), config.train.batch, config.train.accumulate
+    if batch % (devices * parts):
+        raise ConfigError(
+            f"config.train.batch: {batch} does not divide by {devices} devices x"
+            f" {parts} parts (config.train.accumulate)"
+        )
+
+
+@contextlib.contextmanager
+def named(prefix: str) -> Iterator[None]:
+    """Turn a part's ValueError("option: what is wrong") into a ConfigError with the whole key."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{prefix}{error}") from error

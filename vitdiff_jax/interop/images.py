@@ -1,0 +1,52 @@
+"""Images in and out: uint8 at the edges, float32 in [-1, 1] inside; grids as PNG."""
+
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+
+def from_uint8(u):
+    """uint8 0..255 to float32 in [-1, 1]: x = u / 127.5 - 1."""
+    return jnp.asarray(u, jnp.float32) / 127.5 - 1
+
+
+def to_uint8(x):
+    """float in [-1, 1] to uint8, rounded and clipped: u = clip(round(127.5 (x + 1)), 0, 255)."""
+    return jnp.clip(jnp.round(127.5 * (x + 1)), 0, 255).astype(jnp.uint8)
+
+
+def grid(images: np.ndarray, columns: int, gutter: int = 2, least: int = 48) -> np.ndarray:
+    """Put images uint8 [N, H, W, C] into one, row by row, with white gutters.
+
+    Images smaller than `least` pixels are enlarged by a whole factor, so that a person can see
+    them and no pixel is invented.
+    """
+    factor = max(1, -(-least // min(images.shape[1:3])))
+    images = images.repeat(factor, 1).repeat(factor, 2)
+    n, h, w, c = images.shape
+    rows = -(-n // columns)
+    sheet = np.full(
+        (rows * (h + gutter) + gutter, columns * (w + gutter) + gutter, c), 255, np.uint8
+    )
+    for i, image in enumerate(images):
+        top, left = (gutter + k * (s + gutter) for k, s in zip(divmod(i, columns), (h, w)))
+        sheet[top : top + h, left : left + w] = image
+    return sheet
+
+
+def save_png(path: pathlib.Path, image: np.ndarray) -> None:
+    """Write uint8 [H, W, C] with 1, 3 or 4 channels as PNG, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    picture.save(partial, format="PNG")
+    partial.replace(path)
+
+
+def save_npz(path: pathlib.Path, images: np.ndarray) -> None:
+    """Write uint8 [N, H, W, C] as ADM's evaluators read it: one array, arr_0."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez(file, images)
+    partial.replace(path)

@@ -1,0 +1,129 @@
+"""What a person sees: progress, metrics.jsonl, TensorBoard events, the table of parameters."""
+
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import clu.parameter_overview
+import jax
+import tensorboardX
+import tqdm
+
+PEAK_FLOPS = {  # bf16 matrix products per second and device, from the makers' data sheets
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops() -> float | None:
+    """The peak of all devices together, None where it is not known (CPUs)."""
+    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    return peak and peak * jax.device_count()
+
+
+def say(text: str) -> None:
+    """One line to the terminal, from process 0, above a progress bar if there is one."""
+    if jax.process_index() == 0:
+        tqdm.tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def parameter_table(params: Any) -> str:
+    """clu's table of parameters: name, shape, size, and the total."""
+    return clu.parameter_overview.get_parameter_overview(params, include_stats=False)
+
+
+class Metrics:
+    """Scalars and pictures of a run from step `start` on, written by process 0 alone.
+
+    Lines of metrics.jsonl after `start`, left by a run that died after its last checkpoint, are
+    dropped, so that each step stands there once.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start: int, steps: int, batch: int, flops: float):
+        self.steps, self.batch, self.flops = steps, batch, flops
+        self.main = jax.process_index() == 0
+        self.last, self.waited, self.aside = start, 0.0, 0.0
+        self.since: float | None = None
+        if not self.main:
+            return
+        self.path = workdir / "metrics.jsonl"
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= start]
+            self.path.write_text("".join(f"{line}\n" for line in kept if _step_of(line) >= 0))
+        self.events = tensorboardX.SummaryWriter(str(workdir), purge_step=start + 1)
+        self.bar = tqdm.tqdm(
+            total=steps, initial=start, unit="step", disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )  # fmt: skip
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Write scalars of a step to metrics.jsonl and TensorBoard."""
+        if self.main:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step} | values) + "\n")
+            for name, value in values.items():
+                self.events.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, image: Any) -> None:
+        """Write a picture uint8 [H, W, C] to TensorBoard."""
+        if self.main:
+            self.events.add_image(name, image, step, dataformats="HWC")
+
+    def tick(self, step: int, waited: float) -> None:
+        """Count a step, of which `waited` seconds went by waiting for data."""
+        if self.since is None:  # the first step compiles: it is no measure of speed
+            self.last, self.since, self.waited = step, time.monotonic(), 0.0
+            self.aside = 0.0
+            return
+        self.waited += waited
+        if self.main:
+            self.bar.update(step - self.bar.n)
+
+    def elsewhere(self, seconds: float) -> None:
+        """Do not count time that went into samples and held-out losses as training time."""
+        self.aside += seconds
+
+    def line(self, step: int, values: dict[str, float]) -> None:
+        """Write the metrics of training since the last line, and show them."""
+        now = time.monotonic()
+        seconds = max(now - (self.since or now) - self.aside, 1e-9)
+        rate = (step - self.last) / seconds
+        speed = {
+            "steps_per_second": rate,
+            "images_per_second": rate * self.batch,
+            "data_wait_share": self.waited / seconds,
+        }
+        if peak := peak_flops():
+            speed["model_flop_utilisation"] = 3 * self.flops * rate * self.batch / peak
+        self.last, self.since, self.waited, self.aside = step, now, 0.0, 0.0
+        self.write(step, values | speed)
+        if self.main:
+            left = time.strftime("%H:%M:%S", time.gmtime((self.steps - step) / rate))
+            shown = f"loss {values['loss']:.4f}  {speed['images_per_second']:.0f} images/s"
+            self.bar.set_postfix_str(shown)
+            if self.bar.disable:
+                say(f"step {step}/{self.steps}  {shown}  {rate:.2f} steps/s  left {left}")
+
+    def close(self) -> None:
+        """Flush everything."""
+        if self.main:
+            self.bar.close()
+            self.events.close()
+
+
+def _step_of(line: str) -> int:
+    """The step of a line of metrics.jsonl, -1 if it was cut off."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return -1

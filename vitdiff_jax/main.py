@@ -1,0 +1,96 @@
+"""The command: python -m vitdiff_jax.main --config=FILE [--workdir=DIR] [--mode=MODE] [options].
+
+Any value of the config can be given as --config.section.key=value. Exit codes: 0 finished, 1 the
+run failed, 2 the command or config is wrong, 75 stopped by a signal after saving (run it again).
+"""
+
+import argparse
+import importlib
+import inspect
+import pathlib
+import sys
+import typing
+from collections.abc import Sequence
+
+MODES = {  # mode -> the module whose `main` runs it; its keyword arguments are the mode's flags
+    "train": "vitdiff_jax.train",
+    "sample": "vitdiff_jax.sample",
+    "evaluate": "vitdiff_jax.evaluate",
+}
+FAILED, WRONG, STOPPED = 1, 2, 75
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags that every mode has."""
+    p = argparse.ArgumentParser("vitdiff_jax.main", description=__doc__, allow_abbrev=False,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p.add_argument("--config", help="a config file, such as configs/digits.py or FILE:VARIANT")
+    p.add_argument("--workdir", type=pathlib.Path, help="default: runs/<name of the config>")
+    p.add_argument("--mode", default="train", choices=MODES)
+    p.add_argument("--coordinator", help="host:port of process 0, to run several processes")
+    p.add_argument("--processes", type=int, help="how many processes there are")
+    p.add_argument("--process", type=int, help="which of them this is, from 0")
+    return p
+
+
+def add_mode_flags(p: argparse.ArgumentParser, entry) -> list[str]:
+    """Add the keyword arguments of a mode's `main` as flags; returns their names."""
+    names, hints = [], typing.get_type_hints(entry)
+    for name, parameter in inspect.signature(entry).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            kinds = [k for k in typing.get_args(hints[name]) or [hints[name]] if k is not type(None)]
+            how = {"action": "store_true"} if kinds == [bool] else {"type": kinds[0]}
+            p.add_argument(f"--{name}", default=parameter.default, **how)
+            names.append(name)
+    return names
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    flags = [a for a in argv if a in ("-h", "--help")]
+    base, _ = parser().parse_known_args([a for a in argv if a not in flags])
+    # Only now: these imports take seconds, a wrong mode should not.
+    from vitdiff_jax import config as config_lib
+    from vitdiff_jax import logs, parallel
+    from vitdiff_jax.checkpoint import CheckpointError
+    from vitdiff_jax.train import STOPPED as STOPPED_RUN
+    from vitdiff_jax.train import TrainingError
+
+    entry = importlib.import_module(MODES[base.mode]).main
+    full = parser()
+    names = add_mode_flags(full, entry)
+    args, overrides = full.parse_known_args(argv)
+    try:
+        parallel.start_distributed(args.coordinator, args.processes, args.process)
+        workdir, config = _workdir_and_config(args, overrides, config_lib)
+        logs.say(f"workdir {workdir}, compiled programs in {parallel.use_compilation_cache()}")
+        result = entry(config, workdir, **{name: getattr(args, name) for name in names})
+    except config_lib.ConfigError as error:
+        return _fail(WRONG, error)
+    except (CheckpointError, TrainingError) as error:
+        return _fail(FAILED, error)
+    except OSError as error:
+        return _fail(FAILED, f"{error.filename or ''}: {error.strerror or error}")
+    return STOPPED if result == STOPPED_RUN else 0
+
+
+def _workdir_and_config(args, overrides, config_lib):
+    """The workdir, and the config from the file given, else from the workdir."""
+    if args.config:
+        stem = pathlib.Path(args.config.partition(":")[0]).stem
+        variant = args.config.partition(":")[2]
+        name = f"{stem}-{variant}" if variant else stem
+        return args.workdir or pathlib.Path("runs") / name, config_lib.load(args.config, overrides)
+    if args.workdir is None:
+        raise config_lib.ConfigError("--config or --workdir: at least one is needed")
+    return args.workdir, config_lib.read(args.workdir / "config.json", overrides)
+
+
+def _fail(code: int, error: object) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""JiT, the plain Vision Transformer on large pixel patches (arXiv:2511.13720).
+
+    patches -> bottleneck embedding + fixed positions -> blocks -> norm -> pixels of each patch
+
+Each block is h += gate * Attention(mod(RMSNorm(h))), then the same with a SwiGLU feed-forward,
+where mod(y) = y (1 + scale) + shift and the shifts, scales and gates come from the sum of the time
+and class embeddings through a layer that starts at zero (adaLN-zero): the network begins as the
+constant 0. From block `class_tokens_from` on, `class_tokens` copies of the class embedding stand
+before the patches ("in-context" conditioning); they are cut off before the head.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vitdiff_jax.models import layers
+
+SIZES = {  # B, L and H are the paper's; S has the dimensions of DiT-S
+    "S": dict(width=384, depth=12, heads=6, bottleneck=128, class_tokens_from=4),
+    "B": dict(width=768, depth=12, heads=12, bottleneck=128, class_tokens_from=4),
+    "L": dict(width=1024, depth=24, heads=16, bottleneck=128, class_tokens_from=8),
+    "H": dict(width=1280, depth=32, heads=16, bottleneck=256, class_tokens_from=10),
+}
+REMAT = {  # what the backward pass keeps of each block instead of computing it again
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Block(nn.Module):
+    """One transformer block on tokens h [B, N, D], modulated by c [B, D]."""
+
+    heads: int
+    hidden: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, h, layer, c, angles, keys):
+        """`layer` is (index, dropout rate) of this block; `keys` [B] or None for no dropout."""
+        index, rate = layer
+
+        def drop(site):
+            if keys is None:
+                return lambda y: y
+            site_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2 * index + site))(keys)
+            return lambda y: layers.dropout(y, site_keys, rate)
+
+        def norm(y, shift, scale, name):
+            return nn.RMSNorm(dtype=self.dtype, name=name)(y) * (1 + scale) + shift
+
+        mod = layers.Dense(6 * h.shape[-1], kernel_init=layers.zeros, dtype=self.dtype, name="mod")
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(
+            mod(nn.silu(c))[:, None], 6, -1
+        )  # [B, 1, D] each
+        attention = layers.Attention(self.heads, self.dtype, name="attention")
+        h = h + gate1 * drop(0)(attention(norm(h, shift1, scale1, "norm1"), angles))
+        feed_forward = layers.SwiGLU(self.hidden, self.dtype, name="feed_forward")
+        h = h + gate2 * feed_forward(norm(h, shift2, scale2, "norm2"), drop(1))
+        return h, None
+
+
+class Model(nn.Module):
+    """The denoiser. `classes` comes from the data set (None: unconditional); the rest is config.
+
+    size: S, B, L or H; width, depth, heads, bottleneck and class_tokens_from replace its values.
+    dropout: rate in the middle half of the blocks (JiT-H trains with 0.2).
+    dtype: of the matrix products, "float32" or "bfloat16"; parameters are always float32.
+    scan: roll the blocks into one compiled body: faster to compile, slower to run on a TPU.
+    remat: "none", "full" or "dots": how much of a block the backward pass computes again.
+    """
+
+    classes: int | None
+    size: str = "B"
+    patch: int = 16
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    bottleneck: int | None = None
+    class_tokens: int = 32
+    class_tokens_from: int | None = None
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    dtype: str = "float32"
+    scan: bool = False
+    remat: str = "none"
+
+    def dim(self, name: str) -> int:
+        """A dimension: as given, else that of the size."""
+        given = getattr(self, name)
+        return SIZES[self.size][name] if given is None else given
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """Raise ValueError("<option>: what is wrong") where options and images do not fit."""
+        for name, choices in (
+            ("size", SIZES),
+            ("remat", REMAT),
+            ("dtype", ("float32", "bfloat16")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is none of {', '.join(choices)}")
+        for name in ("patch", "width", "depth", "heads", "bottleneck"):
+            if (value := self.dim(name) if name != "patch" else self.patch) < 1:
+                raise ValueError(f"{name}: {value} is not positive")
+        height, width, _ = shape
+        if height % self.patch or width % self.patch:
+            raise ValueError(f"patch: {self.patch} does not divide the {height}x{width} images")
+        if self.dim("width") % self.dim("heads"):
+            raise ValueError(
+                f"heads: {self.dim('heads')} does not divide the width {self.dim('width')}"
+            )
+        if self.dim("width") // self.dim("heads") % 4:
+            raise ValueError(
+                f"heads: width / heads = {self.dim('width') // self.dim('heads')} must divide by 4"
+                " (two axes of rotary pairs)"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: {self.dropout} is not in [0, 1)")
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, time: jax.Array, cond: dict, keys: jax.Array | None = None
+    ) -> jax.Array:
+        """x [B, H, W, C], time [B], cond {"label": [B], -1 for none} -> float32 [B, H, W, C].
+
+        keys [B] switch dropout on (training); None switches it off.
+        """
+        _, height, width, channels = x.shape
+        rows, cols = height // self.patch, width // self.patch
+        dim, dtype = self.dim("width"), jnp.dtype(self.dtype)
+
+        c = layers.TimeEmbedding(dim, dtype, name="time")(time)
+        prefix = None
+        if self.classes is not None:
+            label = layers.LabelEmbedding(self.classes, dim, name="label")(cond["label"])
+            c = c + label.astype(dtype)
+            if self.class_tokens:
+                position = self.param(
+                    "class_positions", layers.small_normal, (self.class_tokens, dim)
+                )
+                prefix = (label[:, None] + position).astype(dtype)  # [B, class_tokens, D]
+
+        h = layers.patchify(x, self.patch).astype(dtype)  # [B, N, p*p*C]
+        h = layers.Dense(
+            self.dim("bottleneck"), use_bias=False, kernel_init=layers.xavier, dtype=dtype,
+            name="bottleneck_in",
+        )(h)  # fmt: skip
+        h = layers.Dense(dim, kernel_init=layers.xavier, dtype=dtype, name="bottleneck_out")(h)
+        h = h + layers.sincos_positions(rows, cols, dim).astype(dtype)  # [B, N, D]
+
+        depth, start = self.dim("depth"), self.dim("class_tokens_from")
+        if prefix is None:
+            start = depth
+        angles = layers.rotary_angles(rows, cols, dim // self.dim("heads"))
+        h = self._blocks(h, range(0, min(start, depth)), c, angles, keys)
+        if start < depth:
+            angles = jnp.pad(angles, ((0, 0), (self.class_tokens, 0)))
+            h = jnp.concatenate([prefix, h], 1)  # [B, class_tokens + N, D]
+            h = self._blocks(h, range(start, depth), c, angles, keys)
+            h = h[:, self.class_tokens :]
+
+        mod = layers.Dense(2 * dim, kernel_init=layers.zeros, dtype=dtype, name="head_mod")
+        shift, scale = jnp.split(mod(nn.silu(c))[:, None], 2, -1)
+        h = nn.RMSNorm(dtype=dtype, name="head_norm")(h) * (1 + scale) + shift
+        out = layers.Dense(
+            self.patch**2 * channels, kernel_init=layers.zeros, dtype=dtype, name="head"
+        )(h)
+        return layers.unpatchify(out.astype(jnp.float32), self.patch, height, width)
+
+    def _blocks(self, h, layer_range, c, angles, keys):
+        """Run blocks `layer_range` on h, unrolled or as one scanned body."""
+        depth = self.dim("depth")
+        index = jnp.array(layer_range)
+        middle = (index >= depth // 4) & (index < depth // 4 * 3)
+        rate = jnp.where(middle, self.dropout, 0.0)
+        keys = keys if self.dropout else None
+        make = Block
+        if (policy := REMAT[self.remat]) is not None:
+            make = nn.remat(Block, policy=policy, prevent_cse=not self.scan)
+        options = dict(
+            heads=self.dim("heads"),
+            hidden=int(self.dim("width") * self.mlp_ratio * 2 / 3),
+            dtype=jnp.dtype(self.dtype),
+        )
+        if self.scan and layer_range:
+            make = nn.scan(
+                make,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+                length=len(layer_range),
+            )
+            name = f"blocks_{layer_range.start}_to_{layer_range.stop - 1}"
+            return make(**options, name=name)(h, (index, rate), c, angles, keys)[0]
+        for i, number in enumerate(layer_range):
+            h, _ = make(**options, name=f"block_{number}")(h, (index[i], rate[i]), c, angles, keys)
+        return h

@@ -1,0 +1,121 @@
+"""Devices: the mesh, how arrays are laid out on it, and compiling the step by jit or by pmap.
+
+The mesh has two axes, "data" and "fsdp". A batch is cut over both. Parameters, optimiser and EMAs
+are cut over "fsdp" by one rule, the largest dimension that divides, and are whole where that axis
+is 1 (plain data parallelism).
+"""
+
+import glob
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+FSDP_LEAST = 2**12
+"""Arrays with fewer elements stay whole: cutting a bias costs more messages than it saves bytes."""
+
+
+def start_distributed(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
+    """Join the other processes of this run: by the given address, or as the cluster says.
+
+    Cloud TPU pods, SLURM and Open MPI are recognised by JAX; a single machine stays alone.
+    """
+    if coordinator:
+        jax.distributed.initialize(coordinator, processes, process)
+        return
+    on_tpu = importlib.util.find_spec("libtpu") and (glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*"))
+    tasks = os.environ.get("SLURM_NTASKS") or os.environ.get("OMPI_COMM_WORLD_SIZE") or "1"
+    if on_tpu or int(tasks) > 1:
+        try:
+            jax.distributed.initialize()
+        except ValueError:  # a TPU without a pod around it, such as Colab's
+            pass
+
+
+def use_compilation_cache() -> str:
+    """Keep compiled programs in $JAX_COMPILATION_CACHE_DIR or ~/.cache/vitdiff_jax; returns where."""
+    where = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "vitdiff_jax"
+    )
+    jax.config.update("jax_compilation_cache_dir", where)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    return where
+
+
+def make_mesh(fsdp: int = 1) -> Mesh:
+    """All devices as ("data", "fsdp") with `fsdp` along the second axis, which must divide."""
+    if fsdp < 1 or jax.device_count() % fsdp:
+        raise ValueError(f"fsdp: {fsdp} does not divide the {jax.device_count()} devices")
+    # Auto, not make_mesh's default Explicit: flax.linen does not know explicit shardings.
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    return jax.make_mesh((jax.device_count() // fsdp, fsdp), ("data", "fsdp"), axis_types=auto)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis cut over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def state_shardings(mesh: Mesh, shapes: Any) -> Any:
+    """A sharding for each array of a state: its largest divisible dimension cut over "fsdp"."""
+    size = mesh.shape["fsdp"]
+
+    def rule(a):
+        divisible = [i for i, n in enumerate(a.shape) if n % size == 0]
+        if size == 1 or not divisible or np.prod(a.shape) < FSDP_LEAST:
+            return replicated(mesh)
+        largest = max(divisible, key=lambda i: a.shape[i])
+        spec = [None] * len(a.shape)
+        spec[largest] = "fsdp"
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(rule, shapes)
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's rows of a batch as its part of one global array."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, a) for name, a in batch.items()
+    }
+
+
+def compile_step(step: Callable, mesh: Mesh, shardings: Any, compiler: str) -> Callable:
+    """Compile step(state, batch) -> (state, metrics) for `put_batch`'s batches.
+
+    compiler: "jit", or "pmap" (whole state on every device; `step` must have been made with
+    axis_name "data"). The state's buffers are donated: do not use the old one again.
+    """
+    if compiler == "jit":
+        return jax.jit(
+            step,
+            in_shardings=(shardings, batch_sharding(mesh)),
+            out_shardings=(shardings, replicated(mesh)),
+            donate_argnums=0,
+        )
+    mapped = jax.pmap(
+        step, "data", in_axes=(None, 0), out_axes=None, donate_argnums=0,
+        devices=list(mesh.devices.flat),
+    )  # fmt: skip
+
+    def pmapped(state, batch):
+        return mapped(state, {name: _per_device(a) for name, a in batch.items()})
+
+    return pmapped
+
+
+def _per_device(a: jax.Array) -> jax.Array:
+    """A global array [B, ...] cut over its first axis as pmap wants it: [devices, B / devices, ...]."""
+    shards = sorted(a.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.stack([np.asarray(shard.data) for shard in shards])

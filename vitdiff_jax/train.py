@@ -1,0 +1,208 @@
+"""The training loop: `--mode=train`, and `vitdiff_jax.train` for Python.
+
+Read it from top to bottom: prepare, restore or create the state, then step after step. What a step
+sees and draws follows from (seed, step), so nothing but the state is saved.
+"""
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vitdiff_jax import config as config_lib
+from vitdiff_jax import experiment as experiment_lib
+from vitdiff_jax import logs, parallel, sample
+from vitdiff_jax import train_step as step_lib
+from vitdiff_jax.checkpoint import Checkpoints, StopRequest
+from vitdiff_jax.data import pipeline
+from vitdiff_jax.interop import images as image_lib
+
+FINISHED, STOPPED = "finished", "stopped"
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message is one line."""
+
+
+def train(config: ConfigDict | dict[str, Any], workdir: str | pathlib.Path) -> str:
+    """Train, or resume, until config.train.steps; "finished", or "stopped" by a signal.
+
+    config: complete (from `config.load`), or a part, which is completed with the defaults.
+    """
+    config, workdir = config_lib.complete(config), pathlib.Path(workdir)
+    dataset = experiment_lib.dataset(config)
+    experiment = experiment_lib.build(config, dataset.shape, dataset.class_names)
+    with experiment_lib.named("config.parallel."):
+        mesh = parallel.make_mesh(config.parallel.fsdp)
+    _open_workdir(workdir, config)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        keep=config.checkpoint.keep,
+        keep_every=config.checkpoint.keep_every,
+        report=logs.say,
+    )
+    with StopRequest(checkpoints) as stop:
+        run = Run(config, workdir, dataset, experiment, mesh, checkpoints)
+        try:
+            return run.go(stop)
+        finally:
+            checkpoints.close()
+
+
+def main(config: ConfigDict, workdir: pathlib.Path) -> str:
+    """`--mode=train`."""
+    return train(config, workdir)
+
+
+def _open_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Make the workdir with its config.json; refuse one of another config, or a read-only one."""
+    sample.check_same(workdir, config)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        config_lib.save(config, workdir / "config.json")
+
+
+class Run:
+    """One training run: what the loop needs, prepared."""
+
+    def __init__(self, config, workdir, dataset, experiment, mesh, checkpoints):
+        self.config, self.workdir, self.dataset = config, workdir, dataset
+        self.experiment, self.mesh, self.checkpoints = experiment, mesh, checkpoints
+        self.ema = experiment_lib.sampled_ema(config)
+        options = config.optimizer.to_dict()
+        rate = step_lib.learning_rate(
+            peak=options.pop("learning_rate"), warmup=options.pop("warmup"),
+            decay=options.pop("decay"), steps=config.train.steps,
+        )  # fmt: skip
+        optimizer = step_lib.adamw(rate, **options)
+        model, process, law = experiment.model, experiment.process, experiment.law
+        decays = tuple(config.train.ema)
+        self.init = step_lib.make_init(model, optimizer, decays, config.seed, dataset.shape)
+        self.shapes = jax.eval_shape(self.init)
+        self.shardings = parallel.state_shardings(mesh, self.shapes)
+        step = step_lib.make_train_step(
+            model, process, law, optimizer, rate,
+            seed=config.seed, batch_size=config.train.batch, decays=decays,
+            label_dropout=config.diffusion.label_dropout, stratified=config.diffusion.stratified,
+            accumulate=config.train.accumulate,
+            axis_name="data" if config.parallel.compiler == "pmap" else None,
+        )  # fmt: skip
+        self.step = parallel.compile_step(step, mesh, self.shardings, config.parallel.compiler)
+        levels = config.log.heldout_levels
+        heldout = step_lib.make_heldout_step(model, process, law, levels, seed=config.seed)
+        self.heldout_step = jax.jit(heldout, out_shardings=parallel.replicated(mesh))
+        self.heldout_times = np.asarray(law(step_lib.heldout_quantiles(levels), process.schedule))
+        self.draw = sample.make_draw(experiment, config.sample, mesh)
+
+    def state(self) -> step_lib.TrainState:
+        """The newest undamaged checkpoint's state, or a new one, made in place on the mesh."""
+        step = self.checkpoints.newest(set_aside=True)
+        if step is None:
+            return jax.jit(self.init, out_shardings=self.shardings)()
+        target = jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            self.shapes,
+            self.shardings,
+        )
+        state = self.checkpoints.restore(step, target)
+        logs.say(f"resuming at step {step} of {self.config.train.steps}")
+        return state
+
+    def go(self, stop: StopRequest) -> str:
+        """Train to the end, or to a signal."""
+        state, steps = self.state(), self.config.train.steps
+        start = int(state.step)
+        if start >= steps:
+            logs.say(
+                f"finished already, at step {start}: draw images with --mode=sample, or go on with"
+                " a larger --config.train.steps"
+            )
+            return FINISHED
+        if start == 0:
+            logs.say(logs.parameter_table(state.params))
+        flops = self.experiment.forward_flops() if logs.peak_flops() else 0.0
+        metrics = logs.Metrics(self.workdir, start, steps, self.config.train.batch, flops)
+        try:
+            return self._loop(state, start, steps, metrics, stop)
+        finally:
+            metrics.close()
+
+    def _loop(self, state, start, steps, metrics, stop) -> str:
+        """Step after step; metrics are read one step late, so that the device never waits."""
+        batches = pipeline.batches(
+            self.dataset.train, self.config.train.batch, seed=self.config.seed, start=start,
+            process=jax.process_index(), processes=jax.process_count(),
+            threads=self.config.parallel.data_threads,
+        )  # fmt: skip
+        before = None
+        for step in range(start + 1, steps + 1):
+            asked = time.monotonic()
+            batch = parallel.put_batch(self.mesh, next(batches))
+            waited = time.monotonic() - asked
+            state, values = self.step(state, batch)
+            if before is not None:
+                self._check(step - 1, before)
+            before = values
+            metrics.tick(step, waited)
+            stopping = stop(step)
+            last = step == steps or stopping
+            if last or step % self.config.log.every == 0:
+                self._check(step, values)
+                metrics.line(step, {name: float(value) for name, value in values.items()})
+            self._look(step, state, metrics, step == steps)
+            if last or step % self.config.checkpoint.every == 0:
+                self._save(step, state)
+            if stopping and step < steps:
+                logs.say(f"stopped by a signal at step {step}, saved; the same command goes on")
+                return STOPPED
+        logs.say(f"finished at step {steps}; samples in {self.workdir / 'samples'}")
+        return FINISHED
+
+    def _check(self, step: int, values: dict[str, jax.Array]) -> None:
+        """Stop a run whose losses or gradients stay non-finite; its parameters are still good."""
+        bad, most = int(values["bad_steps"]), self.config.train.max_bad_steps
+        if bad >= most:
+            raise TrainingError(
+                f"loss or gradient was not finite {bad} steps in a row, up to step {step}; nothing"
+                " of it entered the parameters; try a lower config.optimizer.learning_rate or"
+                " config.optimizer.clip=1.0"
+            )
+
+    def _save(self, step: int, state: step_lib.TrainState) -> None:
+        names = self.dataset.class_names
+        meta = {"shape": list(self.dataset.shape), "class_names": names and list(names)}
+        self.checkpoints.save(step, state, meta)
+
+    def _look(self, step: int, state: step_lib.TrainState, metrics: logs.Metrics, last: bool):
+        """Held-out losses and a grid of samples, at their intervals and at the end."""
+        began, log, params = time.monotonic(), self.config.log, state.ema[self.ema]
+        if log.heldout_every and (last or step % log.heldout_every == 0):
+            metrics.write(step, self._heldout(params))
+        if log.sample_every and (last or step % log.sample_every == 0):
+            classes = self.dataset.classes
+            labels = sample.balanced_labels(classes, log.images)
+            images = self.draw(params, np.arange(log.images), labels)
+            sheet = sample.picture(images, classes)
+            metrics.image(step, "samples", sheet)
+            if jax.process_index() == 0:
+                path = self.workdir / "samples" / f"{step:08d}.png"
+                path.parent.mkdir(exist_ok=True)
+                image_lib.save_png(path, sheet)
+        metrics.elsewhere(time.monotonic() - began)
+
+    def _heldout(self, params) -> dict[str, float]:
+        """The mean held-out loss, and that at each noise level."""
+        source, batch = self.dataset.heldout, self.config.train.batch
+        count = min(self.config.log.heldout_images, len(source))
+        batch = min(batch, count - count % jax.device_count())
+        share, p = batch // jax.process_count(), jax.process_index()
+        losses = []
+        for part in pipeline.in_order(source, batch, count):
+            mine = {name: a[p * share : (p + 1) * share] for name, a in part.items()}
+            losses.append(self.heldout_step(params, parallel.put_batch(self.mesh, mine)))
+        mean = np.mean(np.asarray(losses), 0)
+        named = {f"heldout/t={t:.3f}": float(v) for t, v in zip(self.heldout_times, mean)}
+        return {"heldout/loss": float(mean.mean())} | named

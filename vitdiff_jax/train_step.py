@@ -1,0 +1,233 @@
+"""The training state and one functional training step.
+
+The same `train_step(state, batch)` is compiled by jit (data parallel or FSDP) or by pmap, see
+`parallel`. Every random draw comes from fold_in(fold_in(key(seed), step), index), where `index` is
+an example's place in the global batch: the result does not depend on how the batch is cut.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from vitdiff_jax.diffusion.process import Process
+from vitdiff_jax.interop.images import from_uint8
+
+Batch = dict[str, jax.Array]
+"""image uint8 [B, H, W, C], index int32 [B] (place in the global batch), label int32 [B] if any."""
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that training changes. `ema` maps a decay, as written by `ema_name`, to parameters."""
+
+    step: jax.Array  # int32: steps taken; data order and randomness follow from it
+    bad_steps: jax.Array  # int32: the last so many steps had a non-finite loss or gradient
+    params: Any
+    opt_state: Any
+    ema: dict[str, Any]
+
+
+def ema_name(decay: float) -> str:
+    """How an EMA is called in checkpoints: 0.9999 -> "0.9999"."""
+    return format(decay, "g")
+
+
+def learning_rate(
+    *, peak: float, warmup: int = 0, decay: str = "constant", steps: int
+) -> optax.Schedule:
+    """Linear warm-up from 0 over `warmup` steps, then constant, or cosine to 0 at `steps`."""
+    if decay == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1))
+    if decay != "constant":
+        raise ValueError(f"decay: {decay!r} is none of constant, cosine")
+    return optax.linear_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
+
+
+def adamw(
+    rate: optax.Schedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    clip: float = 0.0,
+) -> optax.GradientTransformation:
+    """AdamW (arXiv:1711.05101) after clipping by the global norm (`clip`; 0: none).
+
+    Weight decay is for matrices only, not for biases, norms and embeddings.
+    """
+
+    def is_kernel(path, _):
+        return path[-1].key.endswith("kernel")
+
+    adam = optax.adamw(
+        rate,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        weight_decay=weight_decay,
+        mask=lambda params: jax.tree_util.tree_map_with_path(is_kernel, params),
+    )
+    return optax.chain(optax.clip_by_global_norm(clip), adam) if clip else adam
+
+
+def make_init(
+    model, optimizer: optax.GradientTransformation, decays: tuple[float, ...], seed: int, shape
+) -> Callable[[], TrainState]:
+    """A function of nothing that makes the first state, for `parallel.init_sharded` to compile."""
+
+    def init():
+        image, time = jnp.zeros((1, *shape)), jnp.zeros(1)
+        params = model.init(jax.random.key(seed), image, time, null_cond(model.classes, 1))["params"]
+        return TrainState(
+            step=jnp.int32(0),
+            bad_steps=jnp.int32(0),
+            params=params,
+            opt_state=optimizer.init(params),
+            ema={ema_name(decay): jax.tree.map(jnp.copy, params) for decay in decays},
+        )
+
+    return init
+
+
+def null_cond(classes: int | None, batch: int) -> dict[str, jax.Array]:
+    """The condition "nothing is known" for a batch: label -1 where the model has classes."""
+    return {} if classes is None else {"label": jnp.full(batch, -1, jnp.int32)}
+
+
+def quantiles(keys: jax.Array, index: jax.Array, batch: int, stratified: bool) -> jax.Array:
+    """Quantiles [B] in (0, 1), one per key; stratified: image `index` of `batch` has its share.
+
+    The variance of a stratified batch's mean loss is lower (arXiv:2107.00630, appendix I.1).
+    """
+    u = jax.vmap(lambda key: jax.random.uniform(key, minval=1e-6, maxval=1 - 1e-6))(keys)
+    return (index + u) / batch if stratified else u
+
+
+def draw(process: Process, batch: Batch, law, key: jax.Array, size: int, stratified: bool):
+    """What a step draws for each example: (x, eps, t, drop u in (0, 1), dropout keys), [B] first.
+
+    key: of this step; size: of the global batch.
+    """
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 4))(batch["index"])
+    x = from_uint8(batch["image"])
+    eps = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(keys[:, 0])
+    t = law(quantiles(keys[:, 1], batch["index"], size, stratified), process.schedule)
+    return x, eps, t, jax.vmap(jax.random.uniform)(keys[:, 2]), keys[:, 3]
+
+
+def make_train_step(
+    model,
+    process: Process,
+    law: Callable[..., jax.Array],
+    optimizer: optax.GradientTransformation,
+    rate: optax.Schedule,
+    *,
+    seed: int,
+    batch_size: int,
+    decays: tuple[float, ...],
+    label_dropout: float = 0.1,
+    stratified: bool = True,
+    accumulate: int = 1,
+    axis_name: str | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """One training step as a function (state, batch) -> (state, metrics).
+
+    batch_size: of the global batch; `accumulate` parts of it are run one after the other.
+    axis_name: of pmap's axis, over which gradients are averaged; None under jit.
+    A step with a non-finite loss or gradient changes nothing but the counters.
+    """
+
+    def loss(params, part, step_key):
+        x, eps, t, drop, dropout_keys = draw(process, part, law, step_key, batch_size, stratified)
+        cond = {}
+        if model.classes is not None:
+            cond["label"] = jnp.where(drop < label_dropout, -1, part["label"])
+        x_t = process.noise(x, eps, t)
+        scale, time = process.schedule.network_input(t)
+        out = model.apply(
+            {"params": params}, scale[:, None, None, None] * x_t, time, cond, dropout_keys
+        )
+        return process.loss(out, x, eps, t).mean()
+
+    def gradient(params, batch, step_key):
+        grad = jax.value_and_grad(loss)
+        if accumulate == 1:
+            return grad(params, batch, step_key)
+        # Every accumulate-th example makes a part: each device keeps its own examples.
+        parts = jax.tree.map(
+            lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1), batch
+        )
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, grad(params, part, step_key)), None
+
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        total, _ = jax.lax.scan(add, zero, parts)
+        return jax.tree.map(lambda a: a / accumulate, total)
+
+    def train_step(state, batch):
+        step_key = jax.random.fold_in(jax.random.key(seed), state.step)
+        value, grads = gradient(state.params, batch, step_key)
+        if axis_name:
+            value, grads = jax.lax.pmean((value, grads), axis_name)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+
+        def keep_if_bad(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = keep_if_bad(optax.apply_updates(state.params, updates), state.params)
+        # Warm-up: a short run must not sample what is mostly its initial weights.
+        warm = (1 + state.step) / (10 + state.step)
+        ema = {}
+        for decay in decays:
+            d = jnp.minimum(decay, warm)
+            old = state.ema[ema_name(decay)]
+            ema[ema_name(decay)] = jax.tree.map(lambda e, p, d=d: e + (1 - d) * (p - e), old, params)
+        new = TrainState(
+            step=state.step + 1,
+            bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
+            params=params,
+            opt_state=keep_if_bad(opt_state, state.opt_state),
+            ema=keep_if_bad(ema, state.ema),
+        )
+        metrics = {"loss": value, "grad_norm": norm, "learning_rate": rate(state.step)}
+        return new, metrics | {"bad_steps": new.bad_steps}
+
+    return train_step
+
+
+def make_heldout_step(
+    model, process: Process, law: Callable[..., jax.Array], levels: int, *, seed: int
+) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
+    """A function (params, batch) -> loss [levels] on held-out images, labels given.
+
+    Level i noises every image to t = law((i + 0.5) / levels): each level is as likely in training.
+    The noise depends on the example's index alone, so that runs and steps are comparable.
+    """
+
+    def heldout_step(params, batch):
+        key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
+        x, eps, _, _, _ = draw(process, batch, law, key, levels, False)
+
+        def level(u):
+            t = jnp.broadcast_to(law(u, process.schedule), x.shape[:1])
+            scale, time = process.schedule.network_input(t)
+            x_t = process.noise(x, eps, t)
+            cond = {"label": batch["label"]} if model.classes is not None else {}
+            out = model.apply({"params": params}, scale[:, None, None, None] * x_t, time, cond)
+            return process.loss(out, x, eps, t).mean()
+
+        return jax.lax.map(level, heldout_quantiles(levels))
+
+    return heldout_step
+
+
+def heldout_quantiles(levels: int) -> jax.Array:
+    """The quantiles of the training law at which `make_heldout_step` measures."""
+    return (jnp.arange(levels) + 0.5) / levels
