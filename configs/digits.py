@@ -1,6 +1,6 @@
 """A class-conditional ViT on scikit-learn's 8x8 digits: the whole system in about two minutes.
 
-    python -m vitdiff_jax.main --config=configs/digits.py
+python -m vitdiff_jax.main --config=configs/digits.py
 """
 
 

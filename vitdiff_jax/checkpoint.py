@@ -97,10 +97,11 @@ class Checkpoints:
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON item of a checkpoint."""
         with self._readable(step):
-            return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            items = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            return self.manager.restore(step, args=items)["meta"]
 
     def restore(self, step: int, target: Any) -> Any:
-        """The `TrainState` of a step; target: one of ShapeDtypeStructs with the shardings wanted."""
+        """The `TrainState` of a step; target: one of ShapeDtypeStructs with their shardings."""
         self._same_arrays(step, "state", target.replace(ema={}))
         self._same_arrays(step, "ema", target.ema)
         items = ocp.args.Composite(

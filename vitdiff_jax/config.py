@@ -135,7 +135,9 @@ def find(place: tuple[str, str | None], key: str, name: str) -> Callable:
             raise ConfigError(f"{key}: cannot use {name!r}: {error}") from error
     known = available(place)
     if name not in known:
-        hint = "; images through TFDS come with a later version" if key == "config.data.name" else ""
+        hint = (
+            "; images through TFDS come with a later version" if key == "config.data.name" else ""
+        )
         raise ConfigError(f"{key}: there is no {name!r} here, only {', '.join(known)}{hint}")
     module = importlib.import_module(f"{home}.{name}" if entry else home)
     return getattr(module, entry or name)
@@ -225,7 +227,8 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
     parent, _, last = key.rpartition(".")
     home = _get(config, parent) if parent else config
     old = home.get(last)
-    if isinstance(old, ConfigDict) or isinstance(old, bool) != isinstance(value, bool) and old is not None:
+    wrong_bool = old is not None and isinstance(old, bool) != isinstance(value, bool)
+    if isinstance(old, ConfigDict) or wrong_bool:
         raise ConfigError(f"config.{key}: {value!r} is not {_kind(old)}")
     try:
         home[last] = tuple(value) if isinstance(value, list) else value
@@ -241,7 +244,11 @@ def _kind(value: Any) -> str:
 
 def _nearest(key: str, keys: list[str]) -> str:
     near = difflib.get_close_matches(key, keys, 1, 0.5)
-    return f"; did you mean {'' if near[0].startswith('config') else 'config.'}{near[0]}?" if near else ""
+    return (
+        f"; did you mean {'' if near[0].startswith('config') else 'config.'}{near[0]}?"
+        if near
+        else ""
+    )
 
 
 def _override(overrides: Sequence[str], key: str) -> str | None:
@@ -276,9 +283,7 @@ def save(config: ConfigDict, path: pathlib.Path) -> None:
     os.replace(partial, path)
 
 
-def read(
-    path: pathlib.Path, overrides: Sequence[str] = (), trusted: bool = False
-) -> ConfigDict:
+def read(path: pathlib.Path, overrides: Sequence[str] = (), trusted: bool = False) -> ConfigDict:
     """Read a workdir's config.json. Unless trusted, names of code elsewhere are refused."""
     try:
         given = json.loads(path.read_text())
@@ -287,12 +292,13 @@ def read(
         raise ConfigError(f"{path}: not found; is this the workdir of a training run?") from error
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path}: not a config: {error}") from error
-    names = [f"{key}.name" for key in COMPONENTS]
-    for key in names:
-        if not trusted and re.search(r"\W", str(leaves.get(key, ""))):
+    named = {key: str(leaves.get(f"{key}.name", "")) for key in COMPONENTS}
+    named["evaluate.metrics"] = "".join(map(str, leaves.get("evaluate.metrics", ())))
+    for key, name in named.items():
+        if not trusted and re.search(r"\W", name):
             raise ConfigError(
-                f"{path}: {key} = {leaves[key]!r} is code outside the package, which reading a model"
-                " must not run; pass the --config it was trained with"
+                f"{path}: {key} names code outside the package ({name}), which reading a model must"
+                " not run; pass the --config it was trained with"
             )
     return complete(given, overrides)
 

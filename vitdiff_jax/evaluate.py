@@ -29,9 +29,7 @@ def evaluate(model: sample.Trained, config: ConfigDict) -> dict[str, dict[str, f
     labels = sample.balanced_labels(classes, count)
     for first in range(0, count, config.sample.batch):
         part = labels[first : first + config.sample.batch]
-        images = model.sample(
-            part if classes else None, len(part), config.evaluate.seed + first
-        )
+        images = model.sample(part if classes else None, len(part), config.evaluate.seed + first)
         for metric in metrics:
             metric.update(images, part)
     return {metric.name: metric.result() for metric in metrics}

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +38,9 @@ class Experiment:
 
     def param_shapes(self, **changes: Any) -> Any:
         """The parameters' shapes and types, not computed; `changes` are of the model's options."""
-        return jax.eval_shape(self.model.clone(**changes).init, jax.random.key(0), *self._one())[
-            "params"
-        ]
+        init = self.model.clone(**changes).init
+        shapes = jax.eval_shape(lambda: init(jax.random.key(0), *self._one()))
+        return cast(Any, shapes)["params"]
 
     def forward_flops(self) -> float:
         """Floating-point operations of the network on one image, as XLA counts them, no remat."""
@@ -79,7 +79,7 @@ def build(
     with named("config.model."):
         model.check(shape)
     _check_numbers(config)
-    return Experiment(config, model, process, law, tuple(shape), class_names)
+    return Experiment(config, model, process, law, shape, class_names)
 
 
 def dataset(config: ConfigDict) -> Dataset:
@@ -95,7 +95,7 @@ def sampled_ema(config: ConfigDict) -> str:
     return ema_name(decay)
 
 
-def _check_numbers(config: ConfigDict) -> None:
+def _check_numbers(config: Any) -> None:
     """Refuse counts below their least and averages that do not exist."""
     least = {
         "train.steps": 1, "train.batch": 1, "train.accumulate": 1, "train.max_bad_steps": 1,
@@ -104,11 +104,10 @@ def _check_numbers(config: ConfigDict) -> None:
         "log.heldout_levels": 1, "log.images": 1, "sample.steps": 1, "sample.batch": 1,
         "evaluate.images": 2, "parallel.data_threads": 1,
     }  # fmt: skip
-    flat = config.copy_and_resolve_references()
     for key, bound in least.items():
         section, name = key.split(".")
-        if flat[section][name] < bound:
-            raise ConfigError(f"config.{key}: {flat[section][name]} is less than {bound}")
+        if (value := config[section][name]) < bound:
+            raise ConfigError(f"config.{key}: {value} is less than {bound}")
     if not config.train.ema or not all(0 <= decay < 1 for decay in config.train.ema):
         raise ConfigError(f"config.train.ema: {config.train.ema} must be decays in [0, 1)")
     if sampled_ema(config) not in map(ema_name, config.train.ema):
@@ -116,9 +115,13 @@ def _check_numbers(config: ConfigDict) -> None:
             f"config.sample.ema: {config.sample.ema} is none of config.train.ema {config.train.ema}"
         )
     if config.optimizer.decay not in ("constant", "cosine"):
-        raise ConfigError(f"config.optimizer.decay: {config.optimizer.decay!r} is none of constant, cosine")
+        raise ConfigError(
+            f"config.optimizer.decay: {config.optimizer.decay!r} is none of constant, cosine"
+        )
     if config.parallel.compiler not in ("jit", "pmap"):
-        raise ConfigError(f"config.parallel.compiler: {config.parallel.compiler!r} is none of jit, pmap")
+        raise ConfigError(
+            f"config.parallel.compiler: {config.parallel.compiler!r} is none of jit, pmap"
+        )
     if config.parallel.compiler == "pmap" and config.parallel.fsdp != 1:
         raise ConfigError("config.parallel.fsdp: pmap keeps the whole state on every device; use 1")
     devices, batch, parts = jax.device_count(), config.train.batch, config.train.accumulate

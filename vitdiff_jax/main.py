@@ -11,6 +11,7 @@ import pathlib
 import sys
 import typing
 from collections.abc import Sequence
+from typing import Any
 
 MODES = {  # mode -> the module whose `main` runs it; its keyword arguments are the mode's flags
     "train": "vitdiff_jax.train",
@@ -38,8 +39,12 @@ def add_mode_flags(p: argparse.ArgumentParser, entry) -> list[str]:
     names, hints = [], typing.get_type_hints(entry)
     for name, parameter in inspect.signature(entry).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
-            kinds = [k for k in typing.get_args(hints[name]) or [hints[name]] if k is not type(None)]
-            how = {"action": "store_true"} if kinds == [bool] else {"type": kinds[0]}
+            kinds = [
+                k for k in typing.get_args(hints[name]) or [hints[name]] if k is not type(None)
+            ]
+            how: dict[str, Any] = (
+                {"type": kinds[0]} if kinds != [bool] else {"action": "store_true"}
+            )
             p.add_argument(f"--{name}", default=parameter.default, **how)
             names.append(name)
     return names

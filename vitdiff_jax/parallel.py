@@ -5,6 +5,7 @@ are cut over "fsdp" by one rule, the largest dimension that divides, and are who
 is 1 (plain data parallelism).
 """
 
+import contextlib
 import glob
 import importlib.util
 import os
@@ -29,17 +30,16 @@ def start_distributed(
     if coordinator:
         jax.distributed.initialize(coordinator, processes, process)
         return
-    on_tpu = importlib.util.find_spec("libtpu") and (glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*"))
+    chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
+    on_tpu = chips and importlib.util.find_spec("libtpu")
     tasks = os.environ.get("SLURM_NTASKS") or os.environ.get("OMPI_COMM_WORLD_SIZE") or "1"
     if on_tpu or int(tasks) > 1:
-        try:
+        with contextlib.suppress(ValueError):  # a TPU without a pod around it, such as Colab's
             jax.distributed.initialize()
-        except ValueError:  # a TPU without a pod around it, such as Colab's
-            pass
 
 
 def use_compilation_cache() -> str:
-    """Keep compiled programs in $JAX_COMPILATION_CACHE_DIR or ~/.cache/vitdiff_jax; returns where."""
+    """Keep compiled programs in $JAX_COMPILATION_CACHE_DIR or ~/.cache/vitdiff_jax; says where."""
     where = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "vitdiff_jax"
     )
@@ -76,9 +76,7 @@ def state_shardings(mesh: Mesh, shapes: Any) -> Any:
         if size == 1 or not divisible or np.prod(a.shape) < FSDP_LEAST:
             return replicated(mesh)
         largest = max(divisible, key=lambda i: a.shape[i])
-        spec = [None] * len(a.shape)
-        spec[largest] = "fsdp"
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
 
     return jax.tree.map(rule, shapes)
 
@@ -86,9 +84,7 @@ def state_shardings(mesh: Mesh, shapes: Any) -> Any:
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows of a batch as its part of one global array."""
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, a) for name, a in batch.items()
-    }
+    return {name: jax.make_array_from_process_local_data(sharding, a) for name, a in batch.items()}
 
 
 def compile_step(step: Callable, mesh: Mesh, shardings: Any, compiler: str) -> Callable:
@@ -115,7 +111,7 @@ def compile_step(step: Callable, mesh: Mesh, shardings: Any, compiler: str) -> C
     return pmapped
 
 
-def _per_device(a: jax.Array) -> jax.Array:
-    """A global array [B, ...] cut over its first axis as pmap wants it: [devices, B / devices, ...]."""
+def _per_device(a: jax.Array) -> np.ndarray:
+    """This process's part of a global array [B, ...], as pmap wants it: [devices, rows, ...]."""
     shards = sorted(a.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.stack([np.asarray(shard.data) for shard in shards])

@@ -81,10 +81,11 @@ class Trained:
 
     def __init__(self, experiment: Experiment, params: Any, step: int, mesh: jax.sharding.Mesh):
         self.experiment, self.params, self.step, self.mesh = experiment, params, step, mesh
+        self._programs: dict[tuple, Draw] = {}
 
     def sample(
         self,
-        label: int | Sequence[int] | None = None,
+        label: int | Sequence[int] | np.ndarray | None = None,
         n: int = 16,
         seed: int = 0,
         **options: Any,
@@ -100,20 +101,20 @@ class Trained:
             classes = self.experiment.model.classes or 0
             if labels.min() < -1 or labels.max() >= classes:
                 raise ConfigError(f"label: {label} is not in -1 (none) to {classes - 1}")
-        return self._draw(tuple(sorted(options.items())))(
-            self.params, seed + np.arange(n, dtype=np.int64), labels
-        )
+        seeds = seed + np.arange(n, dtype=np.int64)
+        return self._program(options)(self.params, seeds, labels)
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019: a Trained lives as long as its program
-    def _draw(self, options: tuple[tuple[str, Any], ...]) -> Draw:
-        config = self.experiment.config
-        changes = {"sample": dict(options)} if options else {}
-        merged = config.copy_and_resolve_references()
-        for key, value in changes.get("sample", {}).items():
-            if key not in merged.sample or key in ("sampler", "grid", "ema"):
-                raise ConfigError(f"{key}: not an option of sampling")
-            merged.sample[key] = value
-        return make_draw(self.experiment, merged.sample, self.mesh)
+    def _program(self, options: dict[str, Any]) -> Draw:
+        """The compiled sampler with other values of config.sample, kept for the next call."""
+        key = tuple(sorted(options.items()))
+        if key not in self._programs:
+            merged = self.experiment.config.sample.copy_and_resolve_references()
+            for name, value in options.items():
+                if name not in merged or name in ("sampler", "grid", "ema"):
+                    raise ConfigError(f"{name}: not an option that sampling takes")
+                merged[name] = value
+            self._programs[key] = make_draw(self.experiment, merged, self.mesh)
+        return self._programs[key]
 
 
 def load(workdir: str | pathlib.Path, config: ConfigDict | None = None) -> Trained:

@@ -81,7 +81,9 @@ def make_init(
 
     def init():
         image, time = jnp.zeros((1, *shape)), jnp.zeros(1)
-        params = model.init(jax.random.key(seed), image, time, null_cond(model.classes, 1))["params"]
+        params = model.init(jax.random.key(seed), image, time, null_cond(model.classes, 1))[
+            "params"
+        ]
         return TrainState(
             step=jnp.int32(0),
             bad_steps=jnp.int32(0),
@@ -188,7 +190,9 @@ def make_train_step(
         for decay in decays:
             d = jnp.minimum(decay, warm)
             old = state.ema[ema_name(decay)]
-            ema[ema_name(decay)] = jax.tree.map(lambda e, p, d=d: e + (1 - d) * (p - e), old, params)
+            ema[ema_name(decay)] = jax.tree.map(
+                lambda e, p, d=d: e + (1 - d) * (p - e), old, params
+            )
         new = TrainState(
             step=state.step + 1,
             bad_steps=jnp.where(finite, 0, state.bad_steps + 1),

@@ -28,9 +28,9 @@ def dataset(heldout: float = 0.3) -> Dataset:
     """The digits; `heldout` is the share kept from training. Needs no download."""
     from sklearn.datasets import load_digits  # a second to import: only where it is used
 
-    digits = load_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # [N, 8, 8, 1]
-    labels = digits.target.astype(np.int32)
+    pixels, labels = load_digits(return_X_y=True)  # [N, 64] in 0..16, [N]
+    images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    labels = labels.astype(np.int32)
     order = np.random.default_rng(0).permutation(len(images))
     test, train = np.split(order, [round(heldout * len(order))])
     return Dataset(

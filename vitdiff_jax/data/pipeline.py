@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Source(Protocol):
-    """Examples by number: {"image": uint8 [H, W, C], "label": int32} (label if there are classes)."""
+    """Examples by number: {"image": uint8 [H, W, C], "label": int32}, without label if none."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> dict[str, Any]: ...

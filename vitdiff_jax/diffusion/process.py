@@ -97,7 +97,9 @@ class Process:
             and self.prediction == "x"
             and self.loss_space in ("x", "u")
         ):
-            raise ValueError("floor: JiT's floor is for x predictions of RectifiedFlow; set it to 0")
+            raise ValueError(
+                "floor: JiT's floor is for x predictions of RectifiedFlow; set it to 0"
+            )
 
     def noise(self, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
         """x_t for images x and noise eps [B, H, W, C] at times t [B]."""

@@ -5,6 +5,8 @@ pixels in [-1, 1], trained on the real training split. Its accuracy on the held-
 the ceiling and stands beside the result. For small images: training is quadratic in their number.
 """
 
+from typing import Any
+
 import numpy as np
 
 from vitdiff_jax.data.pipeline import Dataset, stacked
@@ -22,10 +24,8 @@ class Metric:
         from sklearn.svm import SVC  # seconds to import: only where it is used
 
         train, heldout = stacked(dataset.train), stacked(dataset.heldout)
-        pixels = np.prod(dataset.shape)
-        self.classifier = SVC(gamma=0.016 * 64 / pixels, C=10).fit(
-            _vectors(train["image"]), train["label"]
-        )
+        gamma: Any = 0.016 * 64 / np.prod(dataset.shape)
+        self.classifier = SVC(gamma=gamma, C=10).fit(_vectors(train["image"]), train["label"])
         self.heldout = self.classifier.score(_vectors(heldout["image"]), heldout["label"])
         self.right = self.count = 0
 

@@ -61,4 +61,7 @@ class Metric:
 
     def result(self) -> dict[str, float]:
         """The distance, and its floor: the training split's own distance to the held-out one."""
-        return {"value": frechet_distance(self.samples.gaussian(), self.heldout), "floor": self.floor}
+        return {
+            "value": frechet_distance(self.samples.gaussian(), self.heldout),
+            "floor": self.floor,
+        }

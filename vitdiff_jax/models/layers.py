@@ -155,9 +155,7 @@ class TimeEmbedding(nn.Module):
         angle = time[:, None] * frequencies
         y = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)  # [B, 256]
         y = Dense(self.width, kernel_init=small_normal, dtype=self.dtype, name="in")(y)
-        return Dense(self.width, kernel_init=small_normal, dtype=self.dtype, name="out")(
-            nn.silu(y)
-        )
+        return Dense(self.width, kernel_init=small_normal, dtype=self.dtype, name="out")(nn.silu(y))
 
 
 class LabelEmbedding(nn.Module):

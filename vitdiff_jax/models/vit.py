@@ -9,6 +9,9 @@ constant 0. From block `class_tokens_from` on, `class_tokens` copies of the clas
 before the patches ("in-context" conditioning); they are cut off before the head.
 """
 
+import functools
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -153,7 +156,7 @@ class Model(nn.Module):
             start = depth
         angles = layers.rotary_angles(rows, cols, dim // self.dim("heads"))
         h = self._blocks(h, range(0, min(start, depth)), c, angles, keys)
-        if start < depth:
+        if prefix is not None and start < depth:
             angles = jnp.pad(angles, ((0, 0), (self.class_tokens, 0)))
             h = jnp.concatenate([prefix, h], 1)  # [B, class_tokens + N, D]
             h = self._blocks(h, range(start, depth), c, angles, keys)
@@ -174,24 +177,22 @@ class Model(nn.Module):
         middle = (index >= depth // 4) & (index < depth // 4 * 3)
         rate = jnp.where(middle, self.dropout, 0.0)
         keys = keys if self.dropout else None
-        make = Block
+        make: Any = Block
         if (policy := REMAT[self.remat]) is not None:
             make = nn.remat(Block, policy=policy, prevent_cse=not self.scan)
-        options = dict(
-            heads=self.dim("heads"),
-            hidden=int(self.dim("width") * self.mlp_ratio * 2 / 3),
-            dtype=jnp.dtype(self.dtype),
-        )
         if self.scan and layer_range:
             make = nn.scan(
                 make,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+                in_axes=(0, *[nn.broadcast] * 3),  # pyright: ignore[reportArgumentType]
                 length=len(layer_range),
             )
+        hidden = int(self.dim("width") * self.mlp_ratio * 2 / 3)
+        make = functools.partial(make, self.dim("heads"), hidden, jnp.dtype(self.dtype))
+        if self.scan and layer_range:
             name = f"blocks_{layer_range.start}_to_{layer_range.stop - 1}"
-            return make(**options, name=name)(h, (index, rate), c, angles, keys)[0]
+            return make(name=name)(h, (index, rate), c, angles, keys)[0]
         for i, number in enumerate(layer_range):
-            h, _ = make(**options, name=f"block_{number}")(h, (index[i], rate[i]), c, angles, keys)
+            h, _ = make(name=f"block_{number}")(h, (index[i], rate[i]), c, angles, keys)
         return h

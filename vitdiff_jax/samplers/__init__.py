@@ -26,7 +26,7 @@ def walk(
     times: np.ndarray,
     x: jax.Array,
 ) -> jax.Array:
-    """Apply x = step(x, t [B], s [B], i) along the grid as one compiled loop, then the clean end."""
+    """Apply x = step(x, t [B], s [B], i) along the grid, one compiled loop; then the clean end."""
     grid = jnp.asarray(times, x.dtype)
     batch = x.shape[:1]
 
