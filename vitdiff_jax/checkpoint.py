@@ -22,6 +22,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
 SUMS = "checksums.json"
 UNSUMMED = (SUMS, "_CHECKPOINT_METADATA", "commit_success.txt")  # Orbax touches them at the end
+NOTHING, ALL_DAMAGED = -1, -2
 
 
 class CheckpointError(RuntimeError):
@@ -32,6 +33,7 @@ class Checkpoints:
     """The checkpoints of one run: items `state` (without EMAs), `ema` and `meta` per step.
 
     keep: how many of the newest stay; keep_every: those at its multiples stay too (0: none).
+    read_only: leave alone what a training run that goes on meanwhile is just writing.
     report: called with one line about each damaged checkpoint.
     """
 
@@ -41,6 +43,7 @@ class Checkpoints:
         *,
         keep: int = 1,
         keep_every: int = 0,
+        read_only: bool = False,
         report: Callable[[str], None] = print,
     ):
         self.directory = directory.absolute()
@@ -51,7 +54,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keeping.AnyPreservationPolicy(policies),
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_sums),
-            cleanup_tmp_directories=True,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
         )
         handlers = {
             "state": ocp.PyTreeCheckpointHandler(),
@@ -74,25 +78,40 @@ class Checkpoints:
         self.manager.save(step, args=items, force=True)
 
     def newest(self, set_aside: bool = False) -> int | None:
-        """The newest step whose files are undamaged, None if there is none.
+        """The newest step whose files are undamaged, None if nothing was saved yet.
 
-        set_aside: rename damaged ones to "<step>.damaged", so that they can be written again.
+        set_aside: rename newer, damaged ones to "<step>.damaged", so that these steps can be
+        written again. Raises CheckpointError where all are damaged: starting anew is for the user
+        to decide, so nothing is renamed then.
         """
-        found = -1
+        found = NOTHING
         if jax.process_index() == 0:
+            damaged = []
             for step in sorted(self.manager.all_steps(), reverse=True):
                 damage = self._damage(step)
                 if damage is None:
                     found = step
                     break
-                self.report(f"checkpoint {step} is damaged ({damage}); using the one before")
-                if set_aside:
-                    path = self.directory / str(step)
-                    path.rename(path.with_name(f"{step}.damaged"))
+                self.report(f"checkpoint {step} is damaged ({damage})")
+                damaged.append(step)
+            if damaged and found == NOTHING:
+                found = ALL_DAMAGED
+            elif set_aside:
+                self._set_aside(damaged)
         found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        if found == ALL_DAMAGED:
+            raise CheckpointError(
+                f"all checkpoints in {self.directory} are damaged; move them away to start anew"
+            )
         if set_aside:
             self.manager.reload()
-        return None if found < 0 else found
+        return None if found == NOTHING else found
+
+    def _set_aside(self, steps: list[int]) -> None:
+        for step in steps:
+            path = self.directory / str(step)
+            places = (path.with_name(f"{step}.damaged{n}") for n in ("", *range(2, 1000)))
+            path.rename(next(place for place in places if not place.exists()))
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON item of a checkpoint."""
@@ -163,9 +182,9 @@ class Checkpoints:
         try:
             wanted = json.loads((path / SUMS).read_text())
             found = _sums(path)
-        except (OSError, ValueError) as error:
+            wrong = [name for name, digest in wanted.items() if found.get(name) != digest]
+        except (OSError, ValueError, AttributeError) as error:
             return f"{SUMS}: {error}"
-        wrong = [name for name in wanted if found.get(name) != wanted[name]]
         return f"{len(wrong)} of {len(wanted)} files, such as {wrong[0]}" if wrong else None
 
 

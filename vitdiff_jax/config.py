@@ -127,6 +127,8 @@ def options(entry: Callable) -> dict[str, Any]:
 def find(place: tuple[str, str | None], key: str, name: str) -> Callable:
     """The component that `name` stands for, for the config key `key`."""
     home, entry = place
+    if not isinstance(name, str):
+        raise ConfigError(f"{key}: {name!r} is not a text")
     if "." in name:
         module, attribute = (name, entry) if entry else name.rsplit(".", 1)
         try:
@@ -186,9 +188,10 @@ def complete(given: ConfigDict | dict[str, Any], overrides: Sequence[str] = ()) 
     tree = defaults()
     for key, place in COMPONENTS.items():
         named = _override(overrides, f"{key}.name")
-        name = named or values.get(f"{key}.name") or _get(tree, key)["name"]
+        given_name = values.get(f"{key}.name") or _get(tree, key)["name"]
+        name = named or given_name
         known = options(find(place, f"config.{key}.name", name))
-        if named and named != values.get(f"{key}.name"):  # options of another component
+        if name != given_name:  # options of another component
             values = {k: v for k, v in values.items() if not k.startswith(f"{key}.")}
         values[f"{key}.name"] = name
         _get(tree, key).update(known, name=name)
@@ -283,8 +286,14 @@ def save(config: ConfigDict, path: pathlib.Path) -> None:
     os.replace(partial, path)
 
 
-def read(path: pathlib.Path, overrides: Sequence[str] = (), trusted: bool = False) -> ConfigDict:
-    """Read a workdir's config.json. Unless trusted, names of code elsewhere are refused."""
+def read(
+    path: pathlib.Path, overrides: Sequence[str] = (), beside: ConfigDict | None = None
+) -> ConfigDict:
+    """Read a workdir's config.json, in which names of code elsewhere are refused.
+
+    beside: a config that the user runs, to compare with: the code that it names is honoured here
+    too, and what a resumed run may change is not read.
+    """
     try:
         given = json.loads(path.read_text())
         leaves = dict(_leaves(given))
@@ -292,15 +301,27 @@ def read(path: pathlib.Path, overrides: Sequence[str] = (), trusted: bool = Fals
         raise ConfigError(f"{path}: not found; is this the workdir of a training run?") from error
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path}: not a config: {error}") from error
+    if beside is not None:
+        given = _without(given, FREE)
+        leaves = dict(_leaves(given))
     named = {key: str(leaves.get(f"{key}.name", "")) for key in COMPONENTS}
     named["evaluate.metrics"] = "".join(map(str, leaves.get("evaluate.metrics", ())))
     for key, name in named.items():
-        if not trusted and re.search(r"\W", name):
+        if re.search(r"\W", name) and not (beside and name == _get(beside, key)["name"]):
             raise ConfigError(
                 f"{path}: {key} names code outside the package ({name}), which reading a model must"
                 " not run; pass the --config it was trained with"
             )
     return complete(given, overrides)
+
+
+def _without(tree: dict[str, Any], keys: Sequence[str], prefix: str = "") -> dict[str, Any]:
+    """A tree without these keys or sections."""
+    return {
+        key: _without(value, keys, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if f"{prefix}{key}" not in keys
+    }
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:

@@ -101,14 +101,15 @@ def _check_numbers(config: Any) -> None:
         "train.steps": 1, "train.batch": 1, "train.accumulate": 1, "train.max_bad_steps": 1,
         "optimizer.warmup": 0, "checkpoint.every": 1, "checkpoint.keep": 1,
         "checkpoint.keep_every": 0, "log.every": 1, "log.sample_every": 0, "log.heldout_every": 0,
-        "log.heldout_levels": 1, "log.images": 1, "sample.steps": 1, "sample.batch": 1,
-        "evaluate.images": 2, "parallel.data_threads": 1,
+        "log.heldout_images": 1, "log.heldout_levels": 1, "log.images": 1, "sample.steps": 1,
+        "sample.batch": 1, "evaluate.images": 2, "parallel.data_threads": 1,
     }  # fmt: skip
     for key, bound in least.items():
         section, name = key.split(".")
         if (value := config[section][name]) < bound:
             raise ConfigError(f"config.{key}: {value} is less than {bound}")
-    if not config.train.ema or not all(0 <= decay < 1 for decay in config.train.ema):
+    decays = config.train.ema
+    if not decays or not all(isinstance(d, (int, float)) and 0 <= d < 1 for d in decays):
         raise ConfigError(f"config.train.ema: {config.train.ema} must be decays in [0, 1)")
     if sampled_ema(config) not in map(ema_name, config.train.ema):
         raise ConfigError(
@@ -124,12 +125,6 @@ def _check_numbers(config: Any) -> None:
         )
     if config.parallel.compiler == "pmap" and config.parallel.fsdp != 1:
         raise ConfigError("config.parallel.fsdp: pmap keeps the whole state on every device; use 1")
-    devices, batch, parts = jax.device_count(), config.train.batch, config.train.accumulate
-    if batch % (devices * parts):
-        raise ConfigError(
-            f"config.train.batch: {batch} does not divide by {devices} devices x"
-            f" {parts} parts (config.train.accumulate)"
-        )
 
 
 @contextlib.contextmanager

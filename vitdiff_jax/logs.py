@@ -1,5 +1,6 @@
 """What a person sees: progress, metrics.jsonl, TensorBoard events, the table of parameters."""
 
+import datetime
 import json
 import pathlib
 import sys
@@ -98,21 +99,27 @@ class Metrics:
         now = time.monotonic()
         seconds = max(now - (self.since or now) - self.aside, 1e-9)
         rate = (step - self.last) / seconds
-        speed = {
-            "steps_per_second": rate,
-            "images_per_second": rate * self.batch,
-            "data_wait_share": self.waited / seconds,
-        }
-        if peak := peak_flops():
+        speed = {}
+        if rate:  # not after the first step alone, which compiles
+            speed = {
+                "steps_per_second": rate,
+                "images_per_second": rate * self.batch,
+                "data_wait_share": self.waited / seconds,
+            }
+        if rate and (peak := peak_flops()):
             speed["model_flop_utilisation"] = 3 * self.flops * rate * self.batch / peak
         self.last, self.since, self.waited, self.aside = step, now, 0.0, 0.0
         self.write(step, values | speed)
         if self.main:
-            left = time.strftime("%H:%M:%S", time.gmtime((self.steps - step) / rate))
-            shown = f"loss {values['loss']:.4f}  {speed['images_per_second']:.0f} images/s"
+            shown = f"loss {values['loss']:.4f}"
+            if rate:
+                shown += f"  {rate * self.batch:.0f} images/s"
             self.bar.set_postfix_str(shown)
             if self.bar.disable:
-                say(f"step {step}/{self.steps}  {shown}  {rate:.2f} steps/s  left {left}")
+                if rate:
+                    left = datetime.timedelta(seconds=round((self.steps - step) / rate))
+                    shown += f"  {rate:.2f} steps/s  left {left}"
+                say(f"step {step}/{self.steps}  {shown}")
 
     def close(self) -> None:
         """Flush everything."""

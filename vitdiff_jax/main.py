@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = add_mode_flags(full, entry)
     args, overrides = full.parse_known_args(argv)
     try:
+        _check_processes(args, config_lib)
         parallel.start_distributed(args.coordinator, args.processes, args.process)
         workdir, config = _workdir_and_config(args, overrides, config_lib)
         logs.say(f"workdir {workdir}, compiled programs in {parallel.use_compilation_cache()}")
@@ -76,8 +77,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CheckpointError, TrainingError) as error:
         return _fail(FAILED, error)
     except OSError as error:
-        return _fail(FAILED, f"{error.filename or ''}: {error.strerror or error}")
+        return _fail(FAILED, f"{error.filename}: {error.strerror}" if error.filename else error)
     return STOPPED if result == STOPPED_RUN else 0
+
+
+def _check_processes(args, config_lib) -> None:
+    """The flags of several processes go together."""
+    given = [args.coordinator, args.processes, args.process]
+    if any(value is not None for value in given):
+        if any(value is None for value in given):
+            raise config_lib.ConfigError("--coordinator, --processes, --process: give all or none")
+        if not 0 <= args.process < args.processes:
+            raise config_lib.ConfigError(
+                f"--process: {args.process} is not in 0 to {args.processes - 1}"
+            )
 
 
 def _workdir_and_config(args, overrides, config_lib):

@@ -128,10 +128,10 @@ def load(workdir: str | pathlib.Path, config: ConfigDict | None = None) -> Train
         check_same(workdir, config)
     if not (workdir / "checkpoints").is_dir():
         raise CheckpointError(f"{workdir}: no checkpoints here; train first with --mode=train")
-    checkpoints = Checkpoints(workdir / "checkpoints", report=logs.say)
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True, report=logs.say)
     step = checkpoints.newest()
     if step is None:
-        raise CheckpointError(f"{workdir}: no undamaged checkpoint here; train first")
+        raise CheckpointError(f"{workdir}: no checkpoints here; train first with --mode=train")
     meta = checkpoints.meta(step)
     names = meta["class_names"]
     experiment = build(stored, tuple(meta["shape"]), None if names is None else tuple(names))
@@ -151,7 +151,7 @@ def check_same(workdir: pathlib.Path, config: ConfigDict) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    if lines := config_lib.differences(config_lib.read(path, trusted=True), config):
+    if lines := config_lib.differences(config_lib.read(path, beside=config), config):
         raise ConfigError(
             f"{workdir} was trained with another config ({'; '.join(lines)});"
             " use the old values or another --workdir"
@@ -182,7 +182,8 @@ def main(
     path = workdir / "samples" / f"step{model.step}{which}-seed{seed}-n{n}.png"
     if jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
-        image_lib.save_png(path, picture(images, None if label else model.experiment.model.classes))
+        classes = model.experiment.model.classes if label is None else None
+        image_lib.save_png(path, picture(images, classes))
         if npz:
             image_lib.save_npz(path.with_suffix(".npz"), images)
     logs.say(f"{n} images in {path}")

@@ -37,6 +37,7 @@ def train(config: ConfigDict | dict[str, Any], workdir: str | pathlib.Path) -> s
     experiment = experiment_lib.build(config, dataset.shape, dataset.class_names)
     with experiment_lib.named("config.parallel."):
         mesh = parallel.make_mesh(config.parallel.fsdp)
+    _check_devices(config, dataset)
     _open_workdir(workdir, config)
     checkpoints = Checkpoints(
         workdir / "checkpoints",
@@ -55,6 +56,24 @@ def train(config: ConfigDict | dict[str, Any], workdir: str | pathlib.Path) -> s
 def main(config: ConfigDict, workdir: pathlib.Path) -> str:
     """`--mode=train`."""
     return train(config, workdir)
+
+
+def _check_devices(config: ConfigDict, dataset: pipeline.Dataset) -> None:
+    """Refuse batches that cannot be cut over the devices; sampling does not mind."""
+    if not len(dataset.train):
+        raise config_lib.ConfigError("config.data: there are no images to train on")
+    devices, batch, parts = jax.device_count(), config.train.batch, config.train.accumulate
+    if batch % (devices * parts):
+        raise config_lib.ConfigError(
+            f"config.train.batch: {batch} does not divide by {devices} devices x"
+            f" {parts} parts (config.train.accumulate)"
+        )
+    count = min(config.log.heldout_images, len(dataset.heldout))
+    if config.log.heldout_every and count < devices:
+        raise config_lib.ConfigError(
+            f"config.log.heldout_images: {count} held-out images are too few for {devices} devices;"
+            " config.log.heldout_every=0 does without"
+        )
 
 
 def _open_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:

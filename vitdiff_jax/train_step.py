@@ -31,8 +31,8 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def ema_name(decay: float) -> str:
-    """How an EMA is called in checkpoints: 0.9999 -> "0.9999"."""
-    return format(decay, "g")
+    """How an EMA is called in checkpoints: 0.9999 -> "0.9999"; float(name) is the decay."""
+    return repr(float(decay))
 
 
 def learning_rate(
@@ -179,26 +179,28 @@ def make_train_step(
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
-        def keep_if_bad(new, old):
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        def update():
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            # Warm-up: a short run must not sample what is mostly its initial weights.
+            warm = (1 + state.step) / (10 + state.step)
+            ema = {
+                name: optax.incremental_update(params, old, 1 - jnp.minimum(float(name), warm))
+                for name, old in state.ema.items()
+            }
+            return params, opt_state, ema
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = keep_if_bad(optax.apply_updates(state.params, updates), state.params)
-        # Warm-up: a short run must not sample what is mostly its initial weights.
-        warm = (1 + state.step) / (10 + state.step)
-        ema = {}
-        for decay in decays:
-            d = jnp.minimum(decay, warm)
-            old = state.ema[ema_name(decay)]
-            ema[ema_name(decay)] = jax.tree.map(
-                lambda e, p, d=d: e + (1 - d) * (p - e), old, params
-            )
+        def keep():
+            return state.params, state.opt_state, state.ema
+
+        # A branch, not a `where` on each array: 5 % of a small CPU step.
+        params, opt_state, ema = jax.lax.cond(finite, update, keep)
         new = TrainState(
             step=state.step + 1,
             bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
             params=params,
-            opt_state=keep_if_bad(opt_state, state.opt_state),
-            ema=keep_if_bad(ema, state.ema),
+            opt_state=opt_state,
+            ema=ema,
         )
         metrics = {"loss": value, "grad_norm": norm, "learning_rate": rate(state.step)}
         return new, metrics | {"bad_steps": new.bad_steps}

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+EPSILON = 1e-6  # of RMSNorm
 xavier = nn.initializers.xavier_uniform()
 small_normal = nn.initializers.normal(0.02)
 zeros = nn.initializers.zeros_init()
@@ -74,11 +75,29 @@ def rotary_angles(rows: int, cols: int, head_dim: int, prefix: int = 0) -> jax.A
     return jnp.pad(angles, ((0, 0), (prefix, 0)))  # [K/2, N]
 
 
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Turn each pair (x[i], x[i + K/2]) of the head axis by its angle. x: [B, H, K, N]."""
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+def norm_rotate(x: jax.Array, scale: jax.Array, angles: jax.Array) -> jax.Array:
+    """RMSNorm over the head axis times `scale` [K], then rotary positions. x: [B, H, K, N].
+
+    Turns each pair (x[i], x[i + K/2]) by its angle [K/2, N]. Scale and angles are multiplied
+    first, as small tables, so that the big array is read and written once.
+    """
+    x = x.astype(jnp.float32)
+    norm = jax.lax.rsqrt(jnp.mean(x * x, 2, keepdims=True) + EPSILON)  # [B, H, 1, N]
     real, imag = jnp.split(x, 2, axis=2)
-    return jnp.concatenate([real * cos - imag * sin, imag * cos + real * sin], axis=2)
+    scale_real, scale_imag = jnp.split(scale[:, None], 2)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    turned = [
+        real * (scale_real * cos) - imag * (scale_imag * sin),
+        imag * (scale_imag * cos) + real * (scale_real * sin),
+    ]
+    return norm * jnp.concatenate(turned, axis=2)
+
+
+def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+    """RMSNorm over the last axis, then times `scale` and plus `shift`, in float32, as x's type."""
+    y = x.astype(jnp.float32)
+    norm = jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + EPSILON)
+    return (y * norm * scale + shift).astype(x.dtype)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -116,12 +135,11 @@ class Attention(nn.Module):
             y = jnp.einsum("bnd,dhk->bhkn", x, kernel.astype(self.dtype))  # [B, H, K, N]
             return y + bias.astype(self.dtype)
 
-        def norm(y, name):
-            return nn.RMSNorm(reduction_axes=2, feature_axes=2, dtype=jnp.float32, name=name)(y)
+        def turned(name):
+            scale = self.param(f"{name}_norm", nn.initializers.ones, (head_dim,))
+            return norm_rotate(project(name), scale, angles).astype(self.dtype)
 
-        q = rotate(norm(project("q"), "q_norm"), angles).astype(self.dtype)
-        k = rotate(norm(project("k"), "k_norm"), angles).astype(self.dtype)
-        y = attend(q, k, project("v"))
+        y = attend(turned("q"), turned("k"), project("v"))
         init = nn.initializers.xavier_uniform(in_axis=(0, 1), out_axis=2)
         kernel = self.param("out_kernel", init, (self.heads, head_dim, width))
         bias = self.param("out_bias", zeros, (width,))

@@ -50,7 +50,8 @@ class Block(nn.Module):
             return lambda y: layers.dropout(y, site_keys, rate)
 
         def norm(y, shift, scale, name):
-            return nn.RMSNorm(dtype=self.dtype, name=name)(y) * (1 + scale) + shift
+            weight = self.param(name, nn.initializers.ones, y.shape[-1:])
+            return layers.modulate(y, weight * (1 + scale), shift)
 
         mod = layers.Dense(6 * h.shape[-1], kernel_init=layers.zeros, dtype=self.dtype, name="mod")
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(
@@ -164,7 +165,8 @@ class Model(nn.Module):
 
         mod = layers.Dense(2 * dim, kernel_init=layers.zeros, dtype=dtype, name="head_mod")
         shift, scale = jnp.split(mod(nn.silu(c))[:, None], 2, -1)
-        h = nn.RMSNorm(dtype=dtype, name="head_norm")(h) * (1 + scale) + shift
+        weight = self.param("head_norm", nn.initializers.ones, (dim,))
+        h = layers.modulate(h, weight * (1 + scale), shift)
         out = layers.Dense(
             self.patch**2 * channels, kernel_init=layers.zeros, dtype=dtype, name="head"
         )(h)
