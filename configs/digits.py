@@ -19,7 +19,7 @@ def get_config():
             times=dict(name="logit_normal", mean=0.8, std=0.8),
             label_dropout=0.1,
         ),
-        optimizer=dict(learning_rate=2e-3, warmup=100, clip=1.0),
+        optimizer=dict(learning_rate=3e-3, warmup=100, decay="cosine", clip=1.0),
         train=dict(steps=2000, batch=64, ema=(0.999,)),
         checkpoint=dict(every=500, keep=2),
         log=dict(every=100, sample_every=500, heldout_every=500, images=100),

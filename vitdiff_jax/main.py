@@ -7,6 +7,7 @@ run failed, 2 the command or config is wrong, 75 stopped by a signal after savin
 import argparse
 import importlib
 import inspect
+import os
 import pathlib
 import sys
 import typing
@@ -110,5 +111,17 @@ def _fail(code: int, error: object) -> int:
     return code
 
 
+def ask_for_huge_pages() -> None:
+    """Start this process again with glibc asking Linux for huge pages, once.
+
+    XLA on a CPU takes its memory anew at each step; page faults of 4 KiB were a fifth of the
+    processor time of a DiT-S-sized step (2 cores, 2.4 s -> 1.9 s). glibc reads this at start only.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 if __name__ == "__main__":
+    ask_for_huge_pages()
     sys.exit(main())

@@ -105,10 +105,20 @@ def compile_step(step: Callable, mesh: Mesh, shardings: Any, compiler: str) -> C
         devices=list(mesh.devices.flat),
     )  # fmt: skip
 
+    whole = replicated(mesh)
+
     def pmapped(state, batch):
-        return mapped(state, {name: _per_device(a) for name, a in batch.items()})
+        outputs = mapped(state, {name: _per_device(a) for name, a in batch.items()})
+        # pmap's outputs lie on this process's devices only; whatever comes next wants all of them.
+        return jax.tree.map(lambda a: _everywhere(a, whole), outputs)
 
     return pmapped
+
+
+def _everywhere(a: jax.Array, whole: NamedSharding) -> jax.Array:
+    """An array that every device of every process holds, as one global array; nothing is copied."""
+    parts = [shard.data for shard in a.addressable_shards]
+    return jax.make_array_from_single_device_arrays(a.shape, whole, parts)
 
 
 def _per_device(a: jax.Array) -> np.ndarray:

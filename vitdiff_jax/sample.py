@@ -19,7 +19,7 @@ from vitdiff_jax import logs, parallel
 from vitdiff_jax.checkpoint import CheckpointError, Checkpoints
 from vitdiff_jax.config import ConfigError
 from vitdiff_jax.diffusion.process import guide
-from vitdiff_jax.experiment import Experiment, build, sampled_ema
+from vitdiff_jax.experiment import Experiment, build, named, sampled_ema
 from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.train_step import null_cond
 
@@ -34,7 +34,8 @@ def make_draw(experiment: Experiment, options: ConfigDict, mesh: jax.sharding.Me
     sampler, sampler_options = config_lib.component(experiment.config, "sample.sampler")
     grid, grid_options = config_lib.component(experiment.config, "sample.grid")
     schedule = experiment.process.schedule
-    times = grid(schedule, options.steps, **grid_options)
+    with named("config.sample."):
+        times = grid(schedule, options.steps, **grid_options)
     sharding = parallel.batch_sharding(mesh)
 
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))

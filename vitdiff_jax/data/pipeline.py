@@ -55,7 +55,8 @@ def batches(
     """
     share = batch // processes
     index = np.arange(process * share, (process + 1) * share, dtype=np.int32)
-    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    endless = 2**62 // len(source)  # grain's own endless repeat overflows in batches of one
+    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat(endless)
     parts = examples.batch(share)[start * processes + process :: processes]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
     for part in parts.to_iter_dataset(options):

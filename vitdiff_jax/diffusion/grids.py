@@ -14,7 +14,13 @@ from vitdiff_jax.diffusion.schedules import LOGSNR_MAX, Schedule, ends, logsnr
 
 def _points(schedule: Schedule, steps: int) -> int:
     """How many times a grid of `steps` steps has: one less where sigma(0) > 0."""
-    return steps + 1 if ends(schedule)[1] == 0 else steps
+    if ends(schedule)[1] == 0:
+        return steps + 1
+    if steps < 2:
+        raise ValueError(
+            f"steps: {steps} is too few: this schedule needs one to leave its last noise"
+        )
+    return steps
 
 
 def linear(schedule: Schedule, steps: int) -> np.ndarray:
@@ -49,11 +55,10 @@ def edm_rho(schedule: Schedule, steps: int, *, rho: float = 7.0) -> np.ndarray:
     """
     ratio = np.exp(-np.asarray(logsnr(schedule, jnp.array([1.0, 0.0]))) / 2)
     high, low = min(ratio[0], 80.0), max(ratio[1], 0.002)
+    points = _points(schedule, steps)
     root = np.linspace(high ** (1 / rho), low ** (1 / rho), steps)
-    t = schedule.t_from_logsnr(jnp.asarray(-2 * rho * np.log(root)))
-    if _points(schedule, steps) == steps:
-        return _with_ends(t)
-    return _with_ends(np.append(t, 0.0))
+    t = np.asarray(schedule.t_from_logsnr(jnp.asarray(-2 * rho * np.log(root))))
+    return _with_ends(t if points == steps else np.append(t, 0.0))
 
 
 def _with_ends(t) -> np.ndarray:

@@ -103,9 +103,14 @@ class Model(nn.Module):
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is none of {', '.join(choices)}")
-        for name in ("patch", "width", "depth", "heads", "bottleneck"):
-            if (value := self.dim(name) if name != "patch" else self.patch) < 1:
-                raise ValueError(f"{name}: {value} is not positive")
+        counts = ("patch", "width", "depth", "heads", "bottleneck")
+        least = dict.fromkeys(counts, 1) | dict(class_tokens=0, class_tokens_from=0)
+        for name, bound in least.items():
+            value = self.dim(name) if name in SIZES[self.size] else getattr(self, name)
+            if value < bound:
+                raise ValueError(f"{name}: {value} is less than {bound}")
+        if self.dim("width") * self.mlp_ratio * 2 / 3 < 1:
+            raise ValueError(f"mlp_ratio: {self.mlp_ratio} leaves nothing between the layers")
         height, width, _ = shape
         if height % self.patch or width % self.patch:
             raise ValueError(f"patch: {self.patch} does not divide the {height}x{width} images")

@@ -1,0 +1,274 @@
+"""One training step, however it is compiled and cut: the parameters are the same.
+
+Same means max|difference| / max|parameter| <= 1e-5 for each array, attention's key biases left out:
+their true gradient is zero, so that Adam turns rounding into steps.
+
+This file is also the program that takes these steps on four devices, see `main`.
+"""
+
+import contextlib
+import itertools
+import json
+import pathlib
+import signal
+import socket
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from vitdiff_jax import parallel
+from vitdiff_jax import train_step as step_lib
+from vitdiff_jax.checkpoint import Checkpoints
+from vitdiff_jax.data import pipeline
+
+four_devices = pytest.mark.xdist_group("four devices")
+two_times_two = pytest.mark.xdist_group("two times two devices")
+TOLERANCE = 1e-5
+STEPS = 5
+MODEL = dict(width=32, depth=4, dropout=0.3, scan=True, class_tokens_from=0)
+"""Wide enough that FSDP cuts; depth 4 is the least where a block drops out, scan compiles fast."""
+VARIANTS = {  # name -> (config.parallel, parts of a batch)
+    "data parallel": (dict(), 1),
+    "fsdp 4": (dict(fsdp=4), 1),
+    "fsdp 2x2, accumulated": (dict(fsdp=2), 2),
+    "pmap": (dict(compiler="pmap"), 1),
+    "pmap, accumulated": (dict(compiler="pmap"), 2),
+}
+
+
+def settings(options, accumulate=1, **changes):
+    train = dict(steps=STEPS, accumulate=accumulate, ema=(0.9, 0.5))
+    return tiny.config(model=MODEL | changes, train=train, parallel=options)
+
+
+def batches(dataset):
+    return itertools.islice(pipeline.batches(dataset.train, 8, seed=0), STEPS)
+
+
+def main(place):
+    """On four devices: five steps of each variant, what they leave saved in `place`."""
+    assert jax.device_count() == 4
+    np.savez(place / "one device.npz", **on_one_device(settings({})))
+    np.savez(place / "no dropout.npz", **on_one_device(settings({}, dropout=0.0)))
+    facts = {}
+    for name, (options, accumulate) in VARIANTS.items():
+        run = tiny.run(settings(options, accumulate), place / name)
+        state = run.state()
+        facts[name] = {"created": shard_shapes(state)}
+        for batch in batches(run.dataset):
+            old = state
+            state, _ = run.step(state, parallel.put_batch(run.mesh, batch))
+        deleted = [leaf.is_deleted() for leaf in jax.tree.leaves((old.params, old.opt_state))]
+        facts[name] |= {"trained": shard_shapes(state), "donated": all(deleted)}
+        np.savez(place / f"{name}.npz", **tiny.arrays(state))
+        run.checkpoints.save(STEPS, state, {})
+        run.checkpoints.close()
+    # What four devices cut in four saved, two times two read.
+    run = tiny.run(settings(dict(fsdp=2)), place / "fsdp 4")
+    np.savez(place / "read by 2x2.npz", **tiny.arrays(run.state()))
+    (place / "facts.json").write_text(json.dumps(facts))
+
+
+def on_one_device(config):
+    """The step itself, compiled by plain jit: no mesh, no shardings, no donation."""
+    run = tiny.run(config, pathlib.Path("unused"))
+    options = run.config.optimizer.to_dict()
+    rate = step_lib.learning_rate(
+        peak=options.pop("learning_rate"), warmup=options.pop("warmup"),
+        decay=options.pop("decay"), steps=STEPS,
+    )  # fmt: skip
+    experiment = run.experiment
+    step = jax.jit(step_lib.make_train_step(
+        experiment.model, experiment.process, experiment.law, step_lib.adamw(rate, **options), rate,
+        seed=0, batch_size=8, decays=(0.9, 0.5),
+    ))  # fmt: skip
+    state = jax.jit(run.init)()
+    for batch in batches(run.dataset):
+        state, _ = step(state, batch)
+    return tiny.arrays(state)
+
+
+def shard_shapes(state):
+    """{path: [shape, shape of the part on each device]}."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {
+        jax.tree_util.keystr(path): [leaf.shape, *(s.data.shape for s in leaf.addressable_shards)]
+        for path, leaf in leaves
+    }
+
+
+def assert_equal(found, wanted):
+    """By the definition above."""
+    assert found.keys() == wanted.keys()
+    worst = {
+        name: np.abs(found[name] - wanted[name]).max() / max(np.abs(wanted[name]).max(), 1e-30)
+        for name in wanted
+        if name.startswith((".params", ".ema")) and "k_bias" not in name
+    }
+    assert len(worst) > 3 * 10
+    assert max(worst.values()) <= TOLERANCE, max(worst, key=worst.get)
+
+
+# --- Four devices in one process ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("parallel")
+    with tiny.started("-m", "tests.test_parallel", place, devices=4) as process:
+        _, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    return place
+
+
+@pytest.fixture(scope="module")
+def facts(place):
+    return json.loads((place / "facts.json").read_text())
+
+
+@four_devices
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_same_parameters(place, name):
+    assert_equal(np.load(place / f"{name}.npz"), np.load(place / "one device.npz"))
+
+
+@four_devices
+def test_dropout_is_at_work(place):
+    """Else the comparison would not show that each example draws its own, wherever it is."""
+    found, wanted = (np.load(place / f"{name}.npz") for name in ("no dropout", "one device"))
+    with pytest.raises(AssertionError):
+        assert_equal(found, wanted)
+
+
+@four_devices
+@pytest.mark.parametrize("when", ["created", "trained"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_who_holds_what(facts, name, when):
+    """FSDP over n devices leaves each an n-th of every large array, from the first on."""
+    n = VARIANTS[name][0].get("fsdp", 1)
+    cut = []
+    for path, (whole, *parts) in facts[name][when].items():
+        large = np.prod(whole) >= 4096 and any(size % n == 0 for size in whole)
+        share = n if large else 1
+        assert len(parts) == 4
+        assert all(np.prod(part) == np.prod(whole) / share for part in parts), path
+        cut += [path] if share > 1 else []
+    for part in (".params", ".opt_state", ".ema['0.9']", ".ema['0.5']"):
+        assert any(path.startswith(part) for path in cut) == (n > 1), part
+    held = sum(np.prod(parts[0]) for _, *parts in facts[name][when].values())
+    total = sum(np.prod(whole) for whole, *_ in facts[name][when].values())
+    assert held / total < {1: 1.01, 2: 0.7, 4: 0.55}[n]
+
+
+@four_devices
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_old_state_is_donated(facts, name):
+    assert facts[name]["donated"]
+
+
+@four_devices
+@pytest.mark.parametrize("name", VARIANTS)
+def test_one_device_reads_what_four_saved(place, name):
+    found = tiny.saved(settings({}), place / name)
+    tiny.assert_same(found, dict(np.load(place / f"{name}.npz")))
+
+
+@four_devices
+def test_another_mesh_reads_what_four_saved(place):
+    found, wanted = (dict(np.load(place / f"{name}.npz")) for name in ("read by 2x2", "fsdp 4"))
+    tiny.assert_same(found, wanted)
+
+
+@four_devices
+def test_fsdp_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="fsdp: 3 does not divide the 1 devices"):
+        parallel.make_mesh(3)
+
+
+# --- Two processes of two devices -----------------------------------------------------------------
+
+TOGETHER = dict(
+    model=dict(width=32, scan=True, class_tokens_from=0),
+    train=dict(steps=4),
+    checkpoint=dict(every=2, keep=1),
+    log=dict(every=1, sample_every=2, heldout_every=4, heldout_images=8, heldout_levels=2),
+)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def two_processes(*flags):
+    address = f"localhost:{free_port()}"
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(tiny.started(
+                "-m", "vitdiff_jax.main", *flags, f"--coordinator={address}", "--processes=2",
+                f"--process={i}", devices=2,
+            ))
+            for i in range(2)
+        ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    return tiny.write(tmp_path_factory.mktemp("config") / "together.py", **TOGETHER)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, together):
+    """What one process with the same four devices saves."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    assert tiny.command(together, f"--workdir={workdir}", devices=4)[::2] == (0, "")
+    return workdir
+
+
+@two_times_two
+@pytest.mark.parametrize("flag", ["--config.parallel.fsdp=4", "--config.parallel.compiler=pmap"])
+def test_two_processes_do_as_one(tmp_path, together, alone, flag):
+    workdir = tmp_path / "run"
+    with two_processes(together, f"--workdir={workdir}", flag) as processes:
+        ends = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    assert ends[0][0].endswith(f"finished at step 4; samples in {workdir / 'samples'}\n")
+    assert "step 4/4" not in ends[1][0]  # process 0 speaks for both
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["4"]
+    assert len(list(workdir.glob("events*"))) == 1
+    assert tiny.logged(workdir) == tiny.logged(alone) == [1, 2, 3, 4, 4]  # and held-out losses
+    found, wanted = (tiny.saved(tiny.config(**TOGETHER), place) for place in (workdir, alone))
+    assert_equal(found, wanted)
+    names = ["00000002.png", "00000004.png"]
+    assert sorted(path.name for path in (workdir / "samples").iterdir()) == names
+    losses = [json.loads((place / "metrics.jsonl").read_text().splitlines()[-1])
+              for place in (workdir, alone)]  # fmt: skip
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@two_times_two
+def test_two_processes_stop_at_the_same_step(tmp_path):
+    """A cluster's SIGTERM may reach one of them only; then the same command goes on."""
+    slow = dict(data=dict(name="tests.slow_digits"), train=dict(steps=400))
+    flag = tiny.write(tmp_path / "slow.py", model=TOGETHER["model"], log=dict(every=1), **slow)
+    flags = [flag, f"--workdir={tmp_path / 'run'}", "--config.parallel.fsdp=4"]
+    with two_processes(*flags) as processes:
+        tiny.until(lambda: len(tiny.logged(tmp_path / "run")) > 3, *processes)
+        processes[1].send_signal(signal.SIGTERM)
+        ends = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], ends
+    step = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True).newest()
+    assert step == tiny.logged(tmp_path / "run")[-1] < 400
+    assert f"stopped by a signal at step {step}, saved" in ends[0][0]
+    code, out, _ = tiny.command(*flags[:2], f"--config.train.steps={step + 1}")
+    assert code == 0
+    assert f"resuming at step {step} of {step + 1}" in out
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))

@@ -1,0 +1,140 @@
+"""A run of seconds: its config, and the command started in this process or in one of its own."""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from vitdiff_jax import config as config_lib
+from vitdiff_jax import experiment as experiment_lib
+from vitdiff_jax import main, parallel, train
+from vitdiff_jax.checkpoint import Checkpoints
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+POISON = pathlib.Path(__file__).parent / "poison"
+CONFIG = dict(
+    data=dict(name="digits"),
+    model=dict(
+        name="vit", patch=4, width=16, depth=2, heads=2, bottleneck=4,
+        class_tokens=2, class_tokens_from=1,
+    ),
+    optimizer=dict(learning_rate=1e-3, warmup=2, clip=1.0),
+    train=dict(steps=30, batch=8, ema=(0.99,)),
+    checkpoint=dict(every=10, keep=3),
+    log=dict(every=10, sample_every=0, heldout_every=0, images=4),
+    sample=dict(sampler=dict(name="euler"), steps=2, batch=8),
+)  # fmt: skip
+
+
+def config(**changes):
+    """CONFIG with other values: config(model=dict(width=32))."""
+    merged = {name: dict(section) for name, section in CONFIG.items()}
+    for name, section in changes.items():
+        merged[name] = merged.get(name, {}) | section
+    return merged
+
+
+def write(path, **changes):
+    """The same as a config file; returns its --config flag."""
+    path.write_text(f"def get_config():\n    return {config(**changes)!r}\n")
+    return f"--config={path}"
+
+
+def call(*flags):
+    """The command in this process, where jax is already imported; returns its exit code."""
+    return main.main([str(flag) for flag in flags])
+
+
+def environment(devices=1):
+    """For a process of its own: so many CPU devices, and no TensorFlow (see poison/).
+
+    Programs for several devices are not optimised: that takes half of the time to compile.
+    """
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    if devices > 1:
+        flags += " --xla_backend_optimization_level=0"
+    paths = [str(POISON), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "XLA_FLAGS": flags,
+    }
+
+
+@contextlib.contextmanager
+def started(*arguments, devices=1):
+    """A Python process with these arguments; it does not outlive the block."""
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)], cwd=REPOSITORY, env=environment(devices),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def command(*flags, devices=1, seconds=240):
+    """The command in a process of its own, to its end: (exit code, stdout, stderr)."""
+    with started("-m", "vitdiff_jax.main", *flags, devices=devices) as process:
+        out, err = process.communicate(timeout=seconds)
+    return process.returncode, out, err
+
+
+def until(condition, *processes, seconds=240):
+    """Wait for something that these processes do."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert all(process.poll() is None for process in processes), "it ended too early"
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def logged(workdir):
+    """The steps of metrics.jsonl's lines, so far."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+
+
+def run(settings, workdir):
+    """The `train.Run` of a workdir, on all devices of this process."""
+    settings = config_lib.complete(settings)
+    dataset = experiment_lib.dataset(settings)
+    experiment = experiment_lib.build(settings, dataset.shape, dataset.class_names)
+    mesh = parallel.make_mesh(settings.parallel.fsdp)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    return train.Run(settings, workdir, dataset, experiment, mesh, checkpoints)
+
+
+def saved(settings, workdir):
+    """What training would go on with: {path: array} of the newest state in a workdir."""
+    found = run(settings, workdir)
+    assert found.checkpoints.newest() is not None
+    return arrays(found.state())
+
+
+def arrays(tree):
+    """{path: NumPy array} of a tree."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same(found, wanted):
+    """Bit for bit, and nothing more or less."""
+    assert found.keys() == wanted.keys()
+    assert not [name for name in wanted if found[name].tobytes() != wanted[name].tobytes()]
+
+
+def files(directory):
+    """{relative path: contents} of everything below a directory, to see that nothing changed."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes() if path.is_file() else None
+        for path in directory.rglob("*")
+    }
