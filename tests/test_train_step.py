@@ -67,7 +67,7 @@ def make(model=None, *, decays=(0.9,), label_dropout=0.3, accumulate=1, **option
     init = step_lib.make_init(model or Affine(), optimizer, decays, SEED, SHAPE)
     step = step_lib.make_train_step(
         model or Affine(), PROCESS, times.uniform, optimizer, rate, seed=SEED, batch_size=BATCH,
-        decays=decays, label_dropout=label_dropout, accumulate=accumulate,
+        label_dropout=label_dropout, accumulate=accumulate,
     )  # fmt: skip
     return init(), jax.jit(step)
 

@@ -2,7 +2,7 @@
 
     model = vitdiff_jax.load("runs/digits")
     images = model.sample(label=3, n=16, seed=0)     # uint8 [16, H, W, C]
-    vitdiff_jax.train(config, "runs/mine")           # config: a dict or what `load_config` returns
+    vitdiff_jax.fit(config, "runs/mine")           # config: a dict or what `load_config` returns
 
 Imported on first use, so that `import vitdiff_jax` is quick.
 """
@@ -12,7 +12,7 @@ import importlib
 __version__ = "0.1.0"
 _HOMES = {
     "load": "vitdiff_jax.sample:load",
-    "train": "vitdiff_jax.train:train",
+    "fit": "vitdiff_jax.train:train",
     "load_config": "vitdiff_jax.config:load",
 }
 

@@ -1,4 +1,4 @@
-"""The training loop: `--mode=train`, and `vitdiff_jax.train` for Python.
+"""The training loop: `--mode=train`, and `vitdiff_jax.fit` for Python.
 
 Read it from top to bottom: prepare, restore or create the state, then step after step. What a step
 sees and draws follows from (seed, step), so nothing but the state is saved.
@@ -104,7 +104,7 @@ class Run:
         self.shardings = parallel.state_shardings(mesh, self.shapes)
         step = step_lib.make_train_step(
             model, process, law, optimizer, rate,
-            seed=config.seed, batch_size=config.train.batch, decays=decays,
+            seed=config.seed, batch_size=config.train.batch,
             label_dropout=config.diffusion.label_dropout, stratified=config.diffusion.stratified,
             accumulate=config.train.accumulate,
             axis_name="data" if config.parallel.compiler == "pmap" else None,

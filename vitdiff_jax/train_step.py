@@ -131,7 +131,6 @@ def make_train_step(
     *,
     seed: int,
     batch_size: int,
-    decays: tuple[float, ...],
     label_dropout: float = 0.1,
     stratified: bool = True,
     accumulate: int = 1,
@@ -177,7 +176,7 @@ def make_train_step(
         value, grads = gradient(state.params, batch, step_key)
         if axis_name:
             value, grads = jax.lax.pmean((value, grads), axis_name)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
         def update():

@@ -24,6 +24,7 @@ import sys
 import time
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # as PyTorch here
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # as vitdiff_jax.main; for both
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,7 +85,7 @@ def our_step():
     optimizer = train_step.adamw(rate)
     step = train_step.make_train_step(
         model, process, law, optimizer, rate,
-        seed=0, batch_size=BATCH, decays=(DECAY,), label_dropout=LABEL_DROPOUT,
+        seed=0, batch_size=BATCH, label_dropout=LABEL_DROPOUT,
     )  # fmt: skip
     mesh = parallel.make_mesh()
     init = train_step.make_init(model, optimizer, (DECAY,), 0, SHAPE)
