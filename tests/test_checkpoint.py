@@ -15,8 +15,6 @@ from tests import tiny
 from vitdiff_jax.checkpoint import CheckpointError, Checkpoints
 from vitdiff_jax.train_step import TrainState
 
-pytestmark = pytest.mark.xdist_group("checkpoint")
-
 SLOW = dict(  # 80 ms a step, so that there is a middle to stop in
     data=dict(name="tests.slow_digits"),
     train=dict(steps=40, ema=(0.99, 0.5)),

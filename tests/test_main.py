@@ -10,8 +10,6 @@ from PIL import Image
 import vitdiff_jax
 from tests import tiny
 
-pytestmark = pytest.mark.xdist_group("main")
-
 LOG = dict(
     every=10, sample_every=15, heldout_every=15, heldout_images=16, heldout_levels=2, images=4
 )

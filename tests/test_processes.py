@@ -11,8 +11,6 @@ from tests import tiny
 from tests.test_parallel import assert_equal
 from vitdiff_jax.checkpoint import Checkpoints
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 TOGETHER = dict(
     model=dict(width=32, scan=True, class_tokens_from=0),
     optimizer=dict(eps=1e-3),  # or Adam turns the rounding of tiny gradients into steps as well

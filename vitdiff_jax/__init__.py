@@ -2,7 +2,7 @@
 
     model = vitdiff_jax.load("runs/digits")
     images = model.sample(label=3, n=16, seed=0)     # uint8 [16, H, W, C]
-    vitdiff_jax.fit(config, "runs/mine")           # config: a dict or what `load_config` returns
+    vitdiff_jax.fit(config, "runs/mine")             # config: a dict or what `load_config` returns
 
 Imported on first use, so that `import vitdiff_jax` is quick.
 """

@@ -47,7 +47,8 @@ class Experiment:
         plain = dict(scan=False, remat="none")  # XLA counts the body of a loop once
         params = {"params": self.param_shapes(**plain)}
         forward = jax.jit(self.model.clone(**plain).apply)
-        return forward.lower(params, *self._one()).cost_analysis()["flops"]
+        cost: Any = forward.lower(params, *self._one()).cost_analysis()
+        return cost["flops"]
 
     def _one(self):
         """The network's arguments for one image."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import clu.parameter_overview
 import jax
-import tensorboardX
 import tqdm
 
 PEAK_FLOPS = {  # bf16 matrix products per second and device, from the makers' data sheets
@@ -61,6 +60,8 @@ class Metrics:
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= start]
             self.path.write_text("".join(f"{line}\n" for line in kept if _step_of(line) >= 0))
+        import tensorboardX  # it imports torch where there is one: seconds, only for training
+
         self.events = tensorboardX.SummaryWriter(str(workdir), purge_step=start + 1)
         self.bar = tqdm.tqdm(
             total=steps, initial=start, unit="step", disable=not sys.stderr.isatty(),

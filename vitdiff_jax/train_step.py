@@ -122,6 +122,25 @@ def draw(process: Process, batch: Batch, law, key: jax.Array, size: int, stratif
     return x, eps, t, jax.vmap(jax.random.uniform)(keys[:, 2]), keys[:, 3]
 
 
+def accumulated(grad: Callable, count: int) -> Callable:
+    """The mean of grad(params, part, key) over `count` parts of a batch, one after the other."""
+    if count == 1:
+        return grad
+
+    def mean(params, batch, key):
+        # Every count-th example makes a part: each device keeps its own examples.
+        parts = jax.tree.map(lambda a: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), batch)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, grad(params, part, key)), None
+
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        total, _ = jax.lax.scan(add, zero, parts)
+        return jax.tree.map(lambda a: a / count, total)
+
+    return mean
+
+
 def make_train_step(
     model,
     process: Process,
@@ -155,21 +174,7 @@ def make_train_step(
         )
         return process.loss(out, x, eps, t).mean()
 
-    def gradient(params, batch, step_key):
-        grad = jax.value_and_grad(loss)
-        if accumulate == 1:
-            return grad(params, batch, step_key)
-        # Every accumulate-th example makes a part: each device keeps its own examples.
-        parts = jax.tree.map(
-            lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1), batch
-        )
-
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, grad(params, part, step_key)), None
-
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        total, _ = jax.lax.scan(add, zero, parts)
-        return jax.tree.map(lambda a: a / accumulate, total)
+    gradient = accumulated(jax.value_and_grad(loss), accumulate)
 
     def train_step(state, batch):
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)

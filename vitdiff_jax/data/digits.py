@@ -26,6 +26,8 @@ class InMemory:
 
 def dataset(heldout: float = 0.3) -> Dataset:
     """The digits; `heldout` is the share kept from training. Needs no download."""
+    if not 0 < heldout < 1:
+        raise ValueError(f"heldout: {heldout} is not between 0 and 1")
     from sklearn.datasets import load_digits  # a second to import: only where it is used
 
     pixels, labels = load_digits(return_X_y=True)  # [N, 64] in 0..16, [N]
