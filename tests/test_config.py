@@ -320,7 +320,7 @@ def test_the_package_is_quick_to_import():
         (dict(diffusion=dict(prediction="y")), "config.diffusion.prediction: 'y' is none of"),
         (dict(model=dict(size="XXL")), "config.model.size: 'XXL' is none of S, B, L, H"),
         (dict(log=dict(heldout_images=0)), "config.log.heldout_images: 0 is less than 1"),
-        (dict(data=dict(heldout=0.0), log=dict(heldout_every=1)), "config.log.heldout_images: 0 h"),
+        (dict(data=dict(heldout=0.0)), "config.data.heldout: 0.0 is not between 0 and 1"),
     ],
     ids=str,
 )
