@@ -264,7 +264,7 @@ def fails(capsys, *flags):
         ),
         (["--config.diffusion.prediction=eps"], "config.diffusion.prediction: eps does not"),
         (["--config.data.name=imagenet"], "config.data.name: there is no 'imagenet' here, only"),
-        (["--config.data.heldout=2.0"], "config.data: there are no images to train on"),
+        (["--config.data.heldout=2.0"], "config.data.heldout: 2.0 is not between 0 and 1"),
         (["--config.sample.sampler.name=magic"], "config.sample.sampler.name: there is no 'magic'"),
         (["--n=4"], "n: no such key"),
         (["--processes=2"], "--coordinator, --processes, --process: give all or none"),
