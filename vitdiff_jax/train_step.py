@@ -198,7 +198,7 @@ def make_train_step(
         def keep():
             return state.params, state.opt_state, state.ema
 
-        # A branch, not a `where` on each array: 5 % of a small CPU step.
+        # A branch, not a `where` on each array: 8 % of a DiT-S-sized step on a CPU.
         params, opt_state, ema = jax.lax.cond(finite, update, keep)
         new = TrainState(
             step=state.step + 1,
