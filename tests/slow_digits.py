@@ -3,15 +3,15 @@
 import dataclasses
 import time
 
-from vitdiff_jax.data import digits
+from vitdiff_jax.data import digits, pipeline
 
 
-class Slow(digits.InMemory):
+class Slow(pipeline.InMemory):
     """10 ms for each example."""
 
-    def __getitem__(self, index):
+    def example(self, index, rng=None):
         time.sleep(0.01)
-        return super().__getitem__(index)
+        return super().example(index, rng)
 
 
 def dataset():

@@ -15,7 +15,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "vitdiff_jax"
 FLOORS = [  # from the top; folders stand for all of their files
     ["main", "__init__"],
-    ["train", "sample", "evaluate"],
+    ["train", "sample", "evaluate", "prepare"],
+    ["prompts"],
     ["experiment"],
     ["config"],
     ["train_step", "parallel", "checkpoint", "logs", "evaluation"],

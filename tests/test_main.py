@@ -142,7 +142,7 @@ def test_one_step_alone_can_be_logged(tmp_path):
 def test_the_same_samples_twice(workdir):
     flags = [f"--workdir={workdir}", "--mode=sample", "--n=5", "--seed=3", "--label=0", "--npz"]
     assert tiny.call(*flags) == 0
-    stem = workdir / "samples" / "step30-label0-seed3-n5"
+    stem = workdir / "samples" / "step30-label-0-seed3-n5"
     paths = [stem.with_suffix(".png"), stem.with_suffix(".npz")]
     once = [path.read_bytes() for path in paths]
     with Image.open(paths[0]) as picture:
@@ -263,7 +263,7 @@ def fails(capsys, *flags):
             "config.train.batch: 8 does not divide by 1 devices x 3 parts (config.train.acc",
         ),
         (["--config.diffusion.prediction=eps"], "config.diffusion.prediction: eps does not"),
-        (["--config.data.name=imagenet"], "config.data.name: there is no 'imagenet' here, only"),
+        (["--config.data.name=imagnet"], "config.data.name: there is no 'imagnet' here, only"),
         (["--config.data.heldout=2.0"], "config.data.heldout: 2.0 is not between 0 and 1"),
         (["--config.sample.sampler.name=magic"], "config.sample.sampler.name: there is no 'magic'"),
         (["--n=4"], "n: no such key"),
@@ -299,6 +299,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, config, capsys, flag
         (["--config.train.batch=16", "--config.seed=1"], "{workdir} was trained with another con"),
         (["--mode=sample", "--label=10"], "label: 10 is not in -1 (none) to 9"),
         (["--mode=sample", "--label=-2"], "label: -2 is not in -1 (none) to 9"),
+        (["--mode=sample", "--prompt=a cat"], "--prompt: the model was trained with label as a"),
         (["--mode=sample", "--config.seed=1"], "{workdir} was trained with another config (seed"),
         (["--mode=evaluate"], "config.evaluate.metrics: empty; name what to measure"),
         (
@@ -322,6 +323,14 @@ def test_bad_input_for_a_run_that_is_there_changes_nothing(trained, config, caps
     assert tiny.files(workdir) == before
 
 
+def test_digits_need_no_preparation(tmp_path, config, capsys):
+    assert tiny.call(config, f"--workdir={tmp_path / 'run'}", "--mode=prepare") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("ready: scikit-learn's digits")
+    assert list(tmp_path.iterdir()) == []
+    code, found = fails(capsys, config, "--mode=prepare", f"--manual={tmp_path / 'none'}")
+    assert (code, found) == (2, f"--manual: there is no folder {tmp_path / 'none'}")
+
+
 def test_nowhere_to_write(tmp_path, config, capsys):
     """A path below a file: permissions would not stop root."""
     (tmp_path / "file").write_text("mine")
@@ -331,7 +340,7 @@ def test_nowhere_to_write(tmp_path, config, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("mode", ["train", "sample", "evaluate"])
+@pytest.mark.parametrize("mode", ["train", "sample", "evaluate", "prepare"])
 def test_no_config(tmp_path, capsys, mode):
     code, found = fails(capsys, f"--mode={mode}")
     assert (code, found) == (2, "--config or --workdir: at least one is needed")
@@ -352,7 +361,7 @@ def test_an_unknown_mode_is_answered_with_the_usage(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("mode", ["train", "sample"])
+@pytest.mark.parametrize("mode", ["train", "sample", "prepare"])
 def test_help(capsys, mode):
     with pytest.raises(SystemExit) as caught:
         tiny.call(f"--mode={mode}", "--help")

@@ -107,7 +107,7 @@ def run(settings, workdir):
     """The `train.Run` of a workdir, on all devices of this process."""
     settings = config_lib.complete(settings)
     dataset = experiment_lib.dataset(settings)
-    experiment = experiment_lib.build(settings, dataset.shape, dataset.class_names)
+    experiment = experiment_lib.build(settings, dataset.shape, dataset.conditions)
     mesh = parallel.make_mesh(settings.parallel.fsdp)
     checkpoints = Checkpoints(workdir / "checkpoints")
     return train.Run(settings, workdir, dataset, experiment, mesh, checkpoints)

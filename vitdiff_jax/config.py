@@ -35,7 +35,10 @@ COMPONENTS = {  # where the config's components live, and what a folder's module
 }
 METRICS = ("vitdiff_jax.evaluation", "Metric")
 
-FREE = ("sample", "evaluate", "log", "checkpoint", "parallel", "train.steps", "train.accumulate")
+FREE = (
+    "sample", "evaluate", "log", "checkpoint", "parallel", "train.steps", "train.accumulate",
+    "data.data_dir", "data.path", "data.cache",
+)  # fmt: skip
 """What a resumed run may change: these do not alter what has been learned so far."""
 
 
@@ -90,6 +93,7 @@ def defaults() -> dict[str, Any]:
             heldout_images=512,
             heldout_levels=5,  # noise levels of the held-out loss, equally likely in training
             images=64,  # in a sample grid
+            nearest_every=0,  # steps between searches for copies of training images; 0: none
         ),
         sample=dict(
             sampler=dict(name="heun"),
@@ -137,10 +141,7 @@ def find(place: tuple[str, str | None], key: str, name: str) -> Callable:
             raise ConfigError(f"{key}: cannot use {name!r}: {error}") from error
     known = available(place)
     if name not in known:
-        hint = (
-            "; images through TFDS come with a later version" if key == "config.data.name" else ""
-        )
-        raise ConfigError(f"{key}: there is no {name!r} here, only {', '.join(known)}{hint}")
+        raise ConfigError(f"{key}: there is no {name!r} here, only {', '.join(known)}")
     module = importlib.import_module(f"{home}.{name}" if entry else home)
     return getattr(module, entry or name)
 

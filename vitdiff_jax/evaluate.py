@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import logs, sample
+from vitdiff_jax import logs, prompts, sample
 from vitdiff_jax.config import ConfigError
 
 
 def evaluate(model: sample.Trained, config: ConfigDict) -> dict[str, dict[str, float]]:
-    """The results of config.evaluate.metrics on config.evaluate.images samples, classes in turn."""
+    """The results of config.evaluate.metrics on config.evaluate.images samples."""
     dataset = experiment_lib.dataset(config)
     metrics = []
     for name in config.evaluate.metrics:
@@ -25,13 +25,13 @@ def evaluate(model: sample.Trained, config: ConfigDict) -> dict[str, dict[str, f
             metrics.append(make(dataset))
         except ValueError as error:
             raise ConfigError(f"config.evaluate.metrics: {error}") from error
-    count, classes = config.evaluate.images, model.experiment.model.classes
-    labels = sample.balanced_labels(classes, count)
-    for first in range(0, count, config.sample.batch):
-        part = labels[first : first + config.sample.batch]
-        images = model.sample(part if classes else None, len(part), config.evaluate.seed + first)
+    count, batch = config.evaluate.images, config.sample.batch
+    for first in range(0, count, batch):
+        n = min(batch, count - first)
+        cond = prompts.of_examples(dataset, n, first)
+        images = model.draw(cond, n, config.evaluate.seed + first)
         for metric in metrics:
-            metric.update(images, part)
+            metric.update(images, cond)
     return {metric.name: metric.result() for metric in metrics}
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import jax
@@ -14,6 +14,7 @@ from vitdiff_jax import config as config_lib
 from vitdiff_jax.config import ConfigError
 from vitdiff_jax.data.pipeline import Dataset
 from vitdiff_jax.diffusion.process import Denoise, Process
+from vitdiff_jax.models.conditions import Cond, blank, sizes_of
 from vitdiff_jax.train_step import ema_name
 
 
@@ -26,9 +27,9 @@ class Experiment:
     process: Process
     law: Callable[..., jax.Array]
     shape: tuple[int, int, int]
-    class_names: tuple[str, ...] | None
+    conditions: Mapping[str, Any]
 
-    def denoiser(self, params: Any, cond: dict[str, jax.Array]) -> Denoise:
+    def denoiser(self, params: Any, cond: Cond) -> Denoise:
         """The network with these parameters and conditions as an estimate of x."""
 
         def network(x, time):
@@ -52,13 +53,17 @@ class Experiment:
 
     def _one(self):
         """The network's arguments for one image."""
-        return jnp.zeros((1, *self.shape)), jnp.zeros(1), {"label": jnp.zeros(1, jnp.int32)}
+        cond = blank(self.model.conditions, 1, *self.shape[:2])
+        return jnp.zeros((1, *self.shape)), jnp.zeros(1), cond
 
 
 def build(
-    config: ConfigDict, shape: tuple[int, int, int], class_names: tuple[str, ...] | None
+    config: ConfigDict, shape: tuple[int, int, int], conditions: Mapping[str, Any]
 ) -> Experiment:
-    """Build everything but data. Impossible values are a ConfigError that names the key."""
+    """Build everything but data. Impossible values are a ConfigError that names the key.
+
+    shape, conditions: of the data set, see `data.pipeline.Dataset`.
+    """
     make, options = config_lib.component(config, "diffusion.schedule")
     with named("config.diffusion.schedule."):
         schedule = make(**options)
@@ -76,11 +81,11 @@ def build(
         if not 0 <= diffusion.label_dropout <= 1:
             raise ValueError(f"label_dropout: {diffusion.label_dropout} is not in [0, 1]")
     make, options = config_lib.component(config, "model")
-    model = make(None if class_names is None else len(class_names), **options)
+    model = make(sizes_of(conditions), **options)
     with named("config.model."):
         model.check(shape)
     _check_numbers(config)
-    return Experiment(config, model, process, law, shape, class_names)
+    return Experiment(config, model, process, law, shape, conditions)
 
 
 def dataset(config: ConfigDict) -> Dataset:
@@ -102,7 +107,8 @@ def _check_numbers(config: Any) -> None:
         "train.steps": 1, "train.batch": 1, "train.accumulate": 1, "train.max_bad_steps": 1,
         "optimizer.warmup": 0, "checkpoint.every": 1, "checkpoint.keep": 1,
         "checkpoint.keep_every": 0, "log.every": 1, "log.sample_every": 0, "log.heldout_every": 0,
-        "log.heldout_images": 1, "log.heldout_levels": 1, "log.images": 1, "sample.steps": 1,
+        "log.heldout_images": 1, "log.heldout_levels": 1, "log.images": 1, "log.nearest_every": 0,
+        "sample.steps": 1,
         "sample.batch": 1, "evaluate.images": 2, "parallel.data_threads": 1,
     }  # fmt: skip
     for key, bound in least.items():

@@ -18,6 +18,7 @@ MODES = {  # mode -> the module whose `main` runs it; its keyword arguments are 
     "train": "vitdiff_jax.train",
     "sample": "vitdiff_jax.sample",
     "evaluate": "vitdiff_jax.evaluate",
+    "prepare": "vitdiff_jax.prepare",
 }
 FAILED, WRONG, STOPPED = 1, 2, 75
 
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from vitdiff_jax import config as config_lib
     from vitdiff_jax import logs, parallel
     from vitdiff_jax.checkpoint import CheckpointError
+    from vitdiff_jax.data.pipeline import DataError
     from vitdiff_jax.train import STOPPED as STOPPED_RUN
     from vitdiff_jax.train import TrainingError
 
@@ -75,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = entry(config, workdir, **{name: getattr(args, name) for name in names})
     except config_lib.ConfigError as error:
         return _fail(WRONG, error)
-    except (CheckpointError, TrainingError) as error:
+    except (CheckpointError, DataError, TrainingError) as error:
         return _fail(FAILED, error)
     except OSError as error:
         return _fail(FAILED, f"{error.filename}: {error.strerror}" if error.filename else error)

@@ -9,7 +9,7 @@ import contextlib
 import glob
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -85,6 +85,16 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows of a batch as its part of one global array."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, a) for name, a in batch.items()}
+
+
+def put_ahead(
+    mesh: Mesh, batches: Iterator[dict[str, np.ndarray]]
+) -> Iterator[dict[str, jax.Array]]:
+    """`put_batch` of each, one batch ahead: it travels to the devices while they compute."""
+    ahead = put_batch(mesh, next(batches))
+    for batch in batches:
+        here, ahead = ahead, put_batch(mesh, batch)
+        yield here
 
 
 def compile_step(step: Callable, mesh: Mesh, shardings: Any, compiler: str) -> Callable:

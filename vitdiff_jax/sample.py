@@ -6,7 +6,8 @@ in any batch, on any number of devices, and shows how one image changes over tra
 
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,19 +16,21 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
-from vitdiff_jax import logs, parallel
+from vitdiff_jax import logs, parallel, prompts
 from vitdiff_jax.checkpoint import CheckpointError, Checkpoints
 from vitdiff_jax.config import ConfigError
 from vitdiff_jax.diffusion.process import guide
-from vitdiff_jax.experiment import Experiment, build, named, sampled_ema
+from vitdiff_jax.evaluation import memorised
+from vitdiff_jax.experiment import Experiment, build, dataset, named, sampled_ema
 from vitdiff_jax.interop import images as image_lib
-from vitdiff_jax.train_step import null_cond
+from vitdiff_jax.models.conditions import not_told
+from vitdiff_jax.prompts import Cond
 
-Draw = Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
+Draw = Callable[[Any, np.ndarray, Cond], np.ndarray]
 
 
 def make_draw(experiment: Experiment, options: ConfigDict, mesh: jax.sharding.Mesh) -> Draw:
-    """Compile config.sample into (params, seeds [N], labels [N]) -> uint8 images [N, H, W, C].
+    """Compile config.sample into (params, seeds [N], cond) -> uint8 images [N, H, W, C].
 
     One call of the compiled loop draws `options.batch` images, cut over all devices.
     """
@@ -39,15 +42,13 @@ def make_draw(experiment: Experiment, options: ConfigDict, mesh: jax.sharding.Me
     sharding = parallel.batch_sharding(mesh)
 
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
-    def draw(params, seeds, labels):
-        seeds, labels = jax.lax.with_sharding_constraint((seeds, labels), sharding)
+    def draw(params, seeds, cond):
+        seeds, cond = jax.lax.with_sharding_constraint((seeds, cond), sharding)
         keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
         noise = jax.vmap(lambda key: jax.random.normal(key, experiment.shape))(keys[:, 0])
-        null = null_cond(experiment.model.classes, len(seeds))
-        cond = {"label": labels} if null else {}
         denoise = guide(
             experiment.denoiser(params, cond),
-            experiment.denoiser(params, null),
+            experiment.denoiser(params, not_told(cond)),
             options.guidance,
             options.guidance_low,
             options.guidance_high,
@@ -56,25 +57,20 @@ def make_draw(experiment: Experiment, options: ConfigDict, mesh: jax.sharding.Me
         x = sampler(denoise, schedule, times, sigma * noise, keys[:, 1], **sampler_options)
         return image_lib.to_uint8(x)
 
-    def draw_all(params, seeds, labels):
+    def draw_all(params, seeds, cond):
         devices = mesh.size
         batch = min(options.batch, len(seeds))
         batch = -(-batch // devices) * devices
         padding = -len(seeds) % batch
-        seeds = np.pad(seeds.astype(np.uint32), (0, padding))
-        labels = np.pad(labels.astype(np.int32), (0, padding))
-        parts = [
-            np.asarray(draw(params, seeds[i : i + batch], labels[i : i + batch]))
-            for i in range(0, len(seeds), batch)
-        ]
-        return np.concatenate(parts)[: len(seeds) - padding]
+        inputs = (seeds.astype(np.uint32), cond)
+        inputs = jax.tree.map(lambda a: np.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)), inputs)
+        parts = []
+        for i in range(0, len(seeds) + padding, batch):
+            part = jax.tree.map(lambda a, i=i: a[i : i + batch], inputs)
+            parts.append(np.asarray(draw(params, *part)))
+        return np.concatenate(parts)[: len(seeds)]
 
     return draw_all
-
-
-def balanced_labels(classes: int | None, n: int) -> np.ndarray:
-    """Labels [n] that go through the classes in turn; -1 where there are none."""
-    return np.arange(n) % classes if classes else np.full(n, -1)
 
 
 class Trained:
@@ -86,24 +82,26 @@ class Trained:
 
     def sample(
         self,
-        label: int | Sequence[int] | np.ndarray | None = None,
+        label: prompts.Label | None = None,
         n: int = 16,
         seed: int = 0,
+        *,
+        prompt: prompts.Texts | None = None,
+        attributes: prompts.Texts | None = None,
         **options: Any,
     ) -> np.ndarray:
         """Draw n images, uint8 [n, H, W, C]; image i has the seed `seed + i`.
 
-        label: one class for all, a class for each, -1 for no class; None: the classes in turn.
+        label, prompt, attributes: what to draw, one for all or a list of n; see `prompts.ask`.
         options: other values for keys of config.sample, such as steps=25 or guidance=2.0.
         """
-        labels = balanced_labels(self.experiment.model.classes, n)
-        if label is not None:
-            labels = np.broadcast_to(np.asarray(label, np.int32), n)
-            classes = self.experiment.model.classes or 0
-            if labels.min() < -1 or labels.max() >= classes:
-                raise ConfigError(f"label: {label} is not in -1 (none) to {classes - 1}")
+        cond = prompts.ask(self.experiment.conditions, n, label, prompt, attributes)
+        return self.draw(cond, n, seed, **options)
+
+    def draw(self, cond: Cond, n: int, seed: int, **options: Any) -> np.ndarray:
+        """The same for conditions that are arrays already, as of `prompts.of_examples`."""
         seeds = seed + np.arange(n, dtype=np.int64)
-        return self._program(options)(self.params, seeds, labels)
+        return self._program(options)(self.params, seeds, cond)
 
     def _program(self, options: dict[str, Any]) -> Draw:
         """The compiled sampler with other values of config.sample, kept for the next call."""
@@ -134,8 +132,7 @@ def load(workdir: str | pathlib.Path, config: ConfigDict | None = None) -> Train
     if step is None:
         raise CheckpointError(f"{workdir}: no checkpoints here; train first with --mode=train")
     meta = checkpoints.meta(step)
-    names = meta["class_names"]
-    experiment = build(stored, tuple(meta["shape"]), None if names is None else tuple(names))
+    experiment = build(stored, tuple(meta["shape"]), meta["conditions"])
     mesh = parallel.make_mesh()
     sharding = parallel.replicated(mesh)
     target = jax.tree.map(
@@ -170,21 +167,41 @@ def main(
     workdir: pathlib.Path,
     *,
     n: int = 64,
-    label: int | None = None,
+    label: str | None = None,
+    prompt: str | None = None,
+    attributes: str | None = None,
     seed: int = 0,
     npz: bool = False,
+    nearest: bool = False,
 ) -> None:
-    """`--mode=sample`: n images into samples/*.png, with --npz also as arrays (ADM's layout)."""
+    """`--mode=sample`: n images into samples/*.png, with --npz also as arrays (ADM's layout).
+
+    --label, --prompt, --attributes: what to draw, see `prompts.ask`. --nearest: also a picture of
+    each image beside the training image that is nearest to it.
+    """
     if n < 1:
         raise ConfigError(f"--n: {n} is less than 1")
     model = load(workdir, config)
-    images = model.sample(label, n, seed)
-    which = "" if label is None else f"-label{label}"
+    images = model.sample(label, n, seed, prompt=prompt, attributes=attributes)
+    asked = {"label": label, "prompt": prompt, "attributes": attributes}
+    which = "".join(f"-{k}-{_slug(v)}" for k, v in asked.items() if v is not None)
     path = workdir / "samples" / f"step{model.step}{which}-seed{seed}-n{n}.png"
     if jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
-        classes = model.experiment.model.classes if label is None else None
+        names = model.experiment.conditions.get("label")
+        classes = len(names) if names and label is None else None
         image_lib.save_png(path, picture(images, classes))
         if npz:
             image_lib.save_npz(path.with_suffix(".npz"), images)
     logs.say(f"{n} images in {path}")
+    if nearest:
+        found = memorised.compare(images, dataset(model.experiment.config).train)
+        beside = path.with_name(f"{path.stem}-nearest.png")
+        if jax.process_index() == 0:
+            image_lib.save_png(beside, memorised.picture(images, found))
+        logs.say(f"{memorised.verdict(found)}; each beside its nearest in {beside}")
+
+
+def _slug(text: str) -> str:
+    """A few words of a wish as a part of a file's name."""
+    return re.sub(r"[^\w,+-]+", "_", text)[:60]

@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import logs, parallel, sample
+from vitdiff_jax import logs, parallel, prompts, sample
 from vitdiff_jax import train_step as step_lib
 from vitdiff_jax.checkpoint import Checkpoints, StopRequest
 from vitdiff_jax.data import pipeline
+from vitdiff_jax.evaluation import memorised
 from vitdiff_jax.interop import images as image_lib
 
 FINISHED, STOPPED = "finished", "stopped"
@@ -34,11 +35,12 @@ def train(config: ConfigDict | dict[str, Any], workdir: str | pathlib.Path) -> s
     """
     config, workdir = config_lib.complete(config), pathlib.Path(workdir)
     dataset = experiment_lib.dataset(config)
-    experiment = experiment_lib.build(config, dataset.shape, dataset.class_names)
+    experiment = experiment_lib.build(config, dataset.shape, dataset.conditions)
     with experiment_lib.named("config.parallel."):
         mesh = parallel.make_mesh(config.parallel.fsdp)
     _check_devices(config, dataset)
     _open_workdir(workdir, config)
+    logs.say(f"data: {dataset.origin}")
     checkpoints = Checkpoints(
         workdir / "checkpoints",
         keep=config.checkpoint.keep,
@@ -115,6 +117,7 @@ class Run:
         self.heldout_step = jax.jit(heldout, out_shardings=parallel.replicated(mesh))
         self.heldout_times = np.asarray(law(step_lib.heldout_quantiles(levels), process.schedule))
         self.draw = sample.make_draw(experiment, config.sample, mesh)
+        self.grid_cond = prompts.of_examples(dataset, config.log.images)
 
     def state(self) -> step_lib.TrainState:
         """The newest undamaged checkpoint's state, or a new one, made in place on the mesh."""
@@ -151,15 +154,17 @@ class Run:
 
     def _loop(self, state, start, steps, metrics, stop) -> str:
         """Step after step; metrics are read one step late, so that the device never waits."""
-        batches = pipeline.batches(
-            self.dataset.train, self.config.train.batch, seed=self.config.seed, start=start,
+        source = self.dataset.train
+        host_batches = pipeline.batches(
+            source, self.config.train.batch, seed=self.config.seed, start=start,
             process=jax.process_index(), processes=jax.process_count(),
             threads=self.config.parallel.data_threads,
         )  # fmt: skip
+        batches = parallel.put_ahead(self.mesh, host_batches)
         before = None
         for step in range(start + 1, steps + 1):
             asked = time.monotonic()
-            batch = parallel.put_batch(self.mesh, next(batches))
+            batch = next(batches)
             waited = time.monotonic() - asked
             state, values = self.step(state, batch)
             if before is not None:
@@ -191,26 +196,41 @@ class Run:
             )
 
     def _save(self, step: int, state: step_lib.TrainState) -> None:
-        names = self.dataset.class_names
-        meta = {"shape": list(self.dataset.shape), "class_names": names and list(names)}
+        meta = {"shape": self.dataset.shape, "conditions": dict(self.dataset.conditions)}
         self.checkpoints.save(step, state, meta)
 
     def _look(self, step: int, state: step_lib.TrainState, metrics: logs.Metrics, last: bool):
-        """Held-out losses and a grid of samples, at their intervals and at the end."""
+        """Held-out losses, a grid of samples, copies, at their intervals and at the end."""
         began, log, params = time.monotonic(), self.config.log, state.ema[self.ema]
         if log.heldout_every and (last or step % log.heldout_every == 0):
             metrics.write(step, self._heldout(params))
         if log.sample_every and (last or step % log.sample_every == 0):
-            classes = self.dataset.classes
-            labels = sample.balanced_labels(classes, log.images)
-            images = self.draw(params, np.arange(log.images), labels)
-            sheet = sample.picture(images, classes)
-            metrics.image(step, "samples", sheet)
-            if jax.process_index() == 0:
-                path = self.workdir / "samples" / f"{step:08d}.png"
-                path.parent.mkdir(exist_ok=True)
-                image_lib.save_png(path, sheet)
+            images = self.draw(params, np.arange(log.images), self.grid_cond)
+            sheet = sample.picture(images, self.dataset.classes)
+            self._picture(step, "samples", f"{step:08d}.png", sheet, metrics)
+        if log.nearest_every and (last or step % log.nearest_every == 0):
+            self._copies(step, params, metrics)
         metrics.elsewhere(time.monotonic() - began)
+
+    def _picture(self, step, name, file, sheet, metrics):
+        metrics.image(step, name, sheet)
+        if jax.process_index() == 0:
+            path = self.workdir / "samples" / file
+            path.parent.mkdir(exist_ok=True)
+            image_lib.save_png(path, sheet)
+
+    def _copies(self, step, params, metrics):
+        """Warn of samples that repeat training images, and show them."""
+        images = self.draw(params, np.arange(self.config.log.images), self.grid_cond)
+        found = memorised.compare(images, self.dataset.train)
+        metrics.write(step, {"memorised": float(found.memorised.mean())})
+        if found.memorised.any():
+            sheet = memorised.picture(images, found)
+            self._picture(step, "nearest", f"{step:08d}-nearest.png", sheet, metrics)
+            logs.say(
+                f"warning: {memorised.verdict(found)}, see samples/{step:08d}-nearest.png; more"
+                " images, fewer steps or more dropout help"
+            )
 
     def _heldout(self, params) -> dict[str, float]:
         """The mean held-out loss, and that at each noise level."""

@@ -15,9 +15,10 @@ import optax
 
 from vitdiff_jax.diffusion.process import Process
 from vitdiff_jax.interop.images import from_uint8
+from vitdiff_jax.models import conditions
 
 Batch = dict[str, jax.Array]
-"""image uint8 [B, H, W, C], index int32 [B] (place in the global batch), label int32 [B] if any."""
+"""image uint8 [B, H, W, C], index int32 [B] (place in the global batch), and the conditions."""
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -81,9 +82,8 @@ def make_init(
 
     def init():
         image, time = jnp.zeros((1, *shape)), jnp.zeros(1)
-        params = model.init(jax.random.key(seed), image, time, null_cond(model.classes, 1))[
-            "params"
-        ]
+        cond = conditions.blank(model.conditions, 1, *shape[:2])
+        params = model.init(jax.random.key(seed), image, time, cond)["params"]
         return TrainState(
             step=jnp.int32(0),
             bad_steps=jnp.int32(0),
@@ -93,11 +93,6 @@ def make_init(
         )
 
     return init
-
-
-def null_cond(classes: int | None, batch: int) -> dict[str, jax.Array]:
-    """The condition "nothing is known" for a batch: label -1 where the model has classes."""
-    return {} if classes is None else {"label": jnp.full(batch, -1, jnp.int32)}
 
 
 def quantiles(keys: jax.Array, index: jax.Array, batch: int, stratified: bool) -> jax.Array:
@@ -111,7 +106,7 @@ def quantiles(keys: jax.Array, index: jax.Array, batch: int, stratified: bool) -
 
 
 def draw(process: Process, batch: Batch, law, key: jax.Array, size: int, stratified: bool):
-    """What a step draws for each example: (x, eps, t, drop u in (0, 1), dropout keys), [B] first.
+    """What a step draws for each example: (x, eps, t, condition keys, dropout keys), [B] first.
 
     key: of this step; size: of the global batch.
     """
@@ -119,7 +114,12 @@ def draw(process: Process, batch: Batch, law, key: jax.Array, size: int, stratif
     x = from_uint8(batch["image"])
     eps = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(keys[:, 0])
     t = law(quantiles(keys[:, 1], batch["index"], size, stratified), process.schedule)
-    return x, eps, t, jax.vmap(jax.random.uniform)(keys[:, 2]), keys[:, 3]
+    return x, eps, t, keys[:, 2], keys[:, 3]
+
+
+def cond_of(model, batch: Batch) -> conditions.Cond:
+    """The conditions in a batch that the model takes."""
+    return {name: batch[name] for name in model.conditions}
 
 
 def accumulated(grad: Callable, count: int) -> Callable:
@@ -163,10 +163,10 @@ def make_train_step(
     """
 
     def loss(params, part, step_key):
-        x, eps, t, drop, dropout_keys = draw(process, part, law, step_key, batch_size, stratified)
-        cond = {}
-        if model.classes is not None:
-            cond["label"] = jnp.where(drop < label_dropout, -1, part["label"])
+        x, eps, t, cond_keys, dropout_keys = draw(
+            process, part, law, step_key, batch_size, stratified
+        )
+        cond = conditions.drop(cond_of(model, part), cond_keys, label_dropout)
         x_t = process.noise(x, eps, t)
         scale, time = process.schedule.network_input(t)
         out = model.apply(
@@ -230,8 +230,8 @@ def make_heldout_step(
             t = jnp.broadcast_to(law(u, process.schedule), x.shape[:1])
             scale, time = process.schedule.network_input(t)
             x_t = process.noise(x, eps, t)
-            cond = {"label": batch["label"]} if model.classes is not None else {}
-            out = model.apply({"params": params}, scale[:, None, None, None] * x_t, time, cond)
+            scaled = scale[:, None, None, None] * x_t
+            out = model.apply({"params": params}, scaled, time, cond_of(model, batch))
             return process.loss(out, x, eps, t).mean()
 
         return jax.lax.map(level, heldout_quantiles(levels))

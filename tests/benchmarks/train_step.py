@@ -78,7 +78,7 @@ def batch() -> dict[str, np.ndarray]:
 
 def our_step():
     """A function of nothing that takes one step of ours and waits for it; returns the loss."""
-    model = vit.Model(classes=CLASSES, class_tokens=0, **SIZE)
+    model = vit.Model(conditions={"label": (CLASSES,)}, class_tokens=0, **SIZE)
     process = Process(RectifiedFlow(), prediction="x", loss_space="u", floor=FLOOR)
     law = functools.partial(times.logit_normal, mean=0.8, std=0.8)
     rate = train_step.learning_rate(peak=RATE, steps=1000)

@@ -1,12 +1,15 @@
 """Batches as a function of (seed, step) alone, for any number of processes."""
 
+import io
 import itertools
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from vitdiff_jax.data import pipeline
-from vitdiff_jax.data.digits import InMemory
+from vitdiff_jax.data import images, pipeline
+from vitdiff_jax.data.pipeline import InMemory
+from vitdiff_jax.data.text import to_bytes
 
 SIZE, BATCH, STEPS = 22, 8, 7  # 56 examples: two epochs and a half, which no batch divides
 
@@ -89,6 +92,32 @@ def test_the_seed_decides_the_order(source):
     assert (first != other).any()
 
 
+class Augmented(InMemory):
+    """Each example says what was drawn for it; -1 for an example as it is."""
+
+    def example(self, index, rng=None):
+        drawn = -1.0 if rng is None else rng.random()
+        return super().example(index) | {"drawn": np.float64(drawn)}
+
+
+def test_random_numbers_belong_to_the_place_in_the_order(source):
+    """New ones in each epoch, the same ones for any number of processes, threads and resumes."""
+    source = Augmented(source.images, source.labels)
+    drawn = np.array([batch["drawn"] for batch in taken(source)])
+    assert len(np.unique(drawn)) == STEPS * BATCH
+    assert ((drawn > 0) & (drawn < 1)).all()
+    for found in (global_batches(source, 4, 2, STEPS - 2), taken(source, threads=3)[2:]):
+        np.testing.assert_array_equal([batch["drawn"] for batch in found], drawn[2:])
+    assert (taken(source, seed=6)[0]["drawn"] != drawn[0]).all()
+
+
+def test_examples_to_measure_with_are_as_they_are(source):
+    source = Augmented(source.images, source.labels)
+    assert all((part["drawn"] == -1).all() for part in pipeline.in_order(source, 4, 8))
+    assert (pipeline.stacked(source)["drawn"] == -1).all()
+    np.testing.assert_array_equal(pipeline.stacked(source, range(3, 5))["label"], [103, 104])
+
+
 def test_in_order_leaves_out_the_incomplete_batch(source):
     """Held-out losses are means over whole batches, so that all of them compile once."""
     found = list(pipeline.in_order(source, 4, 11))
@@ -105,5 +134,98 @@ def test_stacked_is_everything_in_order(source):
 
 def test_classes_are_counted_from_their_names(source):
     """No names, no classes: an unconditional model."""
-    assert pipeline.Dataset(source, source, (2, 3, 1), ("a", "b")).classes == 2
-    assert pipeline.Dataset(source, source, (2, 3, 1), None).classes is None
+    assert pipeline.Dataset(source, source, (2, 3, 1), {"label": ("a", "b")}).classes == 2
+    assert pipeline.Dataset(source, source, (2, 3, 1), {}).classes is None
+
+
+class Photographs:
+    """Ten pictures with three captions each, one of them cut off."""
+
+    def __init__(self):
+        rng, self.encoded = np.random.default_rng(0), []
+        for i in range(10):
+            file = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).save(file, "PNG")
+            self.encoded.append(file.getvalue()[: 300 if i == 6 else None])
+
+    def __len__(self):
+        return len(self.encoded)
+
+    def __getitem__(self, index):
+        return self.encoded[index], {"label": index, "captions": [f"{index} {c}" for c in "abc"]}
+
+
+def photographs():
+    """As they are trained on: cropped, mirrored, with a caption and attributes by chance."""
+
+    def annotate(facts, rng):
+        texts = facts["captions"]
+        chosen = texts[0 if rng is None else rng.integers(len(texts))]
+        attributes = images.hidden(np.ones(5, np.int8), rng, 0.5)
+        return images.label_only(facts, rng) | {
+            "text": to_bytes(chosen, 4), "attributes": attributes,
+        }  # fmt: skip
+
+    return images.Images(
+        Photographs(), name="photographs", channels=3, crop=images.crop_of(6, 0.3),
+        annotate=annotate, flip=True, max_broken=0.1,
+    )  # fmt: skip
+
+
+def as_bytes(batches):
+    return [{name: (a.dtype, a.shape, a.tobytes()) for name, a in b.items()} for b in batches]
+
+
+@pytest.fixture(scope="module")
+def eight():
+    """Eight batches of four, which is three epochs of ten and a bit: they end within batches."""
+    return taken(photographs(), 8, batch=4)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_augmented_batches_are_the_same_wherever_and_whenever(eight, processes, threads):
+    """Byte for byte, from every start on, in a process that has met no broken picture yet."""
+    wanted = as_bytes(eight)
+    for start in range(8):
+        shares = [
+            taken(
+                photographs(), min(3, 8 - start), batch=4, start=start, threads=threads,
+                process=p, processes=processes,
+            )
+            for p in range(processes)
+        ]  # fmt: skip
+        found = [
+            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            for parts in zip(*shares, strict=True)
+        ]
+        assert as_bytes(found) == wanted[start : start + 3]
+
+
+def test_no_photograph_twice_or_missing_in_an_epoch(eight):
+    """But that the one after the broken one stands in for it."""
+    labels = np.concatenate([batch["label"] for batch in eight])[:30].reshape(3, 10)
+    wanted = [0, 1, 2, 3, 4, 5, 7, 7, 8, 9]
+    assert [sorted(epoch) for epoch in labels.tolist()] == [wanted] * 3
+
+
+def test_photographs_are_augmented_anew_in_each_epoch():
+    source, epochs = photographs(), 20
+    batches = taken(source, 10 * epochs // 4, batch=4)
+    every = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+    for i in (0, 3, 9):
+        mine = np.flatnonzero(every["label"] == i)
+        assert len(mine) == epochs
+        assert len({every["image"][j].tobytes() for j in mine}) > epochs - 3
+        captions = {bytes(every["text"][j][:3].astype(np.uint8)).decode() for j in mine}
+        assert captions == {f"{i} {c}" for c in "abc"}
+        assert len({every["attributes"][j].tobytes() for j in mine}) > 1
+
+
+def test_photographs_to_measure_with_are_not_augmented():
+    source = photographs()
+    once, again = (pipeline.stacked(source) for _ in range(2))
+    for name in once:
+        np.testing.assert_array_equal(once[name], again[name])
+    assert bytes(once["text"][4][:3].astype(np.uint8)) == b"4 a"
+    assert (once["attributes"] == 1).all()

@@ -25,7 +25,7 @@ def make(dataset):
 def test_held_out_images_reach_the_ceiling(make, heldout):
     """Perfect samples are as good as real images: `value` is `heldout`."""
     metric = make()
-    metric.update(heldout["image"], heldout["label"])
+    metric.update(heldout["image"], {"label": heldout["label"]})
     result = metric.result()
     assert result["value"] == result["heldout"] > 0.98
 
@@ -33,14 +33,15 @@ def test_held_out_images_reach_the_ceiling(make, heldout):
 def test_training_images_are_nearly_all_known(make, dataset):
     train = pipeline.stacked(dataset.train)
     metric = make()
-    metric.update(train["image"], train["label"])
+    metric.update(train["image"], {"label": train["label"]})
     assert metric.result()["value"] > 0.99
 
 
 def test_wrong_labels_score_as_chance(make, heldout):
     """Ten classes: a label drawn blindly is right one time in ten (five standard errors)."""
     metric, random = make(), np.random.default_rng(0)
-    metric.update(heldout["image"], random.integers(0, 10, len(heldout["label"])))
+    labels = random.integers(0, 10, len(heldout["label"]))
+    metric.update(heldout["image"], {"label": labels})
     error = 5 * np.sqrt(0.1 * 0.9 / len(heldout["label"]))
     assert abs(metric.result()["value"] - 0.1) < error
 
@@ -49,10 +50,11 @@ def test_noise_is_not_a_ten_of_all_classes(make):
     """Samples of nothing get some class, and can be right by chance alone."""
     random = np.random.default_rng(0)
     metric = make()
-    metric.update(random.integers(0, 256, (1000, 8, 8, 1), np.uint8), np.arange(1000) % 10)
+    images, labels = random.integers(0, 256, (1000, 8, 8, 1), np.uint8), np.arange(1000) % 10
+    metric.update(images, {"label": labels})
     assert metric.result()["value"] < 0.2
 
 
 def test_needs_classes(dataset):
     with pytest.raises(ValueError, match="needs a data set with classes"):
-        class_accuracy.Metric(dataclasses.replace(dataset, class_names=None))
+        class_accuracy.Metric(dataclasses.replace(dataset, conditions={}))

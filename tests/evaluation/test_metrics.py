@@ -15,9 +15,9 @@ def test_a_metric_does_not_see_how_samples_are_batched(name, dataset, heldout):
     """The last batch is smaller than the others; the result must be that of all samples at once."""
     images, labels = heldout["image"][:200], heldout["label"][:200]
     at_once, in_parts = METRICS[name](dataset), METRICS[name](dataset)
-    at_once.update(images, labels)
+    at_once.update(images, {"label": labels})
     for part in (slice(0, 90), slice(90, 180), slice(180, 200)):
-        in_parts.update(images[part], labels[part])
+        in_parts.update(images[part], {"label": labels[part]})
     assert in_parts.result() == pytest.approx(at_once.result(), rel=1e-6)
 
 
@@ -25,7 +25,7 @@ def test_a_metric_does_not_see_how_samples_are_batched(name, dataset, heldout):
 def test_a_metric_has_a_name_and_reports_json(name, dataset, heldout):
     """`evaluation.json` is {name: result}; `value` is what the other numbers stand beside."""
     metric = METRICS[name](dataset)
-    metric.update(heldout["image"], heldout["label"])
+    metric.update(heldout["image"], {"label": heldout["label"]})
     result = metric.result()
     assert isinstance(metric.name, str)
     assert "value" in result

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from vitdiff_jax.models import layers
+from vitdiff_jax.models.conditions import blank
 from vitdiff_jax.models.vit import Model
 
 TINY = dict(
@@ -21,6 +22,7 @@ TINY = dict(
 DROPPED = dict(depth=4, class_tokens_from=0, dropout=0.5)  # blocks 1 and 2 have dropout
 SHAPE = (4, 6, 3)
 CLASSES = 5
+LABEL = {"label": (CLASSES,)}
 
 
 def inputs(shape=SHAPE, batch=3, seed=0):
@@ -32,7 +34,8 @@ def inputs(shape=SHAPE, batch=3, seed=0):
 
 
 def param_shapes(model, shape=SHAPE):
-    return jax.eval_shape(model.init, jax.random.key(0), *inputs(shape))["params"]
+    images, cond = jnp.zeros((1, *shape)), blank(model.conditions, 1, *shape[:2])
+    return jax.eval_shape(model.init, jax.random.key(0), images, jnp.zeros(1), cond)["params"]
 
 
 def random_params(model, shape=SHAPE, seed=0):
@@ -63,22 +66,22 @@ def stacked(params, wanted):
 @functools.cache
 def compiled(**options):
     """(params, x, time, cond, keys) -> images, of the tiny model with these options."""
-    model = Model(**dict(classes=CLASSES) | TINY | options)
+    model = Model(**dict(conditions=LABEL) | TINY | options)
     return jax.jit(lambda params, *args: model.apply({"params": params}, *args))
 
 
 @functools.cache
 def tiny_params(**options):
-    return random_params(Model(**dict(classes=CLASSES) | TINY | options))
+    return random_params(Model(**dict(conditions=LABEL) | TINY | options))
 
 
 @pytest.mark.parametrize(
-    ("classes", "options"),
-    [(CLASSES, dict(depth=1, class_tokens_from=0)), (None, dict(scan=True, dtype="bfloat16"))],
+    ("sizes", "options"),
+    [(LABEL, dict(depth=1, class_tokens_from=0)), ({}, dict(scan=True, dtype="bfloat16"))],
 )
-def test_is_zero_at_the_start(classes, options):
+def test_is_zero_at_the_start(sizes, options):
     """adaLN-zero and a zero head: training starts from the constant 0, whatever the input."""
-    model = Model(classes=classes, **TINY | options)
+    model = Model(conditions=sizes, **TINY | options)
     out, variables = jax.jit(model.init_with_output)(jax.random.key(0), *inputs())
     assert not out.any()
     kernels = [leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim > 1]
@@ -86,21 +89,21 @@ def test_is_zero_at_the_start(classes, options):
 
 
 @pytest.mark.parametrize(
-    ("shape", "classes", "options"),
+    ("shape", "sizes", "options"),
     [
-        ((4, 4, 3), 5, dict()),
-        ((8, 4, 1), 5, dict(patch=4, class_tokens_from=0)),
-        ((2, 6, 4), 5, dict(class_tokens=0, scan=True)),
-        ((6, 3, 3), None, dict(patch=3, remat="full", dtype="bfloat16")),
-        ((4, 4, 3), None, dict(size="S", width=None, heads=None)),
+        ((4, 4, 3), LABEL, dict()),
+        ((8, 4, 1), LABEL, dict(patch=4, class_tokens_from=0)),
+        ((2, 6, 4), LABEL, dict(class_tokens=0, scan=True)),
+        ((6, 3, 3), {}, dict(patch=3, remat="full", dtype="bfloat16")),
+        ((4, 4, 3), {}, dict(size="S", width=None, heads=None)),
     ],
 )
-def test_output_has_the_images_shape(shape, classes, options):
+def test_output_has_the_images_shape(shape, sizes, options):
     """Square or not, in float32 also where the matrix products are in bf16."""
-    model = Model(classes=classes, **TINY | options)
+    model = Model(conditions=sizes, **TINY | options)
     model.check(shape)
     x, time, cond = inputs(shape)
-    cond = cond if classes else {}
+    cond = cond if sizes else {}
     out = jax.eval_shape(model.init_with_output, jax.random.key(0), x, time, cond)[0]
     assert (out.shape, out.dtype) == (x.shape, jnp.float32)
 
@@ -108,7 +111,7 @@ def test_output_has_the_images_shape(shape, classes, options):
 @pytest.mark.parametrize(("size", "published"), [("B", 131e6), ("L", 459e6), ("H", 953e6)])
 def test_sizes_are_the_published_ones(size, published):
     """Parameters of JiT-B/16, L/16 and H/16 (arXiv:2511.13720, table 4), to 1 %."""
-    model = Model(classes=1000, size=size, scan=True)
+    model = Model(conditions={"label": (1000,)}, size=size, scan=True)
     count = sum(leaf.size for leaf in jax.tree.leaves(param_shapes(model, (256, 256, 3))))
     assert abs(count / published - 1) < 0.01
 
@@ -117,7 +120,9 @@ def test_sizes_are_the_published_ones(size, published):
 def test_scanned_is_unrolled(start):
     """Rolling the blocks up is a choice of compilation: same parameters, stacked, same images."""
     params = tiny_params(class_tokens_from=start)
-    wanted = param_shapes(Model(classes=CLASSES, **TINY | dict(class_tokens_from=start, scan=True)))
+    wanted = param_shapes(
+        Model(conditions=LABEL, **TINY | dict(class_tokens_from=start, scan=True))
+    )
     rolled = stacked(params, wanted)
     assert jax.tree.map(jnp.shape, rolled) == jax.tree.map(jnp.shape, wanted)
     plain = compiled(class_tokens_from=start)(params, *inputs())
@@ -129,7 +134,7 @@ def test_scanned_is_unrolled(start):
 @functools.cache
 def gradient(**options):
     """Of a random projection of the images, with respect to all parameters."""
-    model = Model(classes=CLASSES, **TINY | DROPPED | options)
+    model = Model(conditions=LABEL, **TINY | DROPPED | options)
     params = random_params(model)
     weights = np.random.default_rng(1).standard_normal((3, *SHAPE))
     keys = jax.random.split(jax.random.key(0), 3)
@@ -158,7 +163,7 @@ def test_remat_changes_no_gradient(remat, options):
 
 def test_bfloat16_is_close_and_keeps_float32_parameters():
     """bf16 has 8 bits: matrix products are off by 0.4 %, and images by a few of these."""
-    shapes = param_shapes(Model(classes=CLASSES, **TINY | dict(dtype="bfloat16")))
+    shapes = param_shapes(Model(conditions=LABEL, **TINY | dict(dtype="bfloat16")))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     plain = compiled()(tiny_params(), *inputs())
     rounded = compiled(dtype="bfloat16")(tiny_params(), *inputs())
@@ -176,7 +181,7 @@ def without_blocks(params, numbers):
 def test_dropout_is_in_the_middle_half_of_the_blocks(scan):
     """Blocks 1 and 2 of 4, as in JiT: it changes the images through these and no others."""
     apply, params = compiled(scan=scan, **DROPPED), tiny_params(**DROPPED)
-    wanted = param_shapes(Model(classes=CLASSES, **TINY | DROPPED | dict(scan=scan)))
+    wanted = param_shapes(Model(conditions=LABEL, **TINY | DROPPED | dict(scan=scan)))
     keys = jax.random.split(jax.random.key(0), 3)
     for off, matters in (((1, 2), False), ((0, 2, 3), True), ((0, 1, 3), True)):
         some = stacked(without_blocks(params, off), wanted)
@@ -258,7 +263,7 @@ def test_every_input_matters_to_its_own_image_only(changed):
 def test_check_names_the_option(options, shape, message):
     """One line that starts with the key, before anything is compiled."""
     with pytest.raises(ValueError, match=f"^{message}"):
-        Model(classes=CLASSES, **TINY | options).check(shape)
+        Model(conditions=LABEL, **TINY | options).check(shape)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +273,7 @@ def test_check_names_the_option(options, shape, message):
 def test_check_refuses_what_cannot_be_built(options):
     """Whatever `check` lets through must initialise: else the error comes from deep inside JAX."""
     with pytest.raises(ValueError, match=f"^{next(iter(options))}: "):
-        Model(classes=CLASSES, **TINY | options).check(SHAPE)
+        Model(conditions=LABEL, **TINY | options).check(SHAPE)
 
 
 def test_patches_are_squares_row_by_row():
@@ -338,6 +343,18 @@ def test_attention_is_a_softmax(scale):
     np.testing.assert_allclose(found, wanted, atol=1e-5 * scale)
     for one, other in zip(slopes, wanted_slopes, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * scale)
+
+
+def test_attention_looks_where_the_mask_says():
+    """As if the other tokens were not there; with none to look at it is still a finite number."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 4, 3, 8, 7)).astype(np.float32)
+    mask = np.arange(7) % np.array([[1], [2], [5], [8]]) == 0
+    mask[3] = False
+    found = np.asarray(layers.attend(q, k, v, mask))
+    for b in range(3):
+        seen = [a[b : b + 1, ..., mask[b]] for a in (k, v)]
+        np.testing.assert_allclose(found[[b]], plain_attention(q[[b]], *seen), atol=1e-5)
+    assert np.isfinite(found[3]).all()
 
 
 def test_sincos_positions_are_maes():

@@ -61,7 +61,8 @@ def flax_params(state, heads):
         "head": dense(state, "final_layer.linear"),
     }
     if "y_embedder.embedding_table.weight" in state:
-        params["label"] = {"table": {"embedding": state["y_embedder.embedding_table.weight"]}}
+        table = {"embedding": state["y_embedder.embedding_table.weight"]}
+        params["conditions"] = {"label": {"table": table}}
     if "in_context_posemb" in state:
         params["class_positions"] = state["in_context_posemb"][0]
     depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
@@ -150,7 +151,8 @@ def flax_apply(model, params):
 def pair(shape, classes, scan=False, **options):
     """The two networks as functions of (x, time, label), ours with exactly its own parameters."""
     theirs = torch_model(shape, classes=classes, **options)
-    ours = vit.Model(classes=classes, scan=scan, **options)
+    sizes = {} if classes is None else {"label": (classes,)}
+    ours = vit.Model(conditions=sizes, scan=scan, **options)
     params = flax_params(theirs.state_dict(), options["heads"])
     if scan:
         has_tokens = classes is not None and options["class_tokens"]

@@ -3,25 +3,9 @@
 From the UCI repository (Alpaydin and Kaynak, 1998). 30 % are held out, the same for everyone.
 """
 
-import dataclasses
-
 import numpy as np
 
-from vitdiff_jax.data.pipeline import Dataset
-
-
-@dataclasses.dataclass(frozen=True)
-class InMemory:
-    """A `pipeline.Source` over arrays: images uint8 [N, H, W, C], labels int32 [N]."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return {"image": self.images[index], "label": self.labels[index]}
+from vitdiff_jax.data.pipeline import Dataset, InMemory
 
 
 def dataset(heldout: float = 0.3) -> Dataset:
@@ -39,5 +23,6 @@ def dataset(heldout: float = 0.3) -> Dataset:
         train=InMemory(images[train], labels[train]),
         heldout=InMemory(images[test], labels[test]),
         shape=(8, 8, 1),
-        class_names=tuple("0123456789"),
+        conditions={"label": tuple("0123456789")},
+        origin=f"scikit-learn's digits, {len(train)} to train on, {len(test)} held out",
     )

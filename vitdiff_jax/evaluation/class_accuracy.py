@@ -29,9 +29,9 @@ class Metric:
         self.heldout = self.classifier.score(_vectors(heldout["image"]), heldout["label"])
         self.right = self.count = 0
 
-    def update(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Count samples uint8 [N, H, W, C] drawn for labels [N]."""
-        self.right += int((self.classifier.predict(_vectors(images)) == labels).sum())
+    def update(self, images: np.ndarray, cond: dict[str, np.ndarray]) -> None:
+        """Count samples uint8 [N, H, W, C] drawn for the labels [N] in `cond`."""
+        self.right += int((self.classifier.predict(_vectors(images)) == cond["label"]).sum())
         self.count += len(images)
 
     def result(self) -> dict[str, float]:

@@ -1,45 +1,9 @@
-"""Fréchet distance between Gaussians fitted to pixels: FID's formula without a network.
-
-    |m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^(1/2))
-
-Pixels are in [-1, 1]; means and covariances (ddof 1) are float64. The root's trace comes from the
-eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric: no imaginary parts. For tiny images only.
-"""
+"""Fréchet distance in pixels: FID's formula without a network, see `frechet`. For tiny images."""
 
 import numpy as np
 
 from vitdiff_jax.data.pipeline import Dataset, stacked
-
-
-class Moments:
-    """Mean and covariance of vectors, accumulated in float64 without keeping the vectors."""
-
-    def __init__(self, size: int):
-        self.count, self.sum, self.outer = 0, np.zeros(size), np.zeros((size, size))
-
-    def update(self, images: np.ndarray) -> "Moments":
-        """Add images uint8 [N, H, W, C]; returns itself."""
-        vectors = images.reshape(len(images), -1) / 127.5 - 1
-        self.count += len(vectors)
-        self.sum += vectors.sum(0)
-        self.outer += vectors.T @ vectors
-        return self
-
-    def gaussian(self) -> tuple[np.ndarray, np.ndarray]:
-        """(mean, covariance)."""
-        mean = self.sum / self.count
-        return mean, (self.outer - self.count * np.outer(mean, mean)) / (self.count - 1)
-
-
-def frechet_distance(
-    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]
-) -> float:
-    """The squared 2-Wasserstein distance of two Gaussians (mean [D], covariance [D, D])."""
-    (mean1, cov1), (mean2, cov2) = first, second
-    values, vectors = np.linalg.eigh(cov1)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov2 @ root), 0)).sum()
-    return float(((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * cross)
+from vitdiff_jax.evaluation.frechet import Moments, frechet_distance
 
 
 class Metric:
@@ -50,14 +14,14 @@ class Metric:
     def __init__(self, dataset: Dataset):
         """Fit the references."""
         size = int(np.prod(dataset.shape))
-        self.heldout = Moments(size).update(stacked(dataset.heldout)["image"]).gaussian()
-        train = Moments(size).update(stacked(dataset.train)["image"]).gaussian()
+        self.heldout = Moments(size).update(_vectors(stacked(dataset.heldout)["image"])).gaussian()
+        train = Moments(size).update(_vectors(stacked(dataset.train)["image"])).gaussian()
         self.floor = frechet_distance(train, self.heldout)
         self.samples = Moments(size)
 
-    def update(self, images: np.ndarray, labels: np.ndarray) -> None:
+    def update(self, images: np.ndarray, cond: dict[str, np.ndarray]) -> None:
         """Add samples uint8 [N, H, W, C]."""
-        self.samples.update(images)
+        self.samples.update(_vectors(images))
 
     def result(self) -> dict[str, float]:
         """The distance, and its floor: the training split's own distance to the held-out one."""
@@ -65,3 +29,7 @@ class Metric:
             "value": frechet_distance(self.samples.gaussian(), self.heldout),
             "floor": self.floor,
         }
+
+
+def _vectors(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1) / 127.5 - 1

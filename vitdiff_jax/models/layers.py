@@ -100,14 +100,16 @@ def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
     return (y * norm * scale + shift).astype(x.dtype)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Softmax attention; q, k, v and the result are [B, H, K, N].
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Softmax attention; q, k, v and the result are [B, H, K, N]; mask [B, N]: tokens to look at.
 
     The softmax is normalised after the product with the values: one division per output instead
     of one per pair of tokens.
     """
     scores = jnp.einsum("bhkn,bhkm->bhnm", q, k, preferred_element_type=jnp.float32)
     scores = scores / math.sqrt(q.shape[2])
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, -1e30)  # finite: all may be masked
     scores = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = scores.sum(-1)[:, :, None]  # [B, H, 1, N]
     out = jnp.einsum("bhnm,bhkm->bhkn", scores.astype(v.dtype), v)
@@ -121,7 +123,7 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, angles: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         width = x.shape[-1]
         head_dim = width // self.heads
         # The published initialisation is Xavier on the fused [D, 3D] matrix; this is its variance.
@@ -139,7 +141,7 @@ class Attention(nn.Module):
             scale = self.param(f"{name}_norm", nn.initializers.ones, (head_dim,))
             return norm_rotate(project(name), scale, angles).astype(self.dtype)
 
-        y = attend(turned("q"), turned("k"), project("v"))
+        y = attend(turned("q"), turned("k"), project("v"), mask)
         init = nn.initializers.xavier_uniform(in_axis=(0, 1), out_axis=2)
         kernel = self.param("out_kernel", init, (self.heads, head_dim, width))
         bias = self.param("out_bias", zeros, (width,))

@@ -6,7 +6,8 @@ Each block is h += gate * Attention(mod(RMSNorm(h))), then the same with a SwiGL
 where mod(y) = y (1 + scale) + shift and the shifts, scales and gates come from the sum of the time
 and class embeddings through a layer that starts at zero (adaLN-zero): the network begins as the
 constant 0. From block `class_tokens_from` on, `class_tokens` copies of the class embedding stand
-before the patches ("in-context" conditioning); they are cut off before the head.
+before the patches ("in-context" conditioning); they are cut off before the head. Attributes are
+added to the class embedding; the tokens of a text stand before the patches too.
 """
 
 import functools
@@ -16,7 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vitdiff_jax.models import layers
+from vitdiff_jax.models import conditions, layers
+from vitdiff_jax.models.conditions import Sizes
 
 SIZES = {  # B, L and H are the paper's; S has the dimensions of DiT-S
     "S": dict(width=384, depth=12, heads=6, bottleneck=128, class_tokens_from=4),
@@ -39,8 +41,11 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, h, layer, c, angles, keys):
-        """`layer` is (index, dropout rate) of this block; `keys` [B] or None for no dropout."""
+    def __call__(self, h, layer, c, angles, mask, keys):
+        """`layer` is (index, dropout rate) of this block; `keys` [B] or None for no dropout.
+
+        mask [B, N] or None: the tokens to look at.
+        """
         index, rate = layer
 
         def drop(site):
@@ -58,23 +63,24 @@ class Block(nn.Module):
             mod(nn.silu(c))[:, None], 6, -1
         )  # [B, 1, D] each
         attention = layers.Attention(self.heads, self.dtype, name="attention")
-        h = h + gate1 * drop(0)(attention(norm(h, shift1, scale1, "norm1"), angles))
+        h = h + gate1 * drop(0)(attention(norm(h, shift1, scale1, "norm1"), angles, mask))
         feed_forward = layers.SwiGLU(self.hidden, self.dtype, name="feed_forward")
         h = h + gate2 * feed_forward(norm(h, shift2, scale2, "norm2"), drop(1))
         return h, None
 
 
 class Model(nn.Module):
-    """The denoiser. `classes` comes from the data set (None: unconditional); the rest is config.
+    """The denoiser. `conditions` comes from the data set ({}: unconditional), see `conditions.py`.
 
     size: S, B, L or H; width, depth, heads, bottleneck and class_tokens_from replace its values.
     dropout: rate in the middle half of the blocks (JiT-H trains with 0.2).
     dtype: of the matrix products, "float32" or "bfloat16"; parameters are always float32.
     scan: roll the blocks into one compiled body: faster to compile, slower to run on a TPU.
     remat: "none", "full" or "dots": how much of a block the backward pass computes again.
+    text_width, text_depth: of the text encoder that is trained along, where there is text.
     """
 
-    classes: int | None
+    conditions: Sizes
     size: str = "B"
     patch: int = 16
     width: int | None = None
@@ -88,6 +94,8 @@ class Model(nn.Module):
     dtype: str = "float32"
     scan: bool = False
     remat: str = "none"
+    text_width: int = 256
+    text_depth: int = 4
 
     def dim(self, name: str) -> int:
         """A dimension: as given, else that of the size."""
@@ -103,7 +111,7 @@ class Model(nn.Module):
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is none of {', '.join(choices)}")
-        counts = ("patch", "width", "depth", "heads", "bottleneck")
+        counts = ("patch", "width", "depth", "heads", "bottleneck", "text_width", "text_depth")
         least = dict.fromkeys(counts, 1) | dict(class_tokens=0, class_tokens_from=0)
         for name, bound in least.items():
             value = self.dim(name) if name in SIZES[self.size] else getattr(self, name)
@@ -130,7 +138,7 @@ class Model(nn.Module):
     def __call__(
         self, x: jax.Array, time: jax.Array, cond: dict, keys: jax.Array | None = None
     ) -> jax.Array:
-        """x [B, H, W, C], time [B], cond {"label": [B], -1 for none} -> float32 [B, H, W, C].
+        """x [B, H, W, C], time [B], cond (see `conditions.py`) -> float32 [B, H, W, C].
 
         keys [B] switch dropout on (training); None switches it off.
         """
@@ -139,17 +147,17 @@ class Model(nn.Module):
         dim, dtype = self.dim("width"), jnp.dtype(self.dtype)
 
         c = layers.TimeEmbedding(dim, dtype, name="time")(time)
-        prefix = None
-        if self.classes is not None:
-            label = layers.LabelEmbedding(self.classes, dim, name="label")(cond["label"])
-            c = c + label.astype(dtype)
-            if self.class_tokens:
-                position = self.param(
-                    "class_positions", layers.small_normal, (self.class_tokens, dim)
-                )
-                prefix = (label[:, None] + position).astype(dtype)  # [B, class_tokens, D]
+        embed = conditions.Embedding(
+            self.conditions, dim, dtype, self.text_width, self.text_depth, name="conditions"
+        )
+        vector, tokens, mask = embed(cond)
+        if vector is not None:
+            c = c + vector.astype(dtype)
+        prefix, mask = self._prefix(vector, tokens, mask, rows * cols)
 
-        h = layers.patchify(x, self.patch).astype(dtype)  # [B, N, p*p*C]
+        h = layers.patchify(conditions.with_hint(x, cond), self.patch).astype(
+            dtype
+        )  # [B, N, p*p*C]
         h = layers.Dense(
             self.dim("bottleneck"), use_bias=False, kernel_init=layers.xavier, dtype=dtype,
             name="bottleneck_in",
@@ -158,15 +166,15 @@ class Model(nn.Module):
         h = h + layers.sincos_positions(rows, cols, dim).astype(dtype)  # [B, N, D]
 
         depth, start = self.dim("depth"), self.dim("class_tokens_from")
-        if prefix is None:
-            start = depth
+        start = depth if prefix is None else min(start, depth)
         angles = layers.rotary_angles(rows, cols, dim // self.dim("heads"))
-        h = self._blocks(h, range(0, min(start, depth)), c, angles, keys)
+        h = self._blocks(h, range(0, start), c, angles, None, keys)
         if prefix is not None and start < depth:
-            angles = jnp.pad(angles, ((0, 0), (self.class_tokens, 0)))
-            h = jnp.concatenate([prefix, h], 1)  # [B, class_tokens + N, D]
-            h = self._blocks(h, range(start, depth), c, angles, keys)
-            h = h[:, self.class_tokens :]
+            count = prefix.shape[1]
+            angles = jnp.pad(angles, ((0, 0), (count, 0)))
+            h = jnp.concatenate([prefix, h], 1)  # [B, count + N, D]
+            h = self._blocks(h, range(start, depth), c, angles, mask, keys)
+            h = h[:, count:]
 
         mod = layers.Dense(2 * dim, kernel_init=layers.zeros, dtype=dtype, name="head_mod")
         shift, scale = jnp.split(mod(nn.silu(c))[:, None], 2, -1)
@@ -177,7 +185,20 @@ class Model(nn.Module):
         )(h)
         return layers.unpatchify(out.astype(jnp.float32), self.patch, height, width)
 
-    def _blocks(self, h, layer_range, c, angles, keys):
+    def _prefix(self, vector, tokens, mask, patches):
+        """What stands before the patches, [B, M, D] or None, and its and their mask, or None."""
+        parts = []
+        if self.class_tokens and ("label" in self.conditions or "attributes" in self.conditions):
+            shape = (self.class_tokens, self.dim("width"))
+            position = self.param("class_positions", layers.small_normal, shape)
+            parts.append((vector[:, None] + position).astype(self.dtype))  # [B, class_tokens, D]
+        if tokens is not None:
+            before = sum(part.shape[1] for part in parts)
+            mask = jnp.pad(mask, ((0, 0), (before, patches)), constant_values=True)
+            parts.append(tokens)
+        return (jnp.concatenate(parts, 1) if parts else None), mask
+
+    def _blocks(self, h, layer_range, c, angles, mask, keys):
         """Run blocks `layer_range` on h, unrolled or as one scanned body."""
         depth = self.dim("depth")
         index = jnp.array(layer_range)
@@ -192,14 +213,14 @@ class Model(nn.Module):
                 make,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(0, *[nn.broadcast] * 3),  # pyright: ignore[reportArgumentType]
+                in_axes=(0, *[nn.broadcast] * 4),  # pyright: ignore[reportArgumentType]
                 length=len(layer_range),
             )
         hidden = int(self.dim("width") * self.mlp_ratio * 2 / 3)
         make = functools.partial(make, self.dim("heads"), hidden, jnp.dtype(self.dtype))
         if self.scan and layer_range:
             name = f"blocks_{layer_range.start}_to_{layer_range.stop - 1}"
-            return make(name=name)(h, (index, rate), c, angles, keys)[0]
+            return make(name=name)(h, (index, rate), c, angles, mask, keys)[0]
         for i, number in enumerate(layer_range):
-            h, _ = make(name=f"block_{number}")(h, (index[i], rate[i]), c, angles, keys)
+            h, _ = make(name=f"block_{number}")(h, (index[i], rate[i]), c, angles, mask, keys)
         return h

@@ -1,0 +1,47 @@
+"""ImageNet's 1,281,167 photographs of 1,000 classes (ILSVRC 2012), through TFDS.
+
+Its archives have to be fetched by a person with an account; 50,000 validation images are held out.
+"""
+
+from vitdiff_jax.data import images, tfds_images
+from vitdiff_jax.data.pipeline import Dataset
+
+TFDS = tfds_images.Tfds(
+    name="imagenet2012",
+    train="train",
+    heldout="validation",
+    read=lambda example: (example["image"], {"label": int(example["label"])}),
+    archives=("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
+    home="https://image-net.org/download-images",
+    fetched=False,
+)
+
+
+def dataset(
+    data_dir: str | None = None,
+    size: int = 256,
+    random_area: float = 0.0,
+    flip: bool = True,
+    cache: bool = False,
+    max_broken: float = 0.001,
+) -> Dataset:
+    """ImageNet with class labels, named by their WordNet numbers.
+
+    data_dir: of TFDS; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    size: height and width. random_area: 0 for ADM's centre crop, else the least share of the area
+    that a random crop keeps. flip: mirror half of the images in training.
+    cache: read resized pixels that --mode=prepare has written. max_broken: the share of images
+    that may turn out undecodable before training stops.
+    """
+    return tfds_images.dataset(
+        TFDS,
+        conditions=lambda builder: {"label": tuple(builder.info.features["label"].names)},
+        annotate=lambda builder, split: images.label_only,
+        shape=(size, size, 3),
+        crop=images.crop_of(size, random_area),
+        crop_name="random" if random_area else "centre",
+        data_dir=data_dir,
+        flip=flip,
+        cache=cache,
+        max_broken=max_broken,
+    )

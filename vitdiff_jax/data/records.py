@@ -1,0 +1,210 @@
+"""Pictures by number from files that give random access: TFDS's array_record, and our cache.
+
+The cache holds the cropped and resized uint8 pixels of every good picture, so that small machines
+do not decode full photographs every epoch. A record is the pixels, then the facts as JSON.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from vitdiff_jax.data.images import Facts, Images, Records
+from vitdiff_jax.data.pipeline import DataError
+
+Say = Callable[[str], None]
+
+
+class NotPrepared(DataError):
+    """Data that is not there yet; `make(manual_dir, say)` is how `--mode=prepare` makes it."""
+
+    def __init__(self, missing: str, make: Callable[[pathlib.Path | None, Say], None]):
+        super().__init__(f"{missing}: run the same config once with --mode=prepare")
+        self.missing, self.make = missing, make
+
+
+class TfdsRecords:
+    """A split of a TFDS data set prepared as array_record, read without TensorFlow.
+
+    builder: from `tfds.builder_from_directory`. read: (TFDS example) -> (encoded picture, facts).
+    """
+
+    def __init__(self, builder, split: str, read: Callable[[dict], tuple[bytes, Facts]]):
+        import tensorflow_datasets as tfds
+
+        if split not in builder.info.splits:
+            raise DataError(
+                f"{builder.data_dir}: has no split {split}; delete it and prepare again"
+            )
+        decoders: Any = {"image": tfds.decode.SkipDecoding()}
+        self._source = builder.as_data_source(split, decoders=decoders, file_format="array_record")
+        self._read = read
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index):
+        image, facts = self._read(read_record(self._source, index))
+        return image, facts | {"index": index}
+
+
+class CachedRecords:
+    """A cache folder: `images.array_record` and `cache.json`."""
+
+    def __init__(self, folder: pathlib.Path):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        try:
+            about = json.loads((folder / "cache.json").read_text())
+            self._source = ArrayRecordDataSource(str(folder / "images.array_record"))
+            self._shape, self._count = tuple(about["shape"]), about["count"]
+            if len(self._source) != self._count:
+                raise ValueError(f"{len(self._source)} images instead of {self._count}")
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{folder}: damaged cache ({error}); delete it and prepare again"
+            ) from error
+        self._bytes = int(np.prod(self._shape))
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, index):
+        record = read_record(self._source, index)
+        pixels = np.frombuffer(record, np.uint8, self._bytes).reshape(self._shape)
+        return pixels, json.loads(record[self._bytes :])
+
+
+def read_record(source: Any, index: int) -> Any:
+    """A record of an array_record file; a damaged one is an OSError, as a broken picture is."""
+    try:
+        return source[index]
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+
+
+def with_list(make: Callable[..., Images], records: Records, path: pathlib.Path) -> Images:
+    """Images of these records without those that the list of broken ones at `path` names.
+
+    More than the share `max_broken` of such is a DataError.
+    """
+    if not path.is_file():
+        return make(records, list_missing=path)
+    try:
+        listed = set(map(int, json.loads(path.read_text())["broken"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({error}); delete it and prepare again") from error
+    images = make(records)
+    if len(listed) > images.max_broken * len(records):
+        raise DataError(
+            f"{images.name}: {len(listed)} of {len(records)} images cannot be decoded, more than"
+            f" the share config.data.max_broken={images.max_broken}; {path} says why; repair the"
+            " data, delete that list and prepare again"
+        )
+    return make(records, listed=listed)
+
+
+def open_cache(folder: pathlib.Path, images: Images) -> "CachedRecords":
+    """The cache of `images`; NotPrepared where there is none."""
+    if (folder / "cache.json").is_file():
+        return CachedRecords(folder)
+
+    def make(manual, say):
+        say(f"writing the cache {folder}")
+        write_cache(folder, images, say)
+
+    raise NotPrepared(f"there is no cache {folder}", make)
+
+
+def write_cache(folder: pathlib.Path, images: Images, say: Say) -> None:
+    """Write the good pictures of `images` into a cache folder, whole or not at all."""
+    # Groups of one, not compressed: a record is read alone, and pixels hardly shrink.
+    files = ("images.array_record", "cache.json")
+    with written(folder, *files, "group_size:1,uncompressed") as (write, about):
+
+        def use(pixels, facts):
+            write(pixels.tobytes() + json.dumps(facts).encode())
+            about.update(shape=pixels.shape, count=about["count"] + 1)
+
+        about.update(images=images.name, shape=None, count=0)
+        write_list(images, scan(images, say, use), say)
+
+
+@contextlib.contextmanager
+def written(
+    folder: pathlib.Path, records: str, about: str, options: str
+) -> Iterator[tuple[Callable[[bytes], None], dict[str, Any]]]:
+    """Write a folder with an array_record file and a JSON file, whole or not at all.
+
+    Gives a function that takes a record, and the dict for the JSON file, to be filled.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    def attempt(action, *arguments):
+        try:
+            return action(*arguments)
+        except RuntimeError as error:  # how array_record says that the disk is full
+            raise DataError(f"{folder}: cannot be written: {error}") from error
+
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a preparation that was killed
+    partial.mkdir(parents=True)
+    try:
+        writer = attempt(ArrayRecordWriter, str(partial / records), options)
+        facts: dict[str, Any] = {}
+        yield lambda record: attempt(writer.write, record), facts
+        attempt(writer.close)
+        (partial / about).write_text(json.dumps(facts))
+        shutil.rmtree(folder, ignore_errors=True)  # without its JSON file, or it would be in use
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def scan(
+    images: Images, say: Say, use: Callable[[np.ndarray, Facts], None] = lambda *_: None
+) -> dict[int, str]:
+    """Decode every picture once, in order, on all cores: {number: reason} of the broken ones.
+
+    use: is given the pixels and facts of each good one.
+    """
+    total, said = len(images), time.monotonic()
+
+    def decode(i):
+        try:
+            return images.pixels(int(images.good[i]))
+        except (ValueError, OSError) as error:
+            return " ".join(str(error).split())
+
+    threads = os.cpu_count() or 1
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16 * threads)
+    found = grain.MapDataset.range(total).map(decode).to_iter_dataset(options)
+    broken = {}
+    for i, result in enumerate(found):
+        if time.monotonic() > said + 10:
+            said = time.monotonic()
+            say(f"{images.name}: {i:,} of {total:,}")
+        if isinstance(result, str):
+            broken[int(images.good[i])] = result
+        else:
+            use(*result)
+    return broken
+
+
+def write_list(images: Images, broken: dict[int, str], say: Say) -> None:
+    """Write the list of broken pictures, if there is none yet, whole or not at all."""
+    path = images.list_missing
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({"broken": list(broken), "reasons": list(broken.values())}))
+        os.replace(partial, path)
+        if broken:
+            say(f"{len(broken):,} of {len(images):,} cannot be decoded, {path} says why: left out")

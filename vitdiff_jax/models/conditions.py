@@ -1,0 +1,172 @@
+"""What a network is told besides x_t and t: one mechanism for classes, attributes, text, images.
+
+`cond` is a dict of arrays, each with a value that means "not told" and that training puts in place
+of the true one now and then, so that guidance (arXiv:2207.12598) has its unconditional half:
+
+    label      int [B]             a class                                          not told: -1
+    attributes int [B, K]          1 has it, 0 has it not, -1 not told, each for itself
+    text       int [B, L]          UTF-8 bytes, -1 after the end                    not told: -1
+    embedding  float [B, L, W]     a frozen text encoder's vectors, 0 after the end not told: 0
+    hint       float [B, H, W, C]  an image, as more input channels                 not told: 0
+
+`sizes` says which of them a model has, and their static sizes: {"label": (1000,), "text": (128,)}.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vitdiff_jax.models import layers
+
+Cond = dict[str, jax.Array]
+Sizes = Mapping[str, tuple[int, ...]]
+
+NOT_TOLD = {"label": -1, "attributes": -1, "text": -1, "embedding": 0, "hint": 0}
+BYTES_PER_TOKEN = 4
+
+
+def sizes_of(conditions: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """`sizes` from a data set's description of its conditions, see `data.pipeline.Dataset`."""
+    make = {
+        "label": lambda names: (len(names),),
+        "attributes": lambda names: (len(names),),
+        "text": lambda length: (length,),
+        "embedding": lambda about: (about["length"], about["width"]),
+        "hint": lambda channels: (channels,),
+    }
+    return {name: make[name](value) for name, value in conditions.items()}
+
+
+def not_told(cond: Cond) -> Cond:
+    """The same conditions, none of them told."""
+    return {name: jnp.full_like(value, NOT_TOLD[name]) for name, value in cond.items()}
+
+
+def blank(sizes: Sizes, batch: int, height: int, width: int) -> Cond:
+    """Conditions for a batch of images of this height and width, none of them told."""
+    shapes = {
+        "label": (), "attributes": sizes.get("attributes", ()), "text": sizes.get("text", ()),
+        "embedding": sizes.get("embedding", ()), "hint": (height, width, *sizes.get("hint", ())),
+    }  # fmt: skip
+    kinds = {"label": jnp.int32, "attributes": jnp.int8, "text": jnp.int16}
+    return {
+        name: jnp.full((batch, *shapes[name]), NOT_TOLD[name], kinds.get(name, jnp.float32))
+        for name in sizes
+    }
+
+
+def drop(cond: Cond, keys: jax.Array, rate: float) -> Cond:
+    """Leave conditions out at random, by one key per example [B].
+
+    All of them together with probability `rate`; where there are several, also each alone.
+    """
+    together = jax.vmap(jax.random.uniform)(keys) < rate
+
+    def dropped(i):
+        if len(cond) == 1:
+            return together
+        alone = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, i)))(keys)
+        return together | (alone < rate)
+
+    blank_cond = not_told(cond)
+    return {
+        name: jnp.where(dropped(i).reshape(-1, *[1] * (value.ndim - 1)), blank_cond[name], value)
+        for i, (name, value) in enumerate(sorted(cond.items()))
+    }
+
+
+def with_hint(x: jax.Array, cond: Cond) -> jax.Array:
+    """Images [B, H, W, C] with the channels of the hint after their own, where there is one."""
+    return jnp.concatenate([x, cond["hint"]], -1) if "hint" in cond else x
+
+
+class Embedding(nn.Module):
+    """Conditions as (vector [B, D], tokens [B, M, D], mask [B, M]), None for what there is not.
+
+    The vector is the sum of label, attributes and the mean of the text; the tokens are the text's,
+    where the mask is True.
+    """
+
+    sizes: Sizes
+    width: int
+    dtype: jnp.dtype
+    text_width: int = 256
+    text_depth: int = 4
+
+    @nn.compact
+    def __call__(self, cond: Cond):
+        vectors, tokens, mask = [], None, None
+        if "label" in self.sizes:
+            label = layers.LabelEmbedding(self.sizes["label"][0], self.width, name="label")
+            vectors.append(label(cond["label"]))
+        if "attributes" in self.sizes:
+            vectors.append(AttributeEmbedding(self.width, name="attributes")(cond["attributes"]))
+        for name in ("text", "embedding"):
+            if name not in self.sizes:
+                continue
+            if name == "text":
+                encoder = TextEncoder(self.text_width, self.text_depth, self.dtype, name="text")
+                found, here = encoder(cond["text"])
+            else:
+                found, here = cond["embedding"], jnp.any(cond["embedding"] != 0, -1)
+            found = layers.modulate(found.astype(self.dtype), jnp.ones(()), jnp.zeros(()))
+            found = layers.Dense(self.width, dtype=self.dtype, name=f"{name}_out")(found)
+            tokens = found if tokens is None else jnp.concatenate([tokens, found], 1)  # [B, M, D]
+            mask = here if mask is None else jnp.concatenate([mask, here], 1)  # [B, M]
+        if tokens is not None:
+            weight = mask / jnp.maximum(mask.sum(1, keepdims=True), 1)
+            vectors.append(jnp.einsum("bm,bmd->bd", weight, tokens.astype(jnp.float32)))
+        return sum(vectors[1:], vectors[0]) if vectors else None, tokens, mask
+
+
+class AttributeEmbedding(nn.Module):
+    """Attributes [B, K] (1, 0, or -1 for not told) to a vector [B, width]: each adds its own."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, attributes: jax.Array) -> jax.Array:
+        count = attributes.shape[-1]
+        table = self.param("table", layers.small_normal, (2 * count, self.width))
+        told = jnp.concatenate([attributes == 1, attributes == 0], -1)  # [B, 2K]
+        return told.astype(jnp.float32) @ table
+
+
+class TextEncoder(nn.Module):
+    """Bytes [B, L] to tokens [B, L/4, width] and their mask: a small Transformer, trained along.
+
+    A strided convolution makes a token of four bytes and their neighbours before the blocks, as
+    CANINE does (arXiv:2103.06874): no vocabulary, and a quarter of the length.
+    """
+
+    width: int
+    depth: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, text: jax.Array) -> tuple[jax.Array, jax.Array]:
+        here = text >= 0
+        h = nn.Embed(256, self.width, embedding_init=layers.small_normal, name="bytes")(
+            jnp.maximum(text, 0)
+        )
+        h = jnp.where(here[..., None], h, 0).astype(self.dtype)  # [B, L, D]
+        stride = BYTES_PER_TOKEN
+        h = nn.Conv(self.width, (2 * stride,), (stride,), dtype=self.dtype, name="merge")(h)
+        mask = here.reshape(len(text), -1, stride).any(-1)  # [B, L/4]
+        h = h + self.param("positions", layers.small_normal, h.shape[1:]).astype(self.dtype)
+        heads = max(1, self.width // 64)
+        angles = jnp.zeros((self.width // heads // 2, h.shape[1]))
+
+        def norm(y, name):
+            weight = self.param(name, nn.initializers.ones, (self.width,))
+            return layers.modulate(y, weight, jnp.zeros(()))
+
+        for i in range(self.depth):
+            attention = layers.Attention(heads, self.dtype, name=f"attention_{i}")
+            h = h + attention(norm(h, f"norm1_{i}"), angles, mask)
+            feed_forward = layers.SwiGLU(self.width * 8 // 3, self.dtype, name=f"feed_forward_{i}")
+            h = h + feed_forward(norm(h, f"norm2_{i}"))
+        return h, mask

@@ -1,0 +1,47 @@
+"""`--mode=prepare`: whatever the config's data set needs before it can be read, once.
+
+Builds TFDS data sets, writes the lists of undecodable images, the cache (config.data.cache=True)
+and text embeddings. It can be interrupted and run again: what is whole is kept.
+"""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from vitdiff_jax import experiment, logs
+from vitdiff_jax.config import ConfigError
+from vitdiff_jax.data.images import Images
+from vitdiff_jax.data.pipeline import DataError
+from vitdiff_jax.data.records import NotPrepared, scan, write_list
+
+
+def main(
+    config: ConfigDict | None, workdir: pathlib.Path, *, manual: pathlib.Path | None = None
+) -> None:
+    """Prepare config.data. --manual: the folder with archives that a person has fetched."""
+    if config is None:
+        raise ConfigError("--config: needed to prepare its data")
+    if manual is not None and not manual.is_dir():
+        raise ConfigError(f"--manual: there is no folder {manual}")
+    made = set()
+    while True:
+        try:
+            dataset = experiment.dataset(config)
+        except NotPrepared as error:
+            if error.missing in made:
+                raise DataError(f"{error.missing}, although it was prepared just now") from error
+            made.add(error.missing)
+            logs.say(error.missing)
+            error.make(manual, logs.say)
+            continue
+        unlisted = [
+            images
+            for images in (dataset.train, dataset.heldout)
+            if isinstance(images, Images) and images.list_missing
+        ]
+        for images in unlisted:
+            logs.say(f"decoding {images.name} once, to list what cannot be decoded")
+            write_list(images, scan(images, logs.say), logs.say)
+        if not unlisted:
+            break
+    logs.say(f"ready: {dataset.origin}")
