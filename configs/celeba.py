@@ -10,12 +10,14 @@ after 500,000 steps of 128 (arXiv:2209.12152). Not yet run here; hardware and ho
 measured. celeba.py:small is for a laptop, not yet run.
 """
 
+from typing import Any
+
 
 def get_config(variant=""):
     """JiT's recipe (arXiv:2511.13720) with U-ViT's batch, rate and number of images."""
     if variant not in ("", "small"):
         raise ValueError(f"no variant {variant!r}, only small")
-    config = dict(
+    config: dict[str, Any] = dict(
         data=dict(name="celeba", size=64, crop="128", hide=0.5),
         model=dict(name="vit", size="S", patch=4, bottleneck=48, dtype="bfloat16"),
         diffusion=dict(

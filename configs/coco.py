@@ -11,12 +11,14 @@ U-ViT reaches FID 5.48 with CLIP and latents (arXiv:2209.12152). Not yet run her
 hours: not yet measured. coco.py:small is for a laptop: 64 px, not yet run.
 """
 
+from typing import Any
+
 
 def get_config(variant=""):
     """JiT's recipe (arXiv:2511.13720), with U-ViT's batch and number of images."""
     if variant not in ("", "small"):
         raise ValueError(f"no variant {variant!r}, only small")
-    config = dict(
+    config: dict[str, Any] = dict(
         data=dict(name="coco", version="captions", size=256, text="bytes", length=128),
         model=dict(name="vit", size="B", patch=16, text_width=256, text_depth=4, dtype="bfloat16"),
         diffusion=dict(

@@ -9,12 +9,14 @@ images give it fewer steps and more dropout, and watch the pictures of copies th
 in samples/. folder.py: not yet run at full length. folder.py:small, for a laptop, is 64 px.
 """
 
+from typing import Any
+
 
 def get_config(variant=""):
     """A model that a few thousand images do not overfit at once."""
     if variant not in ("", "small"):
         raise ValueError(f"no variant {variant!r}, only small")
-    config = dict(
+    config: dict[str, Any] = dict(
         data=dict(name="folder", size=256),
         model=dict(name="vit", size="B", patch=16, dropout=0.1, dtype="bfloat16"),
         diffusion=dict(

@@ -8,6 +8,8 @@ parameters, batch 1024, 200 epochs, FID 4.37 with guidance. Not yet run here; ha
 not yet measured. imagenet.py:small is for a laptop: 64 px, 9 million parameters, not yet run.
 """
 
+from typing import Any
+
 EPOCH = 1_281_167 / 1024  # steps
 
 
@@ -15,7 +17,7 @@ def get_config(variant=""):
     """The authors' settings; their time runs the other way, so t = sigmoid(0.8 n + 0.8)."""
     if variant not in ("", "small"):
         raise ValueError(f"no variant {variant!r}, only small")
-    config = dict(
+    config: dict[str, Any] = dict(
         data=dict(name="imagenet", size=256),
         model=dict(name="vit", size="B", patch=16, dtype="bfloat16"),
         diffusion=dict(

@@ -8,6 +8,8 @@ JiT's recipe (arXiv:2511.13720) at the size at which U-ViT-L/4 reaches FID 4.26 
 here; hardware and hours: not yet measured. imagenet64.py:small is for a laptop, not yet run.
 """
 
+from typing import Any
+
 EPOCH = 1_281_167 / 1024  # steps
 
 
@@ -15,7 +17,7 @@ def get_config(variant=""):
     """As imagenet.py, with smaller patches; a 64 px image has as many tokens as a 256 px one."""
     if variant not in ("", "small"):
         raise ValueError(f"no variant {variant!r}, only small")
-    config = dict(
+    config: dict[str, Any] = dict(
         data=dict(name="imagenet", size=64),
         model=dict(name="vit", size="B", patch=4, bottleneck=48, dtype="bfloat16"),
         diffusion=dict(

@@ -61,6 +61,7 @@ def test_no_wish_is_the_classes_in_turn():
         ("-Male", [-1, 0, -1]),
         ("Young,-Male", [-1, 0, 1]),
         (" Young , -Smiling ,", [0, -1, 1]),
+        ("- Male", [-1, 0, -1]),
         ("", [-1, -1, -1]),
         (None, [-1, -1, -1]),
     ],
@@ -107,6 +108,9 @@ def test_everything_at_once():
         (EVERYTHING, dict(label="dg"), "label: there is no class 'dg'; did you mean dog?"),
         (EVERYTHING, dict(label="zebra\n"), r"label: there is no class 'zebra\n'"),
         (EVERYTHING, dict(label=[1, 2, 3]), "label: 3 values for 2 images"),
+        (EVERYTHING, dict(label=2.7), "label: there is no class 2.7"),
+        (EVERYTHING, dict(label=[None, 1]), "label: there is no class None"),
+        (EVERYTHING, dict(prompt=[]), "prompt: 0 values for 2 images"),
         (
             EVERYTHING,
             dict(attributes="Young,-Smilling"),
@@ -150,14 +154,14 @@ class Captioned:
 
 
 def test_examples_in_turn():
-    """Held-out captions and attributes go round together; classes go round as they do alone."""
+    """What belongs together stays together: a caption comes with its own label and attributes."""
     conditions = {"attributes": ("odd",), "text": 4, "label": NAMES}
     dataset = Dataset(Captioned(), Captioned(), (2, 2, 1), conditions)
     found = prompts.of_examples(dataset, 5)
     assert list(found) == list(conditions)  # no images
     assert found["text"][:, 0].tolist() == [ord(digit) for digit in "01201"]
     assert found["attributes"].tolist() == [[0], [1], [0], [0], [1]]
-    assert found["label"].tolist() == [0, 1, 2, 3, 0]
+    assert found["label"].tolist() == [0, 1, 2, 0, 1]
     assert prompts.of_examples(dataset, 2)["text"][:, 0].tolist() == [ord("0"), ord("1")]
     for name, values in prompts.of_examples(dataset, 2, first=3).items():  # a later batch of these
         np.testing.assert_array_equal(values, found[name][3:], strict=True)

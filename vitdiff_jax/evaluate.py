@@ -18,6 +18,8 @@ from vitdiff_jax.config import ConfigError
 def evaluate(model: sample.Trained, config: ConfigDict) -> dict[str, dict[str, float]]:
     """The results of config.evaluate.metrics on config.evaluate.images samples."""
     dataset = experiment_lib.dataset(config)
+    known = model.experiment
+    sample.check_data({"shape": known.shape, "conditions": known.conditions}, dataset)
     metrics = []
     for name in config.evaluate.metrics:
         make = config_lib.find(config_lib.METRICS, "config.evaluate.metrics", name)

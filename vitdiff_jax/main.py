@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(WRONG, error)
     except (CheckpointError, DataError, TrainingError) as error:
         return _fail(FAILED, error)
+    except KeyboardInterrupt:  # training has a handler of its own
+        return _fail(FAILED, "interrupted; the same command may be run again")
     except OSError as error:
         return _fail(FAILED, f"{error.filename}: {error.strerror}" if error.filename else error)
     return STOPPED if result == STOPPED_RUN else 0

@@ -1,6 +1,7 @@
 """What a user asks for (a class, a prompt, attributes) as the arrays that a model takes."""
 
 import difflib
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,11 +44,11 @@ def ask(
             numbers = [_class(item, names) for item in _each("label", label, n)]
         found["label"] = np.asarray(numbers, np.int32)
     if "attributes" in conditions:
-        wishes = _each("attributes", attributes or "", n)
+        wishes = _each("attributes", "" if attributes is None else attributes, n)
         found["attributes"] = np.stack(
             [_attributes(str(wish), conditions["attributes"]) for wish in wishes]
         )
-    texts = [str(item) for item in _each("prompt", prompt or "", n)]
+    texts = [str(item) for item in _each("prompt", "" if prompt is None else prompt, n)]
     if "text" in conditions:
         found["text"] = np.stack([text.to_bytes(item, conditions["text"]) for item in texts])
     if "embedding" in conditions:
@@ -58,16 +59,15 @@ def ask(
 def of_examples(dataset: pipeline.Dataset, n: int, first: int = 0) -> Cond:
     """Conditions of images first, ..., first + n - 1 of a series for looking and measuring.
 
-    The classes in turn; what else there is from held-out examples in turn.
+    Those of held-out examples in turn; of a data set with labels alone, the classes in turn.
     """
     numbers = np.arange(first, first + n)
-    found = {}
-    if set(dataset.conditions) - {"label"}:
-        examples = [dataset.heldout.example(int(i)) for i in numbers % len(dataset.heldout)]
-        found = {name: np.stack([e[name] for e in examples]) for name in dataset.conditions}
-    if dataset.classes:
-        found["label"] = (numbers % dataset.classes).astype(np.int32)
-    return found
+    if list(dataset.conditions) == ["label"]:
+        return {"label": (numbers % len(dataset.conditions["label"])).astype(np.int32)}
+    if not dataset.conditions:
+        return {}
+    examples = [dataset.heldout.example(int(i)) for i in numbers % len(dataset.heldout)]
+    return {name: np.stack([e[name] for e in examples]) for name in dataset.conditions}
 
 
 def _each(flag: str, value: Any, n: int) -> list:
@@ -84,8 +84,8 @@ def _class(label: int | str, names: Sequence[str]) -> int:
     if isinstance(label, str) and label in names:
         return names.index(label)
     try:
-        number = int(label)
-    except ValueError:
+        number = operator.index(int(label) if isinstance(label, str) else label)
+    except (ValueError, TypeError):
         raise ConfigError(f"label: there is no class {label!r}{_nearest(label, names)}") from None
     if not -1 <= number < len(names):
         raise ConfigError(f"label: {label} is not in -1 (none) to {len(names) - 1}")
@@ -96,7 +96,7 @@ def _attributes(wish: str, names: Sequence[str]) -> np.ndarray:
     """int8 [K] from "Smiling,-Male"."""
     found = np.full(len(names), -1, np.int8)
     for item in filter(None, (part.strip() for part in wish.split(","))):
-        name = item.removeprefix("-")
+        name = item.removeprefix("-").strip()
         if name not in names:
             raise ConfigError(
                 f"attributes: there is no {name!r}{_nearest(name, names)}; there are"

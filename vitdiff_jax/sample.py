@@ -5,8 +5,10 @@ in any batch, on any number of devices, and shows how one image changes over tra
 """
 
 import functools
+import json
 import pathlib
 import re
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,7 @@ from vitdiff_jax import config as config_lib
 from vitdiff_jax import logs, parallel, prompts
 from vitdiff_jax.checkpoint import CheckpointError, Checkpoints
 from vitdiff_jax.config import ConfigError
+from vitdiff_jax.data.pipeline import Dataset
 from vitdiff_jax.diffusion.process import guide
 from vitdiff_jax.evaluation import memorised
 from vitdiff_jax.experiment import Experiment, build, dataset, named, sampled_ema
@@ -144,6 +147,27 @@ def load(workdir: str | pathlib.Path, config: ConfigDict | None = None) -> Train
     return Trained(experiment, params, step, mesh)
 
 
+def meta_of(dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint says of the data that it was trained on, as JSON has it."""
+    return json.loads(json.dumps({"shape": dataset.shape, "conditions": dict(dataset.conditions)}))
+
+
+def check_data(meta: dict[str, Any], dataset: Dataset) -> None:
+    """Refuse data of another size, or with other classes, than a model was trained on."""
+    trained = json.loads(json.dumps({**meta, "conditions": dict(meta["conditions"])}))
+    for name, value in meta_of(dataset).items():
+        if value != trained[name]:
+            raise ConfigError(
+                f"config.data: has the {name} {_short(value)}, but the model was trained with"
+                f" {_short(trained[name])}; use the old data or another --workdir"
+            )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 200 else f"{text[:200]}..."
+
+
 def check_same(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Refuse a config that does not continue what the workdir holds, if it holds anything."""
     path = workdir / "config.json"
@@ -204,4 +228,5 @@ def main(
 
 def _slug(text: str) -> str:
     """A few words of a wish as a part of a file's name."""
-    return re.sub(r"[^\w,+-]+", "_", text)[:60]
+    words = re.sub(r"[^\w,+-]+", "_", text)
+    return words if len(words) < 60 else f"{words[:50]}-{zlib.crc32(text.encode()):08x}"

@@ -129,6 +129,7 @@ class Run:
             self.shapes,
             self.shardings,
         )
+        sample.check_data(self.checkpoints.meta(step), self.dataset)
         state = self.checkpoints.restore(step, target)
         logs.say(f"resuming at step {step} of {self.config.train.steps}")
         return state
@@ -196,8 +197,7 @@ class Run:
             )
 
     def _save(self, step: int, state: step_lib.TrainState) -> None:
-        meta = {"shape": self.dataset.shape, "conditions": dict(self.dataset.conditions)}
-        self.checkpoints.save(step, state, meta)
+        self.checkpoints.save(step, state, sample.meta_of(self.dataset))
 
     def _look(self, step: int, state: step_lib.TrainState, metrics: logs.Metrics, last: bool):
         """Held-out losses, a grid of samples, copies, at their intervals and at the end."""

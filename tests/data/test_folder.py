@@ -671,3 +671,12 @@ def test_train_and_sample_on_a_folder(photos, tmp_path, capsys, monkeypatch):
     assert (code, message) == (2, "label: there is no class 'dog'; did you mean dogs?")
     code, message = fails(capsys, *sampling, "--label=3")
     assert (code, message) == (2, "label: 3 is not in -1 (none) to 2")
+
+    draw(photos / "eels" / "0.png", seed=99)  # one class more: the same labels would mean others
+    before = tiny.files(workdir)
+    for mode in ([], ["--mode=evaluate", "--config.evaluate.metrics=('class_accuracy',)"]):
+        code, message = fails(capsys, *flags, *mode, "--config.train.steps=3")
+        assert code == 2
+        assert message.startswith("config.data: has the conditions {'label': ['bears', 'cats', ")
+        assert message.endswith("; use the old data or another --workdir")
+    assert tiny.files(workdir) == before | {"config.json": (workdir / "config.json").read_bytes()}

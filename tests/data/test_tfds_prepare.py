@@ -273,6 +273,19 @@ def test_tensorflow_is_missing(tmp_path, monkeypatch):
     assert not made.root.exists()
 
 
+def test_tensorflow_is_there_but_cannot_be_used(tmp_path):
+    """As where a library of it is missing: the tests' processes have such a one."""
+    made = home(tmp_path, "imagenet")
+    code, _, error = tiny.command(
+        "--mode=prepare", *made.flags, f"--manual={tmp_path / 'archives'}"
+    )
+    assert code == 1
+    said = "error: imagenet2012: TFDS cannot prepare it: TensorFlow was imported"
+    assert error.splitlines()[-1].startswith(said)
+    assert "Traceback" not in error
+    assert not left(made)
+
+
 @pytest.mark.parametrize("options", [[], ["--config.data.cache=True"]])
 def test_training_without_preparing_says_how(prepared, tmp_path, options):
     made = home(tmp_path, "imagenet")

@@ -268,12 +268,21 @@ def test_check_names_the_option(options, shape, message):
 
 @pytest.mark.parametrize(
     "options",
-    [dict(class_tokens=-1), dict(class_tokens_from=-1), dict(mlp_ratio=0.0), dict(mlp_ratio=-4.0)],
+    [
+        dict(class_tokens=-1),
+        dict(class_tokens_from=-1),
+        dict(mlp_ratio=0.0),
+        dict(mlp_ratio=-4.0),
+        dict(text_width=0),
+        dict(text_width=5),
+        dict(text_width=130),
+        dict(conditions={"text": (18,)}),
+    ],
 )
 def test_check_refuses_what_cannot_be_built(options):
     """Whatever `check` lets through must initialise: else the error comes from deep inside JAX."""
     with pytest.raises(ValueError, match=f"^{next(iter(options))}: "):
-        Model(conditions=LABEL, **TINY | options).check(SHAPE)
+        Model(**dict(conditions=LABEL) | TINY | options).check(SHAPE)
 
 
 def test_patches_are_squares_row_by_row():

@@ -1,4 +1,4 @@
-"""Text as a condition: bytes for a text encoder that is trained along, see `models/layers.py`."""
+"""Text as a condition: bytes, for the text encoder in `models/conditions.py`, and caption files."""
 
 import csv
 import io

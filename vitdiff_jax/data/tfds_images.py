@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import pathlib
@@ -66,27 +67,26 @@ class Tfds:
 
     def build(self, root: pathlib.Path, manual: pathlib.Path | None, say: Say) -> None:
         """Prepare the data set with TFDS's own builder; what is missing is a DataError."""
-        try:
-            import tensorflow  # noqa: F401  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
+        if importlib.util.find_spec("tensorflow") is None:
             raise DataError(
                 'preparing a TFDS data set needs TensorFlow: pip install "vitdiff_jax[prepare]"'
-                f" ({_line(error)})"
-            ) from error
+            )
         import tensorflow_datasets as tfds
 
-        manual = manual or root / "downloads" / "manual"
-        builder = tfds.builder(self.name, data_dir=root, file_format="array_record")
-        if pathlib.Path(builder.data_dir).exists():  # TFDS would take it for a whole one
-            raise DataError(f"{builder.data_dir}: is not whole; delete it and prepare again")
-        if self.restore:
-            manual = self.restore(manual, root / "downloads" / "restored")
-        advice = self._tell(builder, root, manual, say)
-        for rest in (root / self.name).glob("incomplete.*"):  # of a run that was interrupted
-            shutil.rmtree(rest)
-        how = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
+        manual, advice = manual or root / "downloads" / "manual", ""
         try:
+            builder = tfds.builder(self.name, data_dir=root, file_format="array_record")
+            if pathlib.Path(builder.data_dir).exists():  # TFDS would take it for a whole one
+                raise DataError(f"{builder.data_dir}: is not whole; delete it and prepare again")
+            if self.restore:
+                manual = self.restore(manual, root / "downloads" / "restored")
+            advice = self._tell(builder, root, manual, say)
+            for rest in (root / self.name).glob("incomplete.*"):  # of a run that was killed
+                shutil.rmtree(rest)
+            how = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
             builder.download_and_prepare(download_config=how)
+        except DataError:
+            raise
         except Exception as error:  # TFDS raises whatever its parts raise
             reason = _line(error).partition(" To debug, see")[0]
             raise DataError(f"{self.name}: TFDS cannot prepare it: {reason}{advice}") from error

@@ -1,6 +1,7 @@
 """Pictures of any format to uint8 pixels of one size, as the literature crops and resizes them.
 
-Everything is Pillow's own arithmetic, so that the crops are the published ones to the bit.
+Everything is Pillow's own arithmetic, so that crops of fully decoded pictures are the published
+ones to the bit.
 """
 
 import functools

@@ -78,9 +78,19 @@ def drop(cond: Cond, keys: jax.Array, rate: float) -> Cond:
     }
 
 
-def with_hint(x: jax.Array, cond: Cond) -> jax.Array:
+def with_hint(x: jax.Array, sizes: Sizes, cond: Cond) -> jax.Array:
     """Images [B, H, W, C] with the channels of the hint after their own, where there is one."""
-    return jnp.concatenate([x, cond["hint"]], -1) if "hint" in cond else x
+    return jnp.concatenate([x, cond["hint"]], -1) if "hint" in sizes else x
+
+
+def check(sizes: Sizes, text_width: int) -> None:
+    """Raise ValueError("<option>: what is wrong") where the text encoder is impossible."""
+    if text_width % 2 or (text_width > 64 and text_width % 64):
+        raise ValueError(f"text_width: {text_width} is neither even up to 64 nor a multiple of 64")
+    if "text" in sizes and sizes["text"][0] % BYTES_PER_TOKEN:
+        raise ValueError(
+            f"conditions: texts of {sizes['text'][0]} bytes are not a multiple of {BYTES_PER_TOKEN}"
+        )
 
 
 class Embedding(nn.Module):

@@ -119,6 +119,7 @@ class Model(nn.Module):
                 raise ValueError(f"{name}: {value} is less than {bound}")
         if self.dim("width") * self.mlp_ratio * 2 / 3 < 1:
             raise ValueError(f"mlp_ratio: {self.mlp_ratio} leaves nothing between the layers")
+        conditions.check(self.conditions, self.text_width)
         height, width, _ = shape
         if height % self.patch or width % self.patch:
             raise ValueError(f"patch: {self.patch} does not divide the {height}x{width} images")
@@ -155,9 +156,8 @@ class Model(nn.Module):
             c = c + vector.astype(dtype)
         prefix, mask = self._prefix(vector, tokens, mask, rows * cols)
 
-        h = layers.patchify(conditions.with_hint(x, cond), self.patch).astype(
-            dtype
-        )  # [B, N, p*p*C]
+        x = conditions.with_hint(x, self.conditions, cond)
+        h = layers.patchify(x, self.patch).astype(dtype)  # [B, N, p*p*C]
         h = layers.Dense(
             self.dim("bottleneck"), use_bias=False, kernel_init=layers.xavier, dtype=dtype,
             name="bottleneck_in",
