@@ -7,7 +7,8 @@ captions: the 2014 images in Karpathy's split: 82,783 to train on, as U-ViT's, 5
 import functools
 import hashlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -74,44 +75,21 @@ def dataset(
     """
     if version not in ("captions", "2017"):
         raise ValueError(f"version: {version!r} is none of captions, 2017")
-    if length < 4 or length % 4:
+    if version == "2017":
+        text, objects = "none", True
+    if length < 4 or (text == "bytes" and length % 4):
         raise ValueError(f"length: {length} is not a multiple of 4 from 4 on")
-    spec, captioned = (CAPTIONS, text != "none") if version == "captions" else (OBJECTS, False)
-    objects = objects or version == "2017"
-    encoder = text if captioned and text != "bytes" else None
+    spec = OBJECTS if version == "2017" else CAPTIONS
+    parts = functools.partial(
+        _parts, text=text, length=length, hide=hide if objects else None, data_dir=data_dir
+    )
 
     def conditions(builder):
-        found = {}
-        if objects:
-            found["attributes"] = tuple(builder.info.features["objects"]["label"].names)
-        if encoder:
-            about = _store(builder, spec.train, encoder, data_dir).about
-            found["embedding"] = about | {"length": length}
-        elif captioned:
-            found["text"] = length
-        return found
+        return {name: about for name, (about, _) in parts(builder, spec.train).items()}
 
     def annotate(builder, split):
-        kinds = builder.info.features["objects"]["label"].num_classes
-        store = _store(builder, split, encoder, data_dir) if encoder else None
-
-        def annotations(facts, rng):
-            found = {}
-            if objects:
-                present = np.isin(np.arange(kinds), facts["objects"]).astype(np.int8)
-                found["attributes"] = images.hidden(present, rng, hide)
-            if store:
-                texts = store[facts["index"]]
-                chosen = texts[0 if rng is None else rng.integers(len(texts))]
-                found["embedding"] = embeddings.padded(chosen, store.about | {"length": length})
-            elif captioned:
-                texts = facts["captions"]
-                found["text"] = to_bytes(
-                    texts[0 if rng is None else rng.integers(len(texts))], length
-                )
-            return found
-
-        return annotations
+        made = parts(builder, split)
+        return lambda facts, rng: {name: make(facts, rng) for name, (_, make) in made.items()}
 
     return tfds_images.dataset(
         spec,
@@ -125,6 +103,32 @@ def dataset(
         cache=cache,
         max_broken=max_broken,
     )
+
+
+def _parts(builder, split: str, *, text: str, length: int, hide: float | None, data_dir):
+    """{condition: (what it is, (facts, rng) -> its array)} of a split; hide None: no objects."""
+    parts: dict[str, tuple[Any, Callable[..., np.ndarray]]] = {}
+    if hide is not None:
+        names = tuple(builder.info.features["objects"]["label"].names)
+
+        def present(facts, rng):
+            found = np.isin(np.arange(len(names)), facts["objects"]).astype(np.int8)
+            return images.hidden(found, rng, hide)
+
+        parts["attributes"] = names, present
+    if text == "bytes":
+        parts["text"] = (
+            length,
+            lambda facts, rng: to_bytes(images.one_of(facts["captions"], rng), length),
+        )
+    elif text != "none":
+        store = _store(builder, split, text, data_dir)
+        about = store.about | {"length": length}
+        parts["embedding"] = (
+            about,
+            lambda facts, rng: embeddings.padded(images.one_of(store[facts["index"]], rng), about),
+        )
+    return parts
 
 
 def _store(builder, split: str, encoder: str, data_dir: str | None) -> embeddings.Store:

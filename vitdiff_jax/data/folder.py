@@ -197,9 +197,7 @@ def _annotate(conditions, facts, rng):
     if "label" in conditions:
         found["label"] = np.array(facts["label"], np.int32)
     if "text" in conditions:
-        texts = facts["captions"]
-        chosen = texts[0 if rng is None else rng.integers(len(texts))]
-        found["text"] = text.to_bytes(chosen, conditions["text"])
+        found["text"] = text.to_bytes(images.one_of(facts["captions"], rng), conditions["text"])
     return found
 
 

@@ -3,7 +3,7 @@
 import logging
 import pathlib
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -133,3 +133,8 @@ def hidden(attributes: np.ndarray, rng: np.random.Generator | None, share: float
     if rng is not None and rng.random() < share:
         attributes[rng.random(len(attributes)) < rng.random()] = -1
     return attributes
+
+
+def one_of(choices: Sequence[Any], rng: np.random.Generator | None) -> Any:
+    """One at random, such as a caption; without random numbers the first."""
+    return choices[0 if rng is None else int(rng.integers(len(choices)))]
