@@ -361,7 +361,7 @@ def test_an_earlier_run_is_stopped_first(cloud):
             break
         time.sleep(0.05)
     os.killpg(first.pid, signal.SIGINT)
-    first.communicate(timeout=10)
+    first.communicate(timeout=60)
 
     done = cloud.run()
 
