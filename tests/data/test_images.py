@@ -224,5 +224,5 @@ def test_training_on_broken_images(tmp_path, monkeypatch, capsys, broken):
     else:
         assert code == 1
         assert len(errors) == 1
-            # The sixth, or those that the other thread met before this one was heard of.
+        # The sixth, or those that the other thread met before this one was heard of.
         assert re.match(r"error: shells: [1-9]\d* of 100 images cannot be decoded, more", errors[0])
