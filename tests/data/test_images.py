@@ -169,7 +169,7 @@ def test_pixels_that_are_stored_are_not_cropped_again():
 def test_measuring_sees_the_centre_however_training_crops():
     pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
     image, rng = Image.fromarray(pixels), np.random.default_rng(0)
-    centre, random = images.crop_of(12), images.crop_of(12, 0.1)
+    centre, random = images.crop_of(12, 0.0, True), images.crop_of(12, 0.1, False)
     wanted = pixels[:, 4:16]
     for found in (centre(image, None), centre(image, rng), random(image, None)):
         np.testing.assert_array_equal(found, wanted)
@@ -177,16 +177,19 @@ def test_measuring_sees_the_centre_however_training_crops():
 
 
 def test_impossible_crops():
-    for values, message in [((0,), "size: 0 is less"), ((8, 1.5), "random_area: 1.5 is not in")]:
+    for values, message in [
+        ((0, 0.0), "size: 0 is less"),
+        ((8, 1.5), "random_area: 1.5 is not in"),
+    ]:
         with pytest.raises(ValueError, match=message):
-            images.crop_of(*values)
+            images.crop_of(*values, False)
 
 
 def test_attributes_are_hidden_in_a_share_of_the_examples():
     """There all parts are as likely: the hidden share is uniform in [0, 1], so 1/2 on average."""
     given, rng, count = np.array([0, 1] * 50, np.int8), np.random.default_rng(0), 2000
-    np.testing.assert_array_equal(images.hidden(given.copy(), None, 1.0), given)
-    found = np.stack([images.hidden(given.copy(), rng, 0.25) for _ in range(count)])
+    np.testing.assert_array_equal(images.hiding(1.0)(given.copy(), None), given)
+    found = np.stack([images.hiding(0.25)(given.copy(), rng) for _ in range(count)])
     parts = (found == -1).mean(1)
     np.testing.assert_array_equal(found[found != -1], np.tile(given, (count, 1))[found != -1])
     some = parts[parts > 0]
@@ -226,3 +229,16 @@ def test_training_on_broken_images(tmp_path, monkeypatch, capsys, broken):
         assert len(errors) == 1
         # The sixth, or those that the other thread met before this one was heard of.
         assert re.match(r"error: shells: [1-9]\d* of 100 images cannot be decoded, more", errors[0])
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_impossible_shares(share):
+    with pytest.raises(ValueError, match=r"^hide: "):
+        images.hiding(share)
+    with pytest.raises(ValueError, match=r"^max_broken: "):
+        source([], max_broken=share)
+
+
+def test_a_random_crop_cannot_be_stored():
+    with pytest.raises(ValueError, match=r"^cache: "):
+        images.crop_of(12, 0.1, True)

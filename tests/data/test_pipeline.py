@@ -161,13 +161,13 @@ def photographs():
     def annotate(facts, rng):
         texts = facts["captions"]
         chosen = texts[0 if rng is None else rng.integers(len(texts))]
-        attributes = images.hidden(np.ones(5, np.int8), rng, 0.5)
+        attributes = images.hiding(0.5)(np.ones(5, np.int8), rng)
         return images.label_only(facts, rng) | {
             "text": to_bytes(chosen, 4), "attributes": attributes,
         }  # fmt: skip
 
     return images.Images(
-        Photographs(), name="photographs", channels=3, crop=images.crop_of(6, 0.3),
+        Photographs(), name="photographs", channels=3, crop=images.crop_of(6, 0.3, False),
         annotate=annotate, flip=True, max_broken=0.1,
     )  # fmt: skip
 

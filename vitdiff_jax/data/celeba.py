@@ -50,12 +50,11 @@ def dataset(
     """
     if crop not in BOXES:
         raise ValueError(f"crop: {crop!r} is none of {', '.join(BOXES)}")
-    if not 0 <= hide <= 1:
-        raise ValueError(f"hide: {hide} is not in [0, 1]")
+    hidden = images.hiding(hide)
 
     def annotate(facts, rng):
         attributes = np.array(facts["attributes"], np.int8)
-        return {"attributes": images.hidden(attributes, rng, hide)}
+        return {"attributes": hidden(attributes, rng)}
 
     return tfds_images.dataset(
         TFDS,

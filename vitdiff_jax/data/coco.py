@@ -96,8 +96,8 @@ def dataset(
         conditions=conditions,
         annotate=annotate,
         shape=(size, size, 3),
-        crop=images.crop_of(size, random_area),
-        crop_name="random" if random_area else "centre",
+        crop=images.crop_of(size, random_area, cache),
+        crop_name="centre",
         data_dir=data_dir,
         flip=flip,
         cache=cache,
@@ -109,11 +109,12 @@ def _parts(builder, split: str, *, text: str, length: int, hide: float | None, d
     """{condition: (what it is, (facts, rng) -> its array)} of a split; hide None: no objects."""
     parts: dict[str, tuple[Any, Callable[..., np.ndarray]]] = {}
     if hide is not None:
+        hidden = images.hiding(hide)
         names = tuple(builder.info.features["objects"]["label"].names)
 
         def present(facts, rng):
             found = np.isin(np.arange(len(names)), facts["objects"]).astype(np.int8)
-            return images.hidden(found, rng, hide)
+            return hidden(found, rng)
 
         parts["attributes"] = names, present
     if text == "bytes":

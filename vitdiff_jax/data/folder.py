@@ -61,10 +61,8 @@ def dataset(
     length: the most bytes of a caption. heldout: about the share kept from training, by name.
     random_area, flip, cache, max_broken: see `imagenet`.
     """
-    _check(path, channels, length, heldout, max_broken)
-    if cache and random_area:
-        raise ValueError("cache: holds one crop of each image; use it with random_area=0")
-    crop = images.crop_of(size, random_area)
+    _check(path, channels, length, heldout)
+    crop = images.crop_of(size, random_area, cache)
     root = pathlib.Path(path).expanduser()
     files = open_path(root)
     found = _pictures(files)
@@ -99,7 +97,7 @@ def dataset(
     )  # fmt: skip
 
 
-def _check(path: str, channels: int, length: int, heldout: float, max_broken: float) -> None:
+def _check(path: str, channels: int, length: int, heldout: float) -> None:
     """Refuse options that are impossible."""
     if not path:
         raise ValueError("path: say which folder, --config.data.path=FOLDER")
@@ -109,8 +107,6 @@ def _check(path: str, channels: int, length: int, heldout: float, max_broken: fl
         raise ValueError(f"length: {length} is not a multiple of 4 from 4 on")
     if not 0 < heldout < 1:
         raise ValueError(f"heldout: {heldout} is not between 0 and 1")
-    if not 0 <= max_broken <= 1:
-        raise ValueError(f"max_broken: {max_broken} is not a share")
 
 
 def _pictures(files: Folder | Zip) -> dict[str, list[int]]:

@@ -50,6 +50,8 @@ class Images:
         list_missing: pathlib.Path | None = None,
         max_broken: float = 0.001,
     ):
+        if not 0 <= max_broken <= 1:
+            raise ValueError(f"max_broken: {max_broken} is not a share")
         self.records, self.name, self.channels, self.crop = records, name, channels, crop
         self.annotate, self.flip, self.upright, self.least = annotate, flip, upright, least
         self.max_broken, self.list_missing = max_broken, list_missing
@@ -105,15 +107,17 @@ class Images:
         )  # fmt: skip
 
 
-def crop_of(size: int, random_area: float = 0.0) -> Crop:
+def crop_of(size: int, random_area: float, cache: bool) -> Crop:
     """ADM's centre crop, or with `random_area` above 0 a random crop of at least that area.
 
-    Without random numbers it is always the centre.
+    Without random numbers it is always the centre. cache: the result is to be stored.
     """
     if size < 1:
         raise ValueError(f"size: {size} is less than 1")
     if not 0 <= random_area <= 1:
         raise ValueError(f"random_area: {random_area} is not in [0, 1]")
+    if cache and random_area:
+        raise ValueError("cache: holds one crop of each image; use it with random_area=0")
 
     def crop(image, rng):
         if random_area and rng is not None:
@@ -128,11 +132,17 @@ def label_only(facts: Facts, rng: np.random.Generator | None) -> Example:
     return {"label": np.array(facts["label"], np.int32)}
 
 
-def hidden(attributes: np.ndarray, rng: np.random.Generator | None, share: float) -> np.ndarray:
-    """Attributes int8 [K], in a `share` of the examples a random part of them hidden (-1)."""
-    if rng is not None and rng.random() < share:
-        attributes[rng.random(len(attributes)) < rng.random()] = -1
-    return attributes
+def hiding(share: float) -> Callable[[np.ndarray, np.random.Generator | None], np.ndarray]:
+    """A function that hides (-1) a random part of attributes int8 [K] in a `share` of examples."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"hide: {share} is not in [0, 1]")
+
+    def hidden(attributes, rng):
+        if rng is not None and rng.random() < share:
+            attributes[rng.random(len(attributes)) < rng.random()] = -1
+        return attributes
+
+    return hidden
 
 
 def one_of(choices: Sequence[Any], rng: np.random.Generator | None) -> Any:

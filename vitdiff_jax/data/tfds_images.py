@@ -159,12 +159,8 @@ def dataset(
 
     conditions, annotate: of TFDS's builder, which knows the names of classes; annotate also of the
     split.
-    crop_name: what the crop is called in the name of the cache; "random" has none.
+    crop_name: what the crop is called in the name of the cache.
     """
-    if not 0 <= max_broken <= 1:
-        raise ValueError(f"max_broken: {max_broken} is not a share")
-    if cache and crop_name == "random":
-        raise ValueError("cache: holds one crop of each image; use it with random_area=0")
     builder = spec.open(data_dir)
     home = data_root(data_dir) / "vitdiff_jax"
 
