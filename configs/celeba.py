@@ -33,7 +33,7 @@ def get_config(variant=""):
         checkpoint=dict(every=5000, keep=2, keep_every=50_000),
         log=dict(every=100, sample_every=5000, heldout_every=5000, heldout_images=2048),
         sample=dict(sampler=dict(name="heun"), steps=50, guidance=1.0, batch=500),
-        evaluate=dict(images=50_000),
+        evaluate=dict(metrics=("fid",), images=50_000, reference="train"),
     )
     if variant == "small":
         config["data"] |= dict(cache=True)
@@ -45,5 +45,5 @@ def get_config(variant=""):
         config["parallel"] = dict(data_threads=2)
         config["log"] = dict(every=100, sample_every=1000, heldout_every=1000, heldout_images=256)
         config["sample"] |= dict(steps=25, batch=64)
-        config["evaluate"] = dict(images=1000)
+        config["evaluate"] |= dict(images=1000)
     return config

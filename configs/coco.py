@@ -36,7 +36,7 @@ def get_config(variant=""):
         sample=dict(
             sampler=dict(name="heun"), steps=50, guidance=3.0, guidance_high=0.9, batch=256
         ),
-        evaluate=dict(images=30_000),
+        evaluate=dict(metrics=("fid",), images=30_000),
     )
     if variant == "small":
         config["data"] |= dict(size=64, cache=True)
@@ -49,5 +49,5 @@ def get_config(variant=""):
         config["parallel"] = dict(data_threads=2)
         config["log"] = dict(every=100, sample_every=1000, heldout_every=1000, heldout_images=256)
         config["sample"] |= dict(steps=25, batch=64)
-        config["evaluate"] = dict(images=1000)
+        config["evaluate"] |= dict(images=1000)
     return config

@@ -35,7 +35,7 @@ def get_config(variant=""):
             nearest_every=10_000,
         ),
         sample=dict(sampler=dict(name="heun"), steps=50, guidance=1.5, guidance_high=0.9, batch=64),
-        evaluate=dict(images=1000),
+        evaluate=dict(metrics=("kid", "fid"), images=1000, reference="train"),
     )  # fmt: skip
     if variant == "small":
         config["data"] |= dict(size=64, cache=True)

@@ -43,7 +43,11 @@ def get_config(variant=""):
             ema=0.9999,
             batch=256,
         ),
-        evaluate=dict(images=50_000),
+        evaluate=dict(
+            metrics=("fid", "sfid", "inception_score", "precision_recall"),
+            images=50_000,
+            reference="train",
+        ),
     )
     if variant == "small":
         config["data"] |= dict(size=64, cache=True)
@@ -55,5 +59,5 @@ def get_config(variant=""):
         config["parallel"] = dict(data_threads=2)
         config["log"] = dict(every=100, sample_every=1000, heldout_every=1000, heldout_images=256)
         config["sample"] |= dict(steps=25, batch=64)
-        config["evaluate"] = dict(images=1000)
+        config["evaluate"] |= dict(images=1000)
     return config

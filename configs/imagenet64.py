@@ -35,7 +35,11 @@ def get_config(variant=""):
         sample=dict(
             sampler=dict(name="heun"), steps=50, guidance=2.0, guidance_high=0.9, batch=500
         ),
-        evaluate=dict(images=50_000),
+        evaluate=dict(
+            metrics=("fid", "sfid", "inception_score", "precision_recall"),
+            images=50_000,
+            reference="train",
+        ),
     )
     if variant == "small":
         config["data"] |= dict(cache=True)
@@ -47,5 +51,5 @@ def get_config(variant=""):
         config["parallel"] = dict(data_threads=2)
         config["log"] = dict(every=100, sample_every=1000, heldout_every=1000, heldout_images=256)
         config["sample"] |= dict(steps=25, batch=64)
-        config["evaluate"] = dict(images=1000)
+        config["evaluate"] |= dict(images=1000)
     return config

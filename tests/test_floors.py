@@ -15,13 +15,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "vitdiff_jax"
 FLOORS = [  # from the top; folders stand for all of their files
     ["main", "__init__"],
-    ["train", "sample", "evaluate", "prepare"],
+    ["train", "sample", "evaluate", "statistics", "prepare"],
+    ["yardstick"],
     ["prompts"],
     ["experiment"],
     ["config"],
-    ["train_step", "parallel", "checkpoint", "logs", "evaluation"],
+    ["evaluation"],
+    ["train_step", "parallel", "checkpoint", "logs", "plots"],
     ["samplers"],
-    ["diffusion", "models", "data", "interop"],
+    ["diffusion", "operators", "models", "data", "interop"],
 ]
 SIDEWAYS = {("train", "sample"), ("evaluate", "sample")}  # training and evaluating draw samples
 ONLY_IN = {  # a library -> the parts that may import it
@@ -30,6 +32,10 @@ ONLY_IN = {  # a library -> the parts that may import it
     "clu": {"logs"},
     "tensorboardX": {"logs"},
     "tqdm": {"logs"},
+    "matplotlib": {"plots"},
+    "safetensors": {"interop"},
+    "pickle": {"interop"},
+    "torch": {"interop", "data"},
     "tensorflow": set(),
 }
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

@@ -219,24 +219,25 @@ def test_sampling_leaves_a_training_run_alone(workdir):
 
 
 def test_evaluate(workdir, capsys):
-    flags = [f"--workdir={workdir}", "--mode=evaluate", "--config.evaluate.images=12"]
+    """More of it is in `test_evaluate`."""
+    flags = [f"--workdir={workdir}", "--mode=evaluate", "--config.evaluate.images=80"]
     metrics = "--config.evaluate.metrics=('class_accuracy','pixel_frechet')"
     assert tiny.call(*flags, metrics) == 0
     said = capsys.readouterr().out
     report = json.loads((workdir / "evaluation.json").read_text())
-    assert report["step"] == 30
-    assert report["images"] == 12
-    assert report["ema"] == "0.99"
-    assert report["sample"]["steps"] == 2
+    assert (report["step"], report["images"]) == (30, 80)
     assert report["evaluate"]["metrics"] == ["class_accuracy", "pixel_frechet"]
-    assert len(report["results"]) == 2
-    for name, values in report["results"].items():
-        assert f"{name}: value {values['value']:.4f}" in said
-    assert 0 <= report["results"]["class_accuracy/svc"]["value"] <= 1
-    assert report["results"]["fd/pixels"]["value"] > report["results"]["fd/pixels"]["floor"]
+    (row,) = report["rows"]
+    assert (row["ema"], row["sampler"], row["steps"]) == (0.99, "euler", 2)
+    assert list(row["results"]) == ["class_accuracy/svc", "fd/pixels"]
+    for values in row["results"].values():
+        assert f"{values['value']:.4f}" in said
+    assert 0 <= row["results"]["class_accuracy/svc"]["value"] <= 1
+    floor = report["floor"]["results"]["fd/pixels"]["value"]
+    assert row["results"]["fd/pixels"]["value"] > floor
     assert tiny.call(*flags, metrics) == 0
     again = json.loads((workdir / "evaluation.json").read_text())
-    assert again["results"] == report["results"]
+    assert again["rows"][0]["results"] == row["results"]
 
 
 def fails(capsys, *flags):
@@ -340,7 +341,7 @@ def test_nowhere_to_write(tmp_path, config, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("mode", ["train", "sample", "evaluate", "prepare"])
+@pytest.mark.parametrize("mode", ["train", "sample", "evaluate", "statistics", "prepare"])
 def test_no_config(tmp_path, capsys, mode):
     code, found = fails(capsys, f"--mode={mode}")
     assert (code, found) == (2, "--config or --workdir: at least one is needed")
@@ -361,7 +362,7 @@ def test_an_unknown_mode_is_answered_with_the_usage(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("mode", ["train", "sample", "prepare"])
+@pytest.mark.parametrize("mode", ["train", "sample", "evaluate", "statistics", "prepare"])
 def test_help(capsys, mode):
     with pytest.raises(SystemExit) as caught:
         tiny.call(f"--mode={mode}", "--help")

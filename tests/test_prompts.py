@@ -172,3 +172,18 @@ def test_classes_alone_need_no_example(conditions):
     found = prompts.of_examples(Dataset(None, None, (2, 2, 1), conditions), 6, first=1)
     wanted = {"label": [1, 2, 3, 0, 1, 2]} if conditions else {}
     assert {name: a.tolist() for name, a in found.items()} == wanted
+
+
+def test_examples_in_a_random_order_that_is_always_the_same():
+    """`prior`: each example once before any comes again, with all that belongs to it."""
+    conditions = {"attributes": ("odd",), "text": 4, "label": NAMES}
+    dataset = Dataset(Captioned(), Captioned(), (2, 2, 1), conditions)
+    found = prompts.of_examples(dataset, 6, prior=True)
+    labels = found["label"].tolist()
+    assert sorted(labels[:3]) == [0, 1, 2]
+    assert labels[3:] == labels[:3]
+    assert found["text"][:, 0].tolist() == [ord(str(label)) for label in labels]
+    for first in range(6):
+        for name, values in prompts.of_examples(dataset, 1, first, prior=True).items():
+            np.testing.assert_array_equal(values[0], found[name][first], strict=True)
+    assert prompts.of_examples(Dataset(None, None, (2, 2, 1), {}), 3, prior=True) == {}

@@ -94,6 +94,8 @@ def defaults() -> dict[str, Any]:
             heldout_levels=5,  # noise levels of the held-out loss, equally likely in training
             images=64,  # in a sample grid
             nearest_every=0,  # steps between searches for copies of training images; 0: none
+            evaluate_every=0,  # steps between evaluations of each EMA; 0: none
+            evaluate_images=2048,
         ),
         sample=dict(
             sampler=dict(name="heun"),
@@ -109,6 +111,13 @@ def defaults() -> dict[str, Any]:
             metrics=(),  # modules of vitdiff_jax/evaluation
             images=5000,
             seed=1_000_000,  # image i has the seed evaluate.seed + i
+            labels="balanced",  # the classes in turn; or prior: as in the held-out images
+            reference="heldout",  # or train, or a file of --mode=statistics, ADM, torch-fidelity
+            inception=config_dict.placeholder(str),  # path of FID's weights; None: fetched
+            sweep=dict(  # evaluate all combinations; empty: the value of config.sample
+                guidance=(), interval=(),  # of t, pairs (low, high)
+                ema=(), sampler=(), steps=(),
+            ),
         ),
     )  # fmt: skip
 

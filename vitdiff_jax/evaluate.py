@@ -1,9 +1,19 @@
-"""`--mode=evaluate`: draw samples with fixed seeds, measure them, write evaluation.json."""
+"""`--mode=evaluate`: measure samples, drawn with fixed seeds or from anywhere; sweep what matters.
 
+FID and the like for each row of the sweep (guidance, its interval, EMA, sampler, steps), beside the
+floor: what real images get, training ones where the reference is the held-out ones, or else
+held-out ones.
+"""
+
+import dataclasses
+import functools
+import itertools
 import json
 import os
 import pathlib
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,55 +21,262 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import logs, prompts, sample
+from vitdiff_jax import logs, parallel, plots, sample
 from vitdiff_jax.config import ConfigError
+from vitdiff_jax.data import pictures
+from vitdiff_jax.data.pipeline import DataError
+from vitdiff_jax.evaluation.measuring import Measure, Measured
+from vitdiff_jax.interop.images import NpzWriter, partial_of
+from vitdiff_jax.yardstick import (
+    Results,
+    Yardstick,
+    drawn,
+    measure,
+    of_pictures,
+    versions,
+)  # fmt: skip
 
 
-def evaluate(model: sample.Trained, config: ConfigDict) -> dict[str, dict[str, float]]:
-    """The results of config.evaluate.metrics on config.evaluate.images samples."""
-    dataset = experiment_lib.dataset(config)
-    known = model.experiment
-    sample.check_data({"shape": known.shape, "conditions": known.conditions}, dataset)
-    metrics = []
-    for name in config.evaluate.metrics:
-        make = config_lib.find(config_lib.METRICS, "config.evaluate.metrics", name)
-        try:
-            metrics.append(make(dataset))
-        except ValueError as error:
-            raise ConfigError(f"config.evaluate.metrics: {error}") from error
-    count, batch = config.evaluate.images, config.sample.batch
-    for first in range(0, count, batch):
-        n = min(batch, count - first)
-        cond = prompts.of_examples(dataset, n, first)
-        images = model.draw(cond, n, config.evaluate.seed + first)
-        for metric in metrics:
-            metric.update(images, cond)
-    return {metric.name: metric.result() for metric in metrics}
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One way to draw samples."""
+
+    guidance: float
+    guidance_low: float
+    guidance_high: float
+    ema: float
+    sampler: str
+    steps: int
+
+    def options(self) -> dict[str, Any]:
+        """For `Trained.draw`."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "ema"}
+
+    @property
+    def name(self) -> str:
+        """For a file."""
+        interval = f"{self.guidance_low}-{self.guidance_high}"
+        return f"guidance{self.guidance}-on{interval}-ema{self.ema}-{self.sampler}{self.steps}"
 
 
-def main(config: ConfigDict | None, workdir: pathlib.Path) -> None:
-    """Evaluate the newest checkpoint and write evaluation.json with every setting."""
-    model = sample.load(workdir, config)
-    config = model.experiment.config
-    if not config.evaluate.metrics:
-        raise ConfigError("config.evaluate.metrics: empty; name what to measure")
-    start = time.monotonic()
-    results = evaluate(model, config)
-    for name, values in results.items():
-        shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items())
-        logs.say(f"{name}: {shown}")
-    report = {
-        "results": results,
-        "step": model.step,
-        "images": config.evaluate.images,
-        "ema": experiment_lib.sampled_ema(config),
-        "sample": config.sample.to_dict(),
-        "evaluate": config.evaluate.to_dict(),
-        "seconds": round(time.monotonic() - start, 1),
-        "versions": {"jax": jax.__version__, "numpy": np.__version__},
+def rows(config: ConfigDict) -> list[Row]:
+    """All combinations of config.evaluate.sweep; what it leaves empty is that of config.sample."""
+    given, sweep = config.sample, config.evaluate.sweep
+    decay = float(experiment_lib.sampled_ema(config))
+    _check_sweep(config)
+    intervals = sweep.interval or ((given.guidance_low, given.guidance_high),)
+    product = itertools.product(
+        sweep.ema or (decay,), sweep.sampler or (given.sampler.name,),
+        sweep.steps or (given.steps,), intervals, sweep.guidance or (given.guidance,),
+    )  # fmt: skip
+    return [
+        Row(float(guidance), float(low), float(high), float(ema), sampler, steps)
+        for ema, sampler, steps, (low, high), guidance in product
+    ]
+
+
+def _check_sweep(config: ConfigDict) -> None:
+    """Refuse impossible values before anything is drawn."""
+    sweep, known = config.evaluate.sweep, [float(decay) for decay in config.train.ema]
+
+    def number(value):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+    def pair(value):
+        return isinstance(value, (tuple, list)) and len(value) == 2 and all(map(number, value))
+
+    wanted = {
+        "guidance": (number, "a number"),
+        "interval": (pair, "a pair (low, high)"),
+        "ema": (lambda value: number(value) and float(value) in known, f"one of train.ema {known}"),
+        "steps": (lambda value: isinstance(value, int) and value >= 1, "a whole number from 1 on"),
     }
+    for key, (good, what) in wanted.items():
+        for value in sweep[key]:
+            if not good(value):
+                raise ConfigError(f"config.evaluate.sweep.{key}: {value!r} is not {what}")
+    for name in sweep.sampler:
+        key = "config.evaluate.sweep.sampler"
+        config_lib.find(config_lib.COMPONENTS["sample.sampler"], key, name)
+
+
+def main(
+    config: ConfigDict | None,
+    workdir: pathlib.Path,
+    *,
+    samples: pathlib.Path | None = None,
+    truth: pathlib.Path | None = None,
+    npz: bool = False,
+) -> None:
+    """Measure; a table, evaluation.json with every setting, for a sweep evaluation.png.
+
+    --samples: a folder, zip or .npz file of images in place of a model's. --truth: the true images
+    in the same order, for psnr, ssim and lpips. --npz: write the samples as ADM's evaluators read
+    them.
+    """
+    start = time.monotonic()
+    if truth and not samples:
+        raise ConfigError("--truth: needs --samples, the images to compare with it")
+    if npz and samples:
+        raise ConfigError("--npz: is for a model's samples, not for --samples")
+    if samples is None:
+        report = _of_model(config, workdir, npz)
+    elif config is None:
+        raise ConfigError("--config: needed with --samples, for its data and config.evaluate")
+    else:
+        report = _of_pictures(config, workdir, samples, truth)
+    report["seconds"] = round(time.monotonic() - start, 1)
+    report["versions"] = versions()
+    path = workdir / "evaluation.json"
     if jax.process_index() == 0:
-        partial = workdir / "evaluation.partial"
-        partial.write_text(json.dumps(report, indent=2) + "\n")
-        os.replace(partial, workdir / "evaluation.json")
-    logs.say(f"written to {workdir / 'evaluation.json'}")
+        workdir.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(_finite(report), indent=2, allow_nan=False) + "\n")
+        os.replace(partial, path)
+        if len(report["rows"]) > 1:
+            plots.sweep(path.with_suffix(".png"), report)
+    logs.say(f"written to {path}")
+
+
+def _of_model(config: ConfigDict | None, workdir: pathlib.Path, npz: bool) -> dict[str, Any]:
+    """The report on samples of a trained model, one row for each way to draw them."""
+    stored = config_lib.read(workdir / "config.json") if config is None else config
+    ways = rows(stored)
+    model = sample.load(workdir, config, ema=ways[0].ema)
+    known = model.experiment
+    yard = Yardstick(known.config, workdir, model.mesh)
+    dataset = yard.setting.dataset
+    sample.check_data({"shape": known.shape, "conditions": known.conditions}, dataset)
+    found, ema = [], ways[0].ema
+    for row in ways:
+        if row.ema != ema:
+            model, ema = sample.load(workdir, config, ema=row.ema), row.ema
+        began = time.monotonic()
+        measured = _measure_row(model, yard, row, npz)
+        results = yard.results(measured)
+        seconds = round(time.monotonic() - began, 1)
+        found.append(dataclasses.asdict(row) | {"results": results, "seconds": seconds})
+    for line in yard.warnings(measured, known.shape, dataset.crop, False):
+        logs.say(f"warning: {line}")
+    report = _report(yard, found, measured.count)
+    if jax.process_index() == 0:
+        for row in ways:
+            (yard.home / f"{row.name}.npz").unlink(missing_ok=True)
+    return report | {"step": model.step, "sample": known.config.sample.to_dict()}
+
+
+def _measure_row(model: sample.Trained, yard: Yardstick, row: Row, npz: bool) -> Measured:
+    """What a row's samples add up to; npz: they are also written into evaluation/."""
+    config, dataset = model.experiment.config, yard.setting.dataset
+    count, keep = config.evaluate.images, yard.home / f"{row.name}.npz"
+    target = yard.home / f"samples-step{model.step}-{row.name}.npz"
+    shape = (count, *model.experiment.shape)
+    draw = functools.partial(model.draw, **row.options())
+    batches = drawn(draw, config, dataset, count)
+    writes = npz and jax.process_index() == 0
+    if writes and not partial_of(target).exists() and not target.exists():
+        keep.unlink(missing_ok=True)  # what was measured, was not written
+
+    def written(first):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        writer = NpzWriter(target, shape)
+        for batch in batches(first):
+            writer.write(first, batch.images)
+            first += len(batch.images)
+            yield batch
+
+    logs.say(f"drawing {count:,} images: {row.name}")
+    about = {
+        "step": model.step, "row": row.name, "seed": config.evaluate.seed,
+        "labels": config.evaluate.labels, "grid": config.sample.grid.to_dict(), "npz": npz,
+    }  # fmt: skip
+    measured = measure(yard.parts, count, written if writes else batches, keep, about)
+    if writes and partial_of(target).exists():
+        NpzWriter(target, shape).close(count)
+    return measured
+
+
+def _of_pictures(
+    config: ConfigDict, workdir: pathlib.Path, samples: pathlib.Path, truth: pathlib.Path | None
+) -> dict[str, Any]:
+    """The report on images from anywhere."""
+    images = pictures.open_pictures(samples, "--samples")
+    true = pictures.open_pictures(truth, "--truth") if truth else None
+    if len(images) < 2:
+        raise DataError(f"--samples: {images.origin} are too few, at least 2 are needed")
+    if true and (len(true), true.shape) != (len(images), images.shape):
+        raise DataError(
+            f"--truth: {true.origin} of {true.shape}, but the samples are {images.origin} of"
+            f" {images.shape}"
+        )
+    yard = Yardstick(config, workdir, parallel.make_mesh())
+    logs.say(f"measuring {images.origin}")
+    measured = measure(yard.parts, len(images), of_pictures(images, true), None, {})
+    found = [{"samples": str(samples), "results": yard.results(measured)}]
+    for line in yard.warnings(measured, images.shape, None, images.lossy):
+        logs.say(f"warning: {line}")
+    return _report(yard, found, len(images)) | {"truth": str(truth) if truth else None}
+
+
+def _report(yard: Yardstick, found: list[dict[str, Any]], count: int) -> dict[str, Any]:
+    """Say the table, and give everything that led to it."""
+    floor = yard.floor(count)
+    best = _best(yard.metrics[0], found)
+    for line in table(found, floor, best):
+        logs.say(line)
+    return {
+        "rows": found,
+        "best": best,
+        "images": count,
+        "floor": {"of": floor[0], "results": floor[1]} if floor else None,
+        "reference": yard.file.about | {"file": str(yard.file.path)} if yard.file else yard.split,
+        "data": yard.config.data.to_dict(),
+        "crop": yard.crop(),
+        "evaluate": yard.config.evaluate.to_dict(),
+    }
+
+
+def _best(metric: Measure, found: list[dict[str, Any]]) -> int:
+    """The row with the best value of the first metric."""
+    sign = -1 if metric.higher_is_better else 1
+    return int(np.argmin([sign * row["results"][metric.name]["value"] for row in found]))
+
+
+def table(
+    found: list[dict[str, Any]], floor: tuple[str, Results] | None, best: int
+) -> Iterator[str]:
+    """A head, a line a row: the settings that differ, all numbers, the best marked; the floor."""
+    settings = [k for k in found[0] if k not in ("results", "seconds")]
+    differ = [k for k in settings if len({row[k] for row in found}) > 1]
+    names = list(_numbers(found[0]["results"]))
+    lines = [["", *differ, *names]]
+    for i, row in enumerate(found):
+        mark = "best" if i == best and len(found) > 1 else ""
+        values = [str(row[key]) for key in differ]
+        lines.append([mark, *values, *_numbers(row["results"]).values()])
+    if floor is not None:
+        known = _numbers(floor[1])
+        lines.append(["floor", *[""] * len(differ), *(known.get(name, "") for name in names)])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines:
+        yield "  ".join(cell.rjust(width) for cell, width in zip(line, widths))
+    if floor is not None:
+        yield f"floor: {floor[0]}"
+
+
+def _finite(report: Any) -> Any:
+    """The same with None for what is not finite, which JSON cannot say."""
+    if isinstance(report, dict):
+        return {key: _finite(value) for key, value in report.items()}
+    if isinstance(report, (list, tuple)):
+        return [_finite(value) for value in report]
+    return None if isinstance(report, float) and not np.isfinite(report) else report
+
+
+def _numbers(results: Results) -> dict[str, str]:
+    """All numbers of some metrics, {what: number}."""
+    return {
+        name if key == "value" else f"{name} {key}": f"{value:.4f}"
+        for name, values in results.items()
+        for key, value in values.items()
+    }

@@ -108,8 +108,8 @@ def _check_numbers(config: Any) -> None:
         "optimizer.warmup": 0, "checkpoint.every": 1, "checkpoint.keep": 1,
         "checkpoint.keep_every": 0, "log.every": 1, "log.sample_every": 0, "log.heldout_every": 0,
         "log.heldout_images": 1, "log.heldout_levels": 1, "log.images": 1, "log.nearest_every": 0,
-        "sample.steps": 1,
-        "sample.batch": 1, "evaluate.images": 2, "parallel.data_threads": 1,
+        "log.evaluate_every": 0, "log.evaluate_images": 2, "sample.steps": 1, "sample.batch": 1,
+        "evaluate.images": 2, "parallel.data_threads": 1,
     }  # fmt: skip
     for key, bound in least.items():
         section, name = key.split(".")
@@ -121,6 +121,10 @@ def _check_numbers(config: Any) -> None:
     if sampled_ema(config) not in map(ema_name, config.train.ema):
         raise ConfigError(
             f"config.sample.ema: {config.sample.ema} is none of config.train.ema {config.train.ema}"
+        )
+    if config.evaluate.labels not in ("balanced", "prior"):
+        raise ConfigError(
+            f"config.evaluate.labels: {config.evaluate.labels!r} is none of balanced, prior"
         )
     if config.optimizer.decay not in ("constant", "cosine"):
         raise ConfigError(

@@ -18,6 +18,7 @@ MODES = {  # mode -> the module whose `main` runs it; its keyword arguments are 
     "train": "vitdiff_jax.train",
     "sample": "vitdiff_jax.sample",
     "evaluate": "vitdiff_jax.evaluate",
+    "statistics": "vitdiff_jax.statistics",
     "prepare": "vitdiff_jax.prepare",
 }
 FAILED, WRONG, STOPPED = 1, 2, 75
@@ -62,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from vitdiff_jax import logs, parallel
     from vitdiff_jax.checkpoint import CheckpointError
     from vitdiff_jax.data.pipeline import DataError
+    from vitdiff_jax.interop.weights import WeightsError
+    from vitdiff_jax.sample import SamplingError
     from vitdiff_jax.train import STOPPED as STOPPED_RUN
     from vitdiff_jax.train import TrainingError
 
@@ -77,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = entry(config, workdir, **{name: getattr(args, name) for name in names})
     except config_lib.ConfigError as error:
         return _fail(WRONG, error)
-    except (CheckpointError, DataError, TrainingError) as error:
+    except (CheckpointError, DataError, SamplingError, TrainingError, WeightsError) as error:
         return _fail(FAILED, error)
     except KeyboardInterrupt:  # training has a handler of its own
         return _fail(FAILED, "interrupted; the same command may be run again")

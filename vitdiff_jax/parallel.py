@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 FSDP_LEAST = 2**12
@@ -79,6 +80,11 @@ def state_shardings(mesh: Mesh, shapes: Any) -> Any:
         return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
 
     return jax.tree.map(rule, shapes)
+
+
+def agree(value: int) -> int:
+    """Process 0's value, in every process."""
+    return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -56,13 +56,18 @@ def ask(
     return found
 
 
-def of_examples(dataset: pipeline.Dataset, n: int, first: int = 0) -> Cond:
+def of_examples(dataset: pipeline.Dataset, n: int, first: int = 0, *, prior: bool = False) -> Cond:
     """Conditions of images first, ..., first + n - 1 of a series for looking and measuring.
 
-    Those of held-out examples in turn; of a data set with labels alone, the classes in turn.
+    Those of held-out examples in turn; of a data set with labels alone, the classes in turn, unless
+    `prior`: then its labels too are those of held-out examples, in a random order (seed 0).
     """
     numbers = np.arange(first, first + n)
-    if list(dataset.conditions) == ["label"]:
+    if prior and dataset.conditions:
+        numbers = np.random.default_rng(0).permutation(len(dataset.heldout))[
+            numbers % len(dataset.heldout)
+        ]
+    elif list(dataset.conditions) == ["label"]:
         return {"label": (numbers % len(dataset.conditions["label"])).astype(np.int32)}
     if not dataset.conditions:
         return {}

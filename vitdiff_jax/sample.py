@@ -28,8 +28,13 @@ from vitdiff_jax.experiment import Experiment, build, dataset, named, sampled_em
 from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.models.conditions import not_told
 from vitdiff_jax.prompts import Cond
+from vitdiff_jax.train_step import ema_name
 
 Draw = Callable[[Any, np.ndarray, Cond], np.ndarray]
+
+
+class SamplingError(RuntimeError):
+    """Sampling that failed; the message is one line."""
 
 
 def make_draw(experiment: Experiment, options: ConfigDict, mesh: jax.sharding.Mesh) -> Draw:
@@ -37,8 +42,9 @@ def make_draw(experiment: Experiment, options: ConfigDict, mesh: jax.sharding.Me
 
     One call of the compiled loop draws `options.batch` images, cut over all devices.
     """
-    sampler, sampler_options = config_lib.component(experiment.config, "sample.sampler")
-    grid, grid_options = config_lib.component(experiment.config, "sample.grid")
+    whole = ConfigDict({"sample": options})
+    sampler, sampler_options = config_lib.component(whole, "sample.sampler")
+    grid, grid_options = config_lib.component(whole, "sample.grid")
     schedule = experiment.process.schedule
     with named("config.sample."):
         times = grid(schedule, options.steps, **grid_options)
@@ -58,7 +64,7 @@ def make_draw(experiment: Experiment, options: ConfigDict, mesh: jax.sharding.Me
         )
         _, sigma = schedule.alpha_sigma(jnp.ones(()))
         x = sampler(denoise, schedule, times, sigma * noise, keys[:, 1], **sampler_options)
-        return image_lib.to_uint8(x)
+        return image_lib.to_uint8(x), jnp.isfinite(x).all((1, 2, 3))
 
     def draw_all(params, seeds, cond):
         devices = mesh.size
@@ -70,7 +76,15 @@ def make_draw(experiment: Experiment, options: ConfigDict, mesh: jax.sharding.Me
         parts = []
         for i in range(0, len(seeds) + padding, batch):
             part = jax.tree.map(lambda a, i=i: a[i : i + batch], inputs)
-            parts.append(np.asarray(draw(params, *part)))
+            images, finite = draw(params, *part)
+            finite = np.asarray(finite)[: len(seeds) - i]
+            if not finite.all():
+                seed = seeds[i + int(finite.argmin())]
+                raise SamplingError(
+                    f"the image of seed {seed} is not finite: the parameters are not, or"
+                    f" config.sample.guidance={options.guidance} is too large"
+                )
+            parts.append(np.asarray(images))
         return np.concatenate(parts)[: len(seeds)]
 
     return draw_all
@@ -96,7 +110,8 @@ class Trained:
         """Draw n images, uint8 [n, H, W, C]; image i has the seed `seed + i`.
 
         label, prompt, attributes: what to draw, one for all or a list of n; see `prompts.ask`.
-        options: other values for keys of config.sample, such as steps=25 or guidance=2.0.
+        options: other values for keys of config.sample, such as steps=25, guidance=2.0 or
+        sampler="ddim", which then has its own defaults.
         """
         cond = prompts.ask(self.experiment.conditions, n, label, prompt, attributes)
         return self.draw(cond, n, seed, **options)
@@ -112,17 +127,24 @@ class Trained:
         if key not in self._programs:
             merged = self.experiment.config.sample.copy_and_resolve_references()
             for name, value in options.items():
-                if name not in merged or name in ("sampler", "grid", "ema"):
+                if name not in merged or name in ("grid", "ema"):
                     raise ConfigError(f"{name}: not an option that sampling takes")
-                merged[name] = value
+                if name != "sampler":
+                    merged[name] = value
+                elif value != merged.sampler.name:
+                    make = config_lib.find(config_lib.COMPONENTS["sample.sampler"], name, value)
+                    merged.sampler = ConfigDict({"name": value} | config_lib.options(make))
             self._programs[key] = make_draw(self.experiment, merged, self.mesh)
         return self._programs[key]
 
 
-def load(workdir: str | pathlib.Path, config: ConfigDict | None = None) -> Trained:
+def load(
+    workdir: str | pathlib.Path, config: ConfigDict | None = None, *, ema: float | None = None
+) -> Trained:
     """The trained model of a workdir: its newest undamaged checkpoint, the EMA of config.sample.
 
     config: its `sample` section counts; the rest must be that of the workdir. None: as trained.
+    ema: another one of config.train.ema.
     """
     workdir = pathlib.Path(workdir)
     stored = config_lib.read(workdir / "config.json") if config is None else config
@@ -142,7 +164,8 @@ def load(workdir: str | pathlib.Path, config: ConfigDict | None = None) -> Train
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
         experiment.param_shapes(),
     )
-    params = checkpoints.restore_ema(step, sampled_ema(stored), target)
+    name = sampled_ema(stored) if ema is None else ema_name(ema)
+    params = checkpoints.restore_ema(step, name, target)
     checkpoints.close()
     return Trained(experiment, params, step, mesh)
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import logs, parallel, prompts, sample
+from vitdiff_jax import logs, parallel, prompts, sample, yardstick
 from vitdiff_jax import train_step as step_lib
 from vitdiff_jax.checkpoint import Checkpoints, StopRequest
 from vitdiff_jax.data import pipeline
@@ -39,6 +39,9 @@ def train(config: ConfigDict | dict[str, Any], workdir: str | pathlib.Path) -> s
     with experiment_lib.named("config.parallel."):
         mesh = parallel.make_mesh(config.parallel.fsdp)
     _check_devices(config, dataset)
+    yard = None
+    if config.log.evaluate_every:  # now: what is missing must not end a long run later
+        yard = yardstick.Yardstick(config, workdir, mesh, dataset)
     _open_workdir(workdir, config)
     logs.say(f"data: {dataset.origin}")
     checkpoints = Checkpoints(
@@ -48,7 +51,7 @@ def train(config: ConfigDict | dict[str, Any], workdir: str | pathlib.Path) -> s
         report=logs.say,
     )
     with StopRequest(checkpoints) as stop:
-        run = Run(config, workdir, dataset, experiment, mesh, checkpoints)
+        run = Run(config, workdir, dataset, experiment, mesh, checkpoints, yard)
         try:
             return run.go(stop)
         finally:
@@ -89,9 +92,10 @@ def _open_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
 class Run:
     """One training run: what the loop needs, prepared."""
 
-    def __init__(self, config, workdir, dataset, experiment, mesh, checkpoints):
+    def __init__(self, config, workdir, dataset, experiment, mesh, checkpoints, yard=None):
         self.config, self.workdir, self.dataset = config, workdir, dataset
         self.experiment, self.mesh, self.checkpoints = experiment, mesh, checkpoints
+        self.yard = yard
         self.ema = experiment_lib.sampled_ema(config)
         options = config.optimizer.to_dict()
         rate = step_lib.learning_rate(
@@ -210,7 +214,24 @@ class Run:
             self._picture(step, "samples", f"{step:08d}.png", sheet, metrics)
         if log.nearest_every and (last or step % log.nearest_every == 0):
             self._copies(step, params, metrics)
+        if self.yard and (last or step % log.evaluate_every == 0):
+            self._evaluate(step, state, self.yard, metrics)
         metrics.elsewhere(time.monotonic() - began)
+
+    def _evaluate(self, step, state, yard: yardstick.Yardstick, metrics: logs.Metrics):
+        """The config's metrics of each EMA, on few images, and the seconds that they took."""
+        began, count, values = time.monotonic(), self.config.log.evaluate_images, {}
+        for name, params in state.ema.items():
+
+            def draw(cond, n, seed, params=params):
+                return self.draw(params, seed + np.arange(n), cond)
+
+            batches = yardstick.drawn(draw, self.config, self.dataset, count)
+            measured = yardstick.measure(yard.parts, count, batches, None, {})
+            for metric, found in yard.results(measured).items():
+                values |= {f"{metric}/ema{name}/{key}": value for key, value in found.items()}
+                logs.say(f"step {step}, ema {name}: {metric} {found['value']:.4f}, {count} images")
+        metrics.write(step, values | {"evaluation_seconds": time.monotonic() - began})
 
     def _picture(self, step, name, file, sheet, metrics):
         metrics.image(step, name, sheet)
@@ -239,7 +260,7 @@ class Run:
         batch = min(batch, count - count % jax.device_count())
         share, p = batch // jax.process_count(), jax.process_index()
         losses = []
-        for part in pipeline.in_order(source, batch, count):
+        for part in pipeline.in_order(source, range(count - count % batch), batch):
             mine = {name: a[p * share : (p + 1) * share] for name, a in part.items()}
             losses.append(self.heldout_step(params, parallel.put_batch(self.mesh, mine)))
         mean = np.mean(np.asarray(losses), 0)

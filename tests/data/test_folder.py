@@ -595,9 +595,9 @@ def test_a_file_too_large_to_be_read(photos, monkeypatch):
 def test_nothing_to_read(tmp_path):
     assert refused(tmp_path / "no").startswith("there is no such folder or zip file (config.data.p")
     (tmp_path / "empty").mkdir()
-    assert refused(tmp_path / "empty") == "no images in it (config.data.path)"
+    assert refused(tmp_path / "empty") == "no images in it"
     (tmp_path / "empty" / "a.txt").write_text("?")
-    assert refused(tmp_path / "empty") == "no images in it (config.data.path)"
+    assert refused(tmp_path / "empty") == "no images in it"
     assert refused(zipped(tmp_path / "empty", tmp_path / "a.zip")).startswith("no images in it")
     message = "not a zip file that can be read: File is not a zip file"
     assert refused(tmp_path / "empty" / "a.txt") == message

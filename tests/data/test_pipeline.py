@@ -113,17 +113,21 @@ def test_random_numbers_belong_to_the_place_in_the_order(source):
 
 def test_examples_to_measure_with_are_as_they_are(source):
     source = Augmented(source.images, source.labels)
-    assert all((part["drawn"] == -1).all() for part in pipeline.in_order(source, 4, 8))
+    assert all((part["drawn"] == -1).all() for part in pipeline.in_order(source, range(8), 4))
     assert (pipeline.stacked(source)["drawn"] == -1).all()
     np.testing.assert_array_equal(pipeline.stacked(source, range(3, 5))["label"], [103, 104])
 
 
-def test_in_order_leaves_out_the_incomplete_batch(source):
-    """Held-out losses are means over whole batches, so that all of them compile once."""
-    found = list(pipeline.in_order(source, 4, 11))
-    np.testing.assert_array_equal([b["label"] - 100 for b in found], np.arange(8).reshape(2, 4))
-    np.testing.assert_array_equal([b["index"] for b in found], np.arange(8).reshape(2, 4))
-    assert list(pipeline.in_order(source, 4, 3)) == []
+@pytest.mark.parametrize("threads", [1, 3])
+def test_in_order_is_exactly_what_was_asked_for(source, threads):
+    """The last batch is smaller: a metric that lost some images would be of another set."""
+    which = [5, 3, 3, 21, 0, 7, 1]
+    found = list(pipeline.in_order(source, which, 3, threads))
+    assert [len(b["image"]) for b in found] == [3, 3, 1]
+    np.testing.assert_array_equal(np.concatenate([b["label"] for b in found]) - 100, which)
+    np.testing.assert_array_equal(np.concatenate([b["index"] for b in found]), range(7))
+    assert {b["index"].dtype for b in found} == {np.dtype(np.int32)}
+    assert list(pipeline.in_order(source, [], 4)) == []
 
 
 def test_stacked_is_everything_in_order(source):

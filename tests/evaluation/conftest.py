@@ -1,8 +1,11 @@
-"""The digits, shared by all metrics: their splits are read and classified once."""
+"""What all metrics share: the digits, whose splits are read once, and Inception's weights."""
 
 import pytest
 
+from tests.evaluation import weights
+from vitdiff_jax import parallel
 from vitdiff_jax.data import digits, pipeline
+from vitdiff_jax.evaluation.measuring import Setting
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +17,15 @@ def dataset():
 def heldout(dataset):
     """Images and labels of the held-out split."""
     return pipeline.stacked(dataset.heldout)
+
+
+@pytest.fixture(scope="session")
+def inception(tmp_path_factory):
+    """The path of weights that have the published names and shapes, and random values."""
+    return weights.write(tmp_path_factory.mktemp("weights") / "inception.safetensors")
+
+
+@pytest.fixture(scope="session")
+def setting(dataset, inception):
+    """What metrics are made from; networks and classifiers are made once for all of them."""
+    return Setting(lambda: dataset, parallel.make_mesh(), str(inception))

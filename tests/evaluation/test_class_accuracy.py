@@ -5,56 +5,58 @@ import dataclasses
 import numpy as np
 import pytest
 
+from vitdiff_jax import parallel
 from vitdiff_jax.data import pipeline
 from vitdiff_jax.evaluation import class_accuracy
+from vitdiff_jax.evaluation.measuring import Batch, Measured, Setting
 
 
 @pytest.fixture(scope="module")
-def make(dataset):
-    """A fresh metric without training the classifier again."""
-    trained = class_accuracy.Metric(dataset)
+def share(setting, heldout):
+    """A function: images, labels -> the metric's result, with the held-out images as reference."""
+    metric = class_accuracy.Metric(setting)
 
-    def fresh():
-        metric = object.__new__(class_accuracy.Metric)
-        metric.__dict__ |= trained.__dict__
-        return metric
+    def measured(images, labels):
+        found = Measured(metric.parts, len(images))
+        found.update(Batch(images, {"label": labels}))
+        return found.of(metric)
 
-    return fresh
-
-
-def test_held_out_images_reach_the_ceiling(make, heldout):
-    """Perfect samples are as good as real images: `value` is `heldout`."""
-    metric = make()
-    metric.update(heldout["image"], {"label": heldout["label"]})
-    result = metric.result()
-    assert result["value"] == result["heldout"] > 0.98
+    reference = measured(heldout["image"], heldout["label"])
+    return lambda images, labels: metric.result(measured(images, labels), reference)
 
 
-def test_training_images_are_nearly_all_known(make, dataset):
+def test_held_out_images_reach_the_ceiling(share, heldout):
+    """Perfect samples are as good as real images: `value` is `reference`."""
+    result = share(heldout["image"], heldout["label"])
+    assert result["value"] == result["reference"] > 0.98
+
+
+def test_training_images_are_nearly_all_known(share, dataset):
     train = pipeline.stacked(dataset.train)
-    metric = make()
-    metric.update(train["image"], {"label": train["label"]})
-    assert metric.result()["value"] > 0.99
+    assert share(train["image"], train["label"])["value"] > 0.99
 
 
-def test_wrong_labels_score_as_chance(make, heldout):
+def test_wrong_labels_score_as_chance(share, heldout):
     """Ten classes: a label drawn blindly is right one time in ten (five standard errors)."""
-    metric, random = make(), np.random.default_rng(0)
-    labels = random.integers(0, 10, len(heldout["label"]))
-    metric.update(heldout["image"], {"label": labels})
-    error = 5 * np.sqrt(0.1 * 0.9 / len(heldout["label"]))
-    assert abs(metric.result()["value"] - 0.1) < error
+    labels = np.random.default_rng(0).integers(0, 10, len(heldout["label"]))
+    error = 5 * np.sqrt(0.1 * 0.9 / len(labels))
+    assert abs(share(heldout["image"], labels)["value"] - 0.1) < error
 
 
-def test_noise_is_not_a_ten_of_all_classes(make):
+def test_noise_is_not_a_ten_of_all_classes(share):
     """Samples of nothing get some class, and can be right by chance alone."""
-    random = np.random.default_rng(0)
-    metric = make()
-    images, labels = random.integers(0, 256, (1000, 8, 8, 1), np.uint8), np.arange(1000) % 10
-    metric.update(images, {"label": labels})
-    assert metric.result()["value"] < 0.2
+    images = np.random.default_rng(0).integers(0, 256, (1000, 8, 8, 1), np.uint8)
+    assert share(images, np.arange(1000) % 10)["value"] < 0.2
 
 
 def test_needs_classes(dataset):
+    without = Setting(lambda: dataclasses.replace(dataset, conditions={}), parallel.make_mesh())
     with pytest.raises(ValueError, match="needs a data set with classes"):
-        class_accuracy.Metric(dataclasses.replace(dataset, conditions={}))
+        class_accuracy.Metric(without)
+
+
+def test_needs_to_know_what_was_asked_for(setting, heldout):
+    """Images from a folder come without labels."""
+    metric = class_accuracy.Metric(setting)
+    with pytest.raises(ValueError, match="needs to know what the images were drawn for"):
+        Measured(metric.parts, 2).update(Batch(heldout["image"][:2]))

@@ -6,29 +6,40 @@ import pytest
 from tests.evaluation.test_frechet import by_sqrtm
 from vitdiff_jax.data import pipeline
 from vitdiff_jax.evaluation import pixel_frechet
+from vitdiff_jax.evaluation.measuring import Batch, Measured
 
 
-def test_real_images_have_no_distance_to_themselves(dataset, heldout):
-    """And the floor beside it is the distance of the two real splits."""
-    metric = pixel_frechet.Metric(dataset)
-    metric.update(heldout["image"], {"label": heldout["label"]})
-    result = metric.result()
-    assert abs(result["value"]) < 1e-6
-    first, second = (
-        (v.mean(0), np.cov(v.T))
-        for v in (
-            split["image"].reshape(-1, 64) / 127.5 - 1
-            for split in (pipeline.stacked(dataset.train), heldout)
-        )
-    )
-    # Pixels that are always black have no variance: a little on the diagonal helps SciPy's root.
-    wanted = by_sqrtm(*((mean, cov + 1e-12 * np.eye(64)) for mean, cov in (first, second)))
-    assert result["floor"] == pytest.approx(wanted, rel=1e-3)
+@pytest.fixture
+def distance(setting):
+    """A function: images, others -> the metric's value."""
+    metric = pixel_frechet.Metric(setting)
+
+    def measured(images):
+        found = Measured(metric.parts, len(images))
+        found.update(Batch(images))
+        return found.of(metric)
+
+    return lambda *both: metric.result(*map(measured, both))["value"]
 
 
-def test_noise_is_far_from_real_images(dataset):
-    metric = pixel_frechet.Metric(dataset)
+def gaussian(images):
+    """(mean, covariance) of images as vectors in [-1, 1], by NumPy.
+
+    Pixels that are always black have no variance: a little on the diagonal helps SciPy's root.
+    """
+    vectors = images.reshape(len(images), -1) / 127.5 - 1
+    return vectors.mean(0), np.cov(vectors.T) + 1e-12 * np.eye(vectors.shape[1])
+
+
+def test_two_real_splits(distance, dataset, heldout):
+    train = pipeline.stacked(dataset.train)["image"]
+    wanted = by_sqrtm(gaussian(train), gaussian(heldout["image"]))
+    assert distance(train, heldout["image"]) == pytest.approx(wanted, rel=1e-3)
+    assert abs(distance(train, train)) < 1e-6
+
+
+def test_noise_is_far_from_real_images(distance, dataset, heldout):
     images = np.random.default_rng(0).integers(0, 256, (500, 8, 8, 1), np.uint8)
-    metric.update(images, {"label": np.zeros(500)})
-    result = metric.result()
-    assert result["value"] > 20 * result["floor"]
+    real = heldout["image"]
+    floor = distance(pipeline.stacked(dataset.train)["image"], real)
+    assert distance(images, real) > 20 * floor

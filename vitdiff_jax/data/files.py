@@ -78,10 +78,10 @@ class Zip:
             raise ValueError(str(error)) from error
 
 
-def open_path(path: pathlib.Path) -> Folder | Zip:
-    """The files of a folder or of a zip file."""
+def open_path(path: pathlib.Path, key: str) -> Folder | Zip:
+    """The files of a folder or of a zip file; key: what named it, for the error."""
     if not path.exists():
-        raise DataError(f"{path}: there is no such folder or zip file (config.data.path)")
+        raise DataError(f"{path}: there is no such folder or zip file ({key})")
     return Folder(path) if path.is_dir() else Zip(path)
 
 

@@ -16,9 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from vitdiff_jax.data import images, records, text, transforms
+from vitdiff_jax.data import images, pictures, records, text
 from vitdiff_jax.data.files import Folder, Zip, open_path
 from vitdiff_jax.data.pipeline import DataError, Dataset
 
@@ -64,8 +63,8 @@ def dataset(
     _check(path, channels, length, heldout)
     crop = images.crop_of(size, random_area, cache)
     root = pathlib.Path(path).expanduser()
-    files = open_path(root)
-    found = _pictures(files)
+    files = open_path(root, "config.data.path")
+    found = pictures.names_of(files)
     facts, conditions = _facts(files, list(found), classes, captions, length)
     make = functools.partial(
         images.Images, channels=channels, crop=crop, upright=True, max_broken=max_broken,
@@ -94,6 +93,7 @@ def dataset(
     return Dataset(
         part("train", train, flip), part("heldout", rest), (size, size, channels), conditions,
         f"{root} ({counts}) from {'its cache' if cache else 'the files'}",
+        f"centre to {size}x{size}",
     )  # fmt: skip
 
 
@@ -107,20 +107,6 @@ def _check(path: str, channels: int, length: int, heldout: float) -> None:
         raise ValueError(f"length: {length} is not a multiple of 4 from 4 on")
     if not 0 < heldout < 1:
         raise ValueError(f"heldout: {heldout} is not between 0 and 1")
-
-
-def _pictures(files: Folder | Zip) -> dict[str, list[int]]:
-    """What `files.files()` says of those that are called like pictures, sorted by name."""
-    known = Image.registered_extensions().items()
-    suffixes = {suffix for suffix, kind in known if kind in transforms.formats()}
-    found = {
-        name: about
-        for name, about in sorted(files.files().items())
-        if pathlib.PurePosixPath(name).suffix.lower() in suffixes
-    }
-    if not found:
-        raise DataError(f"{files.path}: no images in it (config.data.path)")
-    return found
 
 
 def _home(root: pathlib.Path) -> pathlib.Path:

@@ -7,7 +7,7 @@ of every batch last.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -44,6 +44,7 @@ class Dataset:
             encoder's vectors, 0 after their end
         "hint": the number of channels of an image as a condition; float32 [H, W, channels]
     origin: one line for the log: what is read, from where.
+    crop: what was done to the pictures as they are distributed; numbers compare only within one.
     """
 
     train: Source
@@ -51,6 +52,7 @@ class Dataset:
     shape: tuple[int, int, int]
     conditions: Mapping[str, Any]
     origin: str = ""
+    crop: str = "none"
 
     @property
     def classes(self) -> int | None:
@@ -98,11 +100,20 @@ def batches(
         yield part | {"index": index}
 
 
-def in_order(source: Source, batch: int, count: int) -> Iterator[dict[str, np.ndarray]]:
-    """The first `count` examples as they are, in batches of exactly `batch`; the rest is left."""
-    for first in range(0, count - batch + 1, batch):
-        part = stacked(source, range(first, first + batch))
-        yield part | {"index": np.arange(first, first + batch, dtype=np.int32)}
+def in_order(
+    source: Source, which: Sequence[int], batch: int, threads: int = 1
+) -> Iterator[dict[str, np.ndarray]]:
+    """These examples as they are, with their "index" in `which`, in batches (the last smaller).
+
+    `threads` read ahead, a part of a batch each.
+    """
+    places = grain.MapDataset.range(len(which))
+    examples = places.map(
+        lambda i: source.example(int(which[i])) | {"index": np.array(i, np.int32)}
+    )
+    parts = examples.batch(batch, drop_remainder=False)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
+    yield from parts.to_iter_dataset(options)
 
 
 def stacked(source: Source, which: range | None = None) -> dict[str, np.ndarray]:

@@ -180,4 +180,5 @@ def dataset(
     train, where = split(spec.train, flip=flip)
     heldout, _ = split(spec.heldout)
     origin = f"{train.name} ({len(train):,} images, {len(heldout):,} held out) from {where}"
-    return Dataset(train, heldout, shape, conditions(builder), origin)
+    crop_line = f"{crop_name} to {shape[0]}x{shape[1]}"
+    return Dataset(train, heldout, shape, conditions(builder), origin, crop_line)

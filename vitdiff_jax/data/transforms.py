@@ -37,8 +37,8 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in Image.ID if name not in NO_PICTURES)
 
 
-def decode(data: bytes, channels: int, upright: bool = False, least: int = 0) -> Image.Image:
-    """An encoded picture as mode "L" (channels 1) or "RGB" (3).
+def decode(data: bytes, channels: int | None, upright: bool = False, least: int = 0) -> Image.Image:
+    """An encoded picture as mode "L" (channels 1) or "RGB" (3); None: as it is, grey or colour.
 
     Takes what Pillow reads: grey, palettes, CMYK, 16 bits per sample (grey rounded to 8, of colours
     the higher 8). Transparent pixels are laid on white; of an animation it is the first picture.
@@ -71,13 +71,15 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _plain(image: Image.Image, channels: int) -> Image.Image:
+def _plain(image: Image.Image, channels: int | None) -> Image.Image:
     """Any mode of Pillow's as "L" or "RGB"."""
     if image.mode.startswith("I"):  # 16 bits; convert("L") would clip them
         pixels = np.asarray(image).astype(np.int64)
         if pixels.min() < 0 or pixels.max() > 65535:
             raise ValueError("grey values outside 0 to 65535")
         image = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+    if channels is None:
+        channels = 1 if image.mode in ("1", "L", "LA", "La") else 3
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range nothing says")
     if image.has_transparency_data:

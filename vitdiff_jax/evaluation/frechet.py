@@ -8,32 +8,45 @@ C1^(1/2) C2 C1^(1/2), which is symmetric: no imaginary parts.
 
 import numpy as np
 
+Gaussian = tuple[np.ndarray, np.ndarray]
+
 
 class Moments:
     """Mean and covariance of vectors, accumulated in float64 without keeping the vectors."""
 
-    def __init__(self, size: int):
-        self.count, self.sum, self.outer = 0, np.zeros(size), np.zeros((size, size))
+    def __init__(self, count: int = 0):
+        self.count, self.sum, self.outer = 0, np.zeros(0), np.zeros((0, 0))
 
-    def update(self, vectors: np.ndarray) -> "Moments":
-        """Add vectors [N, size]; returns itself."""
-        vectors = vectors.astype(np.float64)
-        self.count += len(vectors)
-        self.sum += vectors.sum(0)
-        self.outer += vectors.T @ vectors
+    def update(self, rows: np.ndarray) -> "Moments":
+        """Add vectors [N, D]; returns itself."""
+        rows = rows.astype(np.float64)
+        if not self.count:
+            self.sum, self.outer = np.zeros(rows.shape[1]), np.zeros((rows.shape[1],) * 2)
+        self.count += len(rows)
+        self.sum += rows.sum(0)
+        self.outer += rows.T @ rows
         return self
 
-    def gaussian(self) -> tuple[np.ndarray, np.ndarray]:
-        """(mean, covariance)."""
+    def arrays(self):
+        return {"count": np.array(self.count), "sum": self.sum, "outer": self.outer}
+
+    def load(self, arrays):
+        self.count, self.sum, self.outer = int(arrays["count"]), arrays["sum"], arrays["outer"]
+
+    def gaussian(self) -> Gaussian:
+        """(mean [D], covariance [D, D]), of at least two vectors."""
         mean = self.sum / self.count
         return mean, (self.outer - self.count * np.outer(mean, mean)) / (self.count - 1)
 
 
-def frechet_distance(
-    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]
-) -> float:
+def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     """The squared 2-Wasserstein distance of two Gaussians (mean [D], covariance [D, D])."""
     (mean1, cov1), (mean2, cov2) = first, second
+    if mean1.shape != mean2.shape:
+        raise ValueError(
+            f"the samples have {len(mean1)} numbers an image and the reference {len(mean2)}:"
+            " they are not of one size or network"
+        )
     values, vectors = np.linalg.eigh(cov1)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov2 @ root), 0)).sum()

@@ -2,34 +2,27 @@
 
 import numpy as np
 
-from vitdiff_jax.data.pipeline import Dataset, stacked
 from vitdiff_jax.evaluation.frechet import Moments, frechet_distance
+from vitdiff_jax.evaluation.measuring import Batch, Part, Setting
+
+
+class Extractor:
+    """Gives "pixels" [N, H W C] in [-1, 1]."""
+
+    name = "pixels"
+
+    def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
+        return {"pixels": batch.images.reshape(len(batch.images), -1) / 127.5 - 1}
 
 
 class Metric:
-    """Distance of the samples to the held-out split, beside that of the training split."""
+    """Distance of the samples to the reference."""
 
     name = "fd/pixels"
+    compares, higher_is_better = True, False
 
-    def __init__(self, dataset: Dataset):
-        """Fit the references."""
-        size = int(np.prod(dataset.shape))
-        self.heldout = Moments(size).update(_vectors(stacked(dataset.heldout)["image"])).gaussian()
-        train = Moments(size).update(_vectors(stacked(dataset.train)["image"])).gaussian()
-        self.floor = frechet_distance(train, self.heldout)
-        self.samples = Moments(size)
+    def __init__(self, setting: Setting):
+        self.parts = (Part(setting.shared(lambda s: Extractor(), "pixels"), "pixels", Moments),)
 
-    def update(self, images: np.ndarray, cond: dict[str, np.ndarray]) -> None:
-        """Add samples uint8 [N, H, W, C]."""
-        self.samples.update(_vectors(images))
-
-    def result(self) -> dict[str, float]:
-        """The distance, and its floor: the training split's own distance to the held-out one."""
-        return {
-            "value": frechet_distance(self.samples.gaussian(), self.heldout),
-            "floor": self.floor,
-        }
-
-
-def _vectors(images: np.ndarray) -> np.ndarray:
-    return images.reshape(len(images), -1) / 127.5 - 1
+    def result(self, samples, reference) -> dict[str, float]:
+        return {"value": frechet_distance(samples[0].gaussian(), reference[0].gaussian())}

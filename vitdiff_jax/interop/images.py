@@ -1,6 +1,8 @@
 """Images in and out: uint8 at the edges, float32 in [-1, 1] inside; grids as PNG."""
 
+import io
 import pathlib
+import zipfile
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +40,7 @@ def grid(images: np.ndarray, columns: int, gutter: int = 2, least: int = 48) -> 
 
 def save_png(path: pathlib.Path, image: np.ndarray) -> None:
     """Write uint8 [H, W, C] with 1, 3 or 4 channels as PNG, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     picture.save(partial, format="PNG")
     partial.replace(path)
@@ -46,7 +48,43 @@ def save_png(path: pathlib.Path, image: np.ndarray) -> None:
 
 def save_npz(path: pathlib.Path, images: np.ndarray) -> None:
     """Write uint8 [N, H, W, C] as ADM's evaluators read it: one array, arr_0."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez(file, images)
-    partial.replace(path)
+    writer = NpzWriter(path, images.shape)
+    writer.write(0, images)
+    writer.close(len(images))
+
+
+class NpzWriter:
+    """Images uint8 [N, H, W, C] into an .npz file as ADM's evaluators read it, piece by piece.
+
+    Until `close` they are in PATH.partial, where one that was interrupted goes on.
+    """
+
+    def __init__(self, path: pathlib.Path, shape: tuple[int, ...]):
+        self.path, self.partial = path, partial_of(path)
+        header = io.BytesIO()
+        about = {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(header, about)
+        self._start, self._size = len(header.getvalue()), int(np.prod(shape[1:]))
+        self._file = self.partial.open("r+b" if self.partial.exists() else "wb")
+        self._file.write(header.getvalue())
+
+    def write(self, first: int, images: np.ndarray) -> None:
+        """Put images where number `first` and the next ones belong."""
+        self._file.seek(self._start + first * self._size)
+        self._file.write(np.ascontiguousarray(images).tobytes())
+        self._file.flush()
+
+    def close(self, count: int) -> None:
+        """Make the .npz file of all `count` images."""
+        self._file.truncate(self._start + count * self._size)
+        self._file.close()
+        packed = self.path.with_name(self.path.name + ".packing")
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+            archive.write(self.partial, "arr_0.npy")
+        packed.replace(self.path)
+        self.partial.unlink()
+
+
+def partial_of(path: pathlib.Path) -> pathlib.Path:
+    """Where a file is until it is whole."""
+    return path.with_name(path.name + ".partial")

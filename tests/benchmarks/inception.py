@@ -1,0 +1,100 @@
+"""How fast Inception's features are on this machine's CPU, next to pytorch-fid's.
+
+    python tests/benchmarks/inception.py [--rounds 5]
+
+Both get the same 256x256 images in batches of 32, random weights, and give the last pool; ours also
+the logits and the map for sFID. Each has a process of its own; they take turns, so that whatever
+else the machine does hits both. Medians are printed, and the fastest.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import time
+
+import numpy as np
+
+BATCH, SIDE, CALLS = 32, 256, 2
+PAUSE = 0.3  # PyTorch's threads spin for a while after their last work
+
+
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8)
+
+
+def ours():
+    """Through `Network`, as metrics do."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+    import jax.numpy as jnp
+
+    from vitdiff_jax import parallel
+    from vitdiff_jax.evaluation.measuring import Batch
+    from vitdiff_jax.evaluation.networks import Network
+    from vitdiff_jax.models.inception import Inception
+
+    model, batch = Inception(), Batch(images())
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 299, 299, 3)))
+    network = Network("random", "", model.apply, params, parallel.make_mesh())
+    return lambda: network(batch)
+
+
+def pytorch_fid():
+    """As its own command feeds it."""
+    import torch
+    from pytorch_fid import inception
+
+    inception.load_state_dict_from_url = lambda *_, **__: {}
+    torch.nn.Module.load_state_dict = lambda *_, **__: None  # random weights
+    model = inception.InceptionV3([3]).eval()
+    batch = torch.from_numpy(images()).permute(0, 3, 1, 2).float() / 255
+
+    def run():
+        with torch.no_grad():
+            return model(batch)[0].numpy()
+
+    return run
+
+
+def serve(make, pipe) -> None:
+    """Time calls on request, in a process of its own."""
+    run = make()
+    run()
+    pipe.send(None)
+    while pipe.recv():
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            run()
+        pipe.send(CALLS * BATCH / (time.perf_counter() - start))
+
+
+def main() -> None:
+    """Print images per second of both, and their ratio."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # as main; for both
+    context, pipes, found = multiprocessing.get_context("spawn"), {}, {}
+    workers: list = []
+    for make in (ours, pytorch_fid):
+        pipes[make.__name__], end = context.Pipe()
+        workers.append(context.Process(target=serve, args=(make, end)))
+        workers[-1].start()
+        pipes[make.__name__].recv()
+    for _ in range(rounds):
+        for name, pipe in pipes.items():
+            time.sleep(PAUSE)
+            pipe.send(True)
+            found.setdefault(name, []).append(pipe.recv())
+    for pipe, worker in zip(pipes.values(), workers):
+        pipe.send(False)
+        worker.join()
+    for name, rates in found.items():
+        print(f"{name}: median {statistics.median(rates):.1f} images/s, best {max(rates):.1f}")
+    ratio = statistics.median(found["ours"]) / statistics.median(found["pytorch_fid"])
+    print(f"ratio of the medians {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Pictures to be measured, from folders, zip files and .npz files: all of them, in order, as is."""
+
+import io
+import pathlib
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitdiff_jax.data import pictures
+from vitdiff_jax.data.files import Folder
+from vitdiff_jax.data.pipeline import DataError
+
+COUNT = 7
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (COUNT, 5, 4, 3), np.uint8)
+
+
+def encoded(image, kind="PNG", **options):
+    file = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, kind, **options)
+    return file.getvalue()
+
+
+def stored(images, kind, home):
+    """The images as a folder, a zip file (both written backwards) or an .npz file."""
+    if kind == "npz":
+        np.savez(home / "images.npz", arr_0=images)
+        return home / "images.npz"
+    names = {f"{i:03d}.png": encoded(image) for i, image in reversed(list(enumerate(images)))}
+    if kind == "folder":
+        (home / "images").mkdir()
+        for name, data in names.items():
+            (home / "images" / name).write_bytes(data)
+        return home / "images"
+    with zipfile.ZipFile(home / "images.zip", "w") as archive:
+        for name, data in names.items():
+            archive.writestr(f"inside/{name}", data)
+    return home / "images.zip"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["folder", "zip", "npz"])
+def test_every_image_once_in_order_from_any_place_on(images, tmp_path, kind, channels):
+    """`first` is where an interrupted measurement goes on; the last batch is smaller."""
+    images = images[..., :channels]
+    found = pictures.open_pictures(stored(images, kind, tmp_path))
+    assert (len(found), found.shape, found.lossy) == (COUNT, (5, 4, channels), False)
+    assert f"{COUNT} " in found.origin
+    for first in (0, 2, 3, COUNT):
+        parts = list(found.read(3, first))
+        assert all(len(part) == 3 for part in parts[:-1])
+        assert all(part.dtype == np.uint8 for part in parts)
+        np.testing.assert_array_equal(np.concatenate([images[:first], *parts]), images, strict=True)
+
+
+def test_what_is_no_picture_or_hidden_is_left_out(images, tmp_path):
+    home = stored(images, "folder", tmp_path)
+    (home / "about.txt").write_text("?")
+    (home / ".hidden.png").write_text("?")
+    assert pictures.open_pictures(home).names == [f"{i:03d}.png" for i in range(COUNT)]
+
+
+@pytest.mark.parametrize("name", ["000.jpg", "999.JPEG", "500.webp"])
+def test_one_file_with_loss_is_enough_to_say_so(images, tmp_path, name):
+    home = stored(images, "folder", tmp_path)
+    kind = "WEBP" if name.endswith("webp") else "JPEG"
+    (home / name).write_bytes(encoded(images[0], kind))
+    assert pictures.open_pictures(home).lossy
+
+
+def test_all_are_of_the_first_ones_colour(images, tmp_path):
+    """A grey picture among colours is one with three equal channels."""
+    home = stored(images, "folder", tmp_path)
+    (home / "003.png").write_bytes(encoded(images[3, :, :, :1]))
+    (part,) = pictures.open_pictures(home).read(COUNT)
+    np.testing.assert_array_equal(part[3], images[3, :, :, :1].repeat(3, -1))
+
+
+def test_another_size_is_refused_with_both_names(images, tmp_path):
+    home = stored(images, "folder", tmp_path)
+    (home / "005.png").write_bytes(encoded(images[5].transpose(1, 0, 2)))
+    found = pictures.open_pictures(home).read(3)
+    next(found)
+    with pytest.raises(DataError) as caught:
+        next(found)
+    assert str(caught.value).startswith(
+        f"{home}: 005.png has 5x4 pixels, but 000.png has 4x5; all must be of one size"
+    )
+
+
+@pytest.mark.parametrize("name", ["000.png", "004.png"])
+def test_a_broken_picture_is_named(images, tmp_path, name):
+    """It is not left out: the samples of a model would seem better or worse than they are."""
+    home = stored(images, "folder", tmp_path)
+    (home / name).write_bytes((home / name).read_bytes()[:40])
+    with pytest.raises(DataError, match=f"{name}: "):
+        list(pictures.Files(Folder(home)).read(3))
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(DataError, match="no images in it"):
+        pictures.open_pictures(tmp_path)
+    with pytest.raises(DataError, match="there is no such folder or zip file"):
+        pictures.open_pictures(tmp_path / "none")
+    with pytest.raises(OSError, match=r"none\.npz"):
+        pictures.open_pictures(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_npz_may_be_packed_and_hold_other_arrays(images, tmp_path, packed):
+    """ADM's files of samples have their labels in arr_1."""
+    path = tmp_path / "images.npz"
+    (np.savez_compressed if packed else np.savez)(path, images, np.arange(COUNT))
+    (part,) = pictures.Npz(path).read(COUNT)
+    np.testing.assert_array_equal(part, images, strict=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a / 255,  # floats: of 0 to 1 or -1 to 1, or of 0 to 255?
+        lambda a: np.full(a.shape, np.nan, np.float32),
+        lambda a: a.astype(np.int32),
+        lambda a: a[0],
+        lambda a: a[..., 0],
+        lambda a: a.transpose(0, 3, 1, 2),
+        lambda a: np.asfortranarray(a),
+        lambda a: a.repeat(2, -1),
+    ],
+    ids=["floats", "NaN", "int32", "one", "flat", "channels first", "by columns", "six channels"],
+)
+def test_other_arrays_are_refused(images, tmp_path, change):
+    np.savez(tmp_path / "images.npz", arr_0=change(images))
+    with pytest.raises(DataError, match=r"images\.npz: arr_0 is .*, not uint8 \[N, height, width"):
+        pictures.open_pictures(tmp_path / "images.npz")
+
+
+def test_an_npz_without_images(tmp_path):
+    np.savez(tmp_path / "images.npz", mu=np.zeros(3))
+    with pytest.raises(DataError, match="has no array arr_0 of images"):
+        pictures.open_pictures(tmp_path / "images.npz")
+
+
+def refused(path):
+    """The message about an .npz file that is opened and read to its end."""
+    with pytest.raises(DataError) as caught:
+        list(pictures.Npz(path).read(2))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 0.5, 0.95])
+def test_a_file_that_was_cut_off(images, tmp_path, kept):
+    path = stored(images, "npz", tmp_path)
+    data = path.read_bytes()
+    path.write_bytes(data[: kept if isinstance(kept, int) else int(kept * len(data))])
+    refused(path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_with_changed_bytes(images, tmp_path, packed):
+    """Pixels are covered by the zip file's checksums."""
+    path = tmp_path / "images.npz"
+    (np.savez_compressed if packed else np.savez)(path, arr_0=images)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    refused(path)
+
+
+def test_fewer_pixels_than_the_header_says(images, tmp_path):
+    """Written by hand, say: the checksums are right."""
+    path = tmp_path / "images.npz"
+    header = io.BytesIO()
+    about = {"descr": "|u1", "fortran_order": False, "shape": (COUNT + 1, *images.shape[1:])}
+    np.lib.format.write_array_header_1_0(header, about)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("arr_0.npy", header.getvalue() + images.tobytes())
+    with pytest.raises(DataError, match=f"ends in image {COUNT}"):
+        list(pictures.Npz(path).read(3))
+
+
+def test_a_path_that_is_a_folder_called_npz(tmp_path):
+    (tmp_path / "images.npz").mkdir()
+    with pytest.raises((DataError, OSError)):
+        pictures.open_pictures(pathlib.Path(tmp_path / "images.npz"))

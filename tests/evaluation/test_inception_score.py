@@ -1,0 +1,95 @@
+"""Inception Scores where they are known, and against a plain version of ADM's."""
+
+import types
+
+import numpy as np
+import pytest
+
+from vitdiff_jax.evaluation import inception_score
+from vitdiff_jax.evaluation.inception_score import PARTS, Scores
+
+METRIC = inception_score.Metric(types.SimpleNamespace(shared=lambda make, key=None: None))
+
+
+def score(logits, batch=64):
+    scores = Scores(len(logits))
+    for i in range(0, len(logits), batch):
+        scores.update(logits[i : i + batch])
+    return METRIC.result([scores], [])
+
+
+@pytest.mark.parametrize("level", [-1e4, 0, 50])
+def test_uniform_predictions_score_one(level):
+    """Also where exp of the logits would overflow or be nothing."""
+    result = score(np.full((30, 7), level, np.float32))
+    assert result == pytest.approx({"value": 1, "std": 0, "adm_splits_of_5000": 1}, abs=1e-12)
+
+
+def test_equal_predictions_score_one():
+    """Certain ones too, where log p of the others is no number: only different images score."""
+    result = score(np.tile([2000.0, 0, -90, 3], (30, 1)))
+    assert result == pytest.approx({"value": 1, "std": 0, "adm_splits_of_5000": 1}, abs=1e-12)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_separated_classes_score_their_number(classes):
+    """All certain and as frequent; what has no probability at all adds nothing."""
+    logits = 2000.0 * np.eye(classes)[np.arange(40 * classes) % classes]
+    assert score(logits)["adm_splits_of_5000"] == pytest.approx(classes, rel=1e-9)
+
+
+def by_adm(logits, size):
+    """The mean over consecutive parts, as guided-diffusion's evaluator computes it."""
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    found = []
+    for i in range(0, len(p), size):
+        part = p[i : i + size]
+        divergence = part * (np.log(part) - np.log(part.mean(0, keepdims=True)))
+        found.append(np.exp(divergence.sum(1).mean()))
+    return np.mean(found)
+
+
+@pytest.mark.parametrize("count", [40, 41, 97, 120])
+def test_adms_parts_are_in_the_order_of_drawing(monkeypatch, count):
+    """The last one has what is left; batches lie across the borders. Sorted, so order matters."""
+    monkeypatch.setattr(inception_score, "ADM_PART", 40)
+    logits = 2 * np.random.default_rng(0).standard_normal((count, 6))
+    logits = logits[np.argsort(logits[:, 0])]
+    found = score(logits, batch=7)
+    assert found["adm_splits_of_5000"] == pytest.approx(by_adm(logits, 40), rel=1e-9)
+    assert found["value"] != pytest.approx(by_adm(logits, 40), rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [10, 19, 5001])
+def test_every_image_is_in_one_of_ten_parts_and_in_one_of_adms(count):
+    counts = Scores(count).counts
+    assert counts[:PARTS].sum() == counts[PARTS:].sum() == count
+    assert counts[:PARTS].max() - counts[:PARTS].min() <= 1
+    assert len(counts) - PARTS == -(-count // 5000)
+
+
+def test_the_ten_parts_are_in_a_random_order():
+    """Not in the order of drawing, by class say, in which each part would have one class only."""
+    logits = 50 * np.eye(10)[np.repeat(np.arange(10), 60)]
+    assert score(logits)["value"] > 8
+
+
+def test_too_few_images_have_no_score():
+    assert np.isnan(score(np.zeros((9, 4)))["value"])
+
+
+def test_goes_on_from_what_was_kept():
+    """Bit for bit, from its arrays, after any number of images."""
+    logits = np.random.default_rng(0).standard_normal((53, 6))
+    whole = Scores(53)
+    whole.update(logits[:21])
+    whole.update(logits[21:])
+    for cut in (0, 21):
+        first, second = Scores(53), Scores(53)
+        if cut:
+            first.update(logits[:cut])
+        second.load(first.arrays())
+        for part in np.split(logits[cut:], [21 - cut]):
+            second.update(part)
+        np.testing.assert_allclose(second.scores(), whole.scores(), rtol=1e-12)

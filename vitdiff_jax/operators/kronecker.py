@@ -1,0 +1,57 @@
+"""Linear maps that act on rows, columns and channels each on their own: a Kronecker product.
+
+Averages, antialiased resizing, blurs with a separable kernel and grey values are such maps. Their
+SVD is that of three small matrices.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitdiff_jax.operators import register, static
+from vitdiff_jax.operators.svd import Svd
+
+
+@register
+class Kronecker:
+    """y[i, j, k] = sum rows[i, h] columns[j, w] channels[k, c] x[h, w, c]; none grows."""
+
+    rows: jax.Array | np.ndarray
+    columns: jax.Array | np.ndarray
+    channels: jax.Array | np.ndarray
+    linear: bool = static(default=True)
+
+    def forward(self, x: jax.Array) -> jax.Array:
+        return _apply(x, self.rows, self.columns, self.channels)
+
+    def svd(self) -> Svd:
+        """The SVD, computed on the host in float64."""
+        parts = [_padded(np.asarray(a, np.float64)) for a in
+                 (self.rows, self.columns, self.channels)]  # fmt: skip
+        (u, s, v) = zip(*parts)
+        values = s[0][:, None, None] * s[1][:, None] * s[2]  # [H, W, C]
+        return Svd(
+            jnp.asarray(values),
+            analyse=lambda x: _apply(x, *v),
+            synthesise=lambda z: _apply(z, *(a.T for a in v)),
+            measured=lambda y: _apply(y, *u),
+        )
+
+
+def _apply(x: jax.Array, rows, columns, channels) -> jax.Array:
+    """Each of three matrices to its axis of [B, H, W, C]."""
+    highest = jax.lax.Precision.HIGHEST
+    rows, columns, channels = (jnp.asarray(a, x.dtype) for a in (rows, columns, channels))
+    dot = functools.partial(jnp.einsum, precision=highest)
+    return dot("nhwc,ih,jw,kc->nijk", x, rows, columns, channels)
+
+
+def _padded(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(U^* with rows of zeros up to H, s with zeros up to H, V^*) of [h, H]."""
+    h, size = matrix.shape
+    u, s, v = np.linalg.svd(matrix, full_matrices=True)
+    values, u_t = np.zeros(size), np.zeros((size, h))
+    values[: len(s)], u_t[: len(s)] = s, u.T[: len(s)]
+    return u_t, values, v
