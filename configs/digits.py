@@ -20,7 +20,7 @@ def get_config():
             label_dropout=0.1,
         ),
         optimizer=dict(learning_rate=3e-3, warmup=100, decay="cosine", clip=1.0),
-        train=dict(steps=2000, batch=64, ema=(0.999,)),
+        train=dict(steps=2000, batch=64, ema=(0.999, 0.99)),
         checkpoint=dict(every=500, keep=2),
         log=dict(every=100, sample_every=500, heldout_every=500, images=100),
         sample=dict(sampler=dict(name="heun"), steps=25, batch=1000),
