@@ -9,17 +9,14 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import logs, parallel, prompts, sample, yardstick
+from vitdiff_jax import logs, parallel, sample, watch
 from vitdiff_jax import train_step as step_lib
 from vitdiff_jax.checkpoint import Checkpoints, StopRequest
 from vitdiff_jax.data import pipeline
-from vitdiff_jax.evaluation import memorised
-from vitdiff_jax.interop import images as image_lib
 
 FINISHED, STOPPED = "finished", "stopped"
 
@@ -39,9 +36,7 @@ def train(config: ConfigDict | dict[str, Any], workdir: str | pathlib.Path) -> s
     with experiment_lib.named("config.parallel."):
         mesh = parallel.make_mesh(config.parallel.fsdp)
     _check_devices(config, dataset)
-    yard = None
-    if config.log.evaluate_every:  # now: what is missing must not end a long run later
-        yard = yardstick.Yardstick(config, workdir, mesh, dataset)
+    watcher = watch.Watcher(config, workdir, dataset, experiment, mesh)
     _open_workdir(workdir, config)
     logs.say(f"data: {dataset.origin}")
     checkpoints = Checkpoints(
@@ -51,9 +46,9 @@ def train(config: ConfigDict | dict[str, Any], workdir: str | pathlib.Path) -> s
         report=logs.say,
     )
     with StopRequest(checkpoints) as stop:
-        run = Run(config, workdir, dataset, experiment, mesh, checkpoints, yard)
+        run = Run(config, workdir, dataset, experiment, mesh, checkpoints)
         try:
-            return run.go(stop)
+            return run.go(stop, watcher)
         finally:
             checkpoints.close()
 
@@ -92,11 +87,9 @@ def _open_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
 class Run:
     """One training run: what the loop needs, prepared."""
 
-    def __init__(self, config, workdir, dataset, experiment, mesh, checkpoints, yard=None):
+    def __init__(self, config, workdir, dataset, experiment, mesh, checkpoints):
         self.config, self.workdir, self.dataset = config, workdir, dataset
         self.experiment, self.mesh, self.checkpoints = experiment, mesh, checkpoints
-        self.yard = yard
-        self.ema = experiment_lib.sampled_ema(config)
         options = config.optimizer.to_dict()
         rate = step_lib.learning_rate(
             peak=options.pop("learning_rate"), warmup=options.pop("warmup"),
@@ -116,12 +109,6 @@ class Run:
             axis_name="data" if config.parallel.compiler == "pmap" else None,
         )  # fmt: skip
         self.step = parallel.compile_step(step, mesh, self.shardings, config.parallel.compiler)
-        levels = config.log.heldout_levels
-        heldout = step_lib.make_heldout_step(model, process, law, levels, seed=config.seed)
-        self.heldout_step = jax.jit(heldout, out_shardings=parallel.replicated(mesh))
-        self.heldout_times = np.asarray(law(step_lib.heldout_quantiles(levels), process.schedule))
-        self.draw = sample.make_draw(experiment, config.sample, mesh)
-        self.grid_cond = prompts.of_examples(dataset, config.log.images)
 
     def state(self) -> step_lib.TrainState:
         """The newest undamaged checkpoint's state, or a new one, made in place on the mesh."""
@@ -138,7 +125,7 @@ class Run:
         logs.say(f"resuming at step {step} of {self.config.train.steps}")
         return state
 
-    def go(self, stop: StopRequest) -> str:
+    def go(self, stop: StopRequest, watcher: watch.Watcher) -> str:
         """Train to the end, or to a signal."""
         state, steps = self.state(), self.config.train.steps
         start = int(state.step)
@@ -153,11 +140,11 @@ class Run:
         flops = self.experiment.forward_flops() if logs.peak_flops() else 0.0
         metrics = logs.Metrics(self.workdir, start, steps, self.config.train.batch, flops)
         try:
-            return self._loop(state, start, steps, metrics, stop)
+            return self._loop(state, start, steps, metrics, stop, watcher)
         finally:
             metrics.close()
 
-    def _loop(self, state, start, steps, metrics, stop) -> str:
+    def _loop(self, state, start, steps, metrics, stop, watcher) -> str:
         """Step after step; metrics are read one step late, so that the device never waits."""
         source = self.dataset.train
         host_batches = pipeline.batches(
@@ -181,7 +168,7 @@ class Run:
             if last or step % self.config.log.every == 0:
                 self._check(step, values)
                 metrics.line(step, {name: float(value) for name, value in values.items()})
-            self._look(step, state, metrics, step == steps)
+            watcher.look(step, state.ema, metrics, step == steps)
             if last or step % self.config.checkpoint.every == 0:
                 self._save(step, state)
             if stopping and step < steps:
@@ -202,67 +189,3 @@ class Run:
 
     def _save(self, step: int, state: step_lib.TrainState) -> None:
         self.checkpoints.save(step, state, sample.meta_of(self.dataset))
-
-    def _look(self, step: int, state: step_lib.TrainState, metrics: logs.Metrics, last: bool):
-        """Held-out losses, a grid of samples, copies, at their intervals and at the end."""
-        began, log, params = time.monotonic(), self.config.log, state.ema[self.ema]
-        if log.heldout_every and (last or step % log.heldout_every == 0):
-            metrics.write(step, self._heldout(params))
-        if log.sample_every and (last or step % log.sample_every == 0):
-            images = self.draw(params, np.arange(log.images), self.grid_cond)
-            sheet = sample.picture(images, self.dataset.classes)
-            self._picture(step, "samples", f"{step:08d}.png", sheet, metrics)
-        if log.nearest_every and (last or step % log.nearest_every == 0):
-            self._copies(step, params, metrics)
-        if self.yard and (last or step % log.evaluate_every == 0):
-            self._evaluate(step, state, self.yard, metrics)
-        metrics.elsewhere(time.monotonic() - began)
-
-    def _evaluate(self, step, state, yard: yardstick.Yardstick, metrics: logs.Metrics):
-        """The config's metrics of each EMA, on few images, and the seconds that they took."""
-        began, count, values = time.monotonic(), self.config.log.evaluate_images, {}
-        for name, params in state.ema.items():
-
-            def draw(cond, n, seed, params=params):
-                return self.draw(params, seed + np.arange(n), cond)
-
-            batches = yardstick.drawn(draw, self.config, self.dataset, count)
-            measured = yardstick.measure(yard.parts, count, batches, None, {})
-            for metric, found in yard.results(measured).items():
-                values |= {f"{metric}/ema{name}/{key}": value for key, value in found.items()}
-                logs.say(f"step {step}, ema {name}: {metric} {found['value']:.4f}, {count} images")
-        metrics.write(step, values | {"evaluation_seconds": time.monotonic() - began})
-
-    def _picture(self, step, name, file, sheet, metrics):
-        metrics.image(step, name, sheet)
-        if jax.process_index() == 0:
-            path = self.workdir / "samples" / file
-            path.parent.mkdir(exist_ok=True)
-            image_lib.save_png(path, sheet)
-
-    def _copies(self, step, params, metrics):
-        """Warn of samples that repeat training images, and show them."""
-        images = self.draw(params, np.arange(self.config.log.images), self.grid_cond)
-        found = memorised.compare(images, self.dataset.train)
-        metrics.write(step, {"memorised": float(found.memorised.mean())})
-        if found.memorised.any():
-            sheet = memorised.picture(images, found)
-            self._picture(step, "nearest", f"{step:08d}-nearest.png", sheet, metrics)
-            logs.say(
-                f"warning: {memorised.verdict(found)}, see samples/{step:08d}-nearest.png; more"
-                " images, fewer steps or more dropout help"
-            )
-
-    def _heldout(self, params) -> dict[str, float]:
-        """The mean held-out loss, and that at each noise level."""
-        source, batch = self.dataset.heldout, self.config.train.batch
-        count = min(self.config.log.heldout_images, len(source))
-        batch = min(batch, count - count % jax.device_count())
-        share, p = batch // jax.process_count(), jax.process_index()
-        losses = []
-        for part in pipeline.in_order(source, range(count - count % batch), batch):
-            mine = {name: a[p * share : (p + 1) * share] for name, a in part.items()}
-            losses.append(self.heldout_step(params, parallel.put_batch(self.mesh, mine)))
-        mean = np.mean(np.asarray(losses), 0)
-        named = {f"heldout/t={t:.3f}": float(v) for t, v in zip(self.heldout_times, mean)}
-        return {"heldout/loss": float(mean.mean())} | named

@@ -7,7 +7,7 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
 from vitdiff_jax.evaluation import psnr
-from vitdiff_jax.evaluation.measuring import Batch, Measured
+from vitdiff_jax.evaluation.measuring import Batch, Measured, OfPairs
 
 
 def noise(count, shape=(6, 9, 3), seed=0):
@@ -58,4 +58,4 @@ def test_the_metric_is_the_mean_of_decibels():
 
 def test_needs_the_true_images():
     with pytest.raises(ValueError, match="psnr compares pairs of images: --truth is needed"):
-        psnr.Extractor()(Batch(noise(1)))
+        OfPairs("psnr", psnr.psnr)(Batch(noise(1)))

@@ -7,7 +7,7 @@ import pytest
 from skimage.metrics import structural_similarity
 
 from vitdiff_jax.evaluation import ssim
-from vitdiff_jax.evaluation.measuring import Batch, Measured
+from vitdiff_jax.evaluation.measuring import Batch, Measured, OfPairs
 
 
 def pairs(shape, count=3):
@@ -80,4 +80,4 @@ def test_too_small_images_are_named_by_their_size(shape):
 
 def test_needs_the_true_images():
     with pytest.raises(ValueError, match="ssim compares pairs of images: --truth is needed"):
-        ssim.Extractor()(Batch(pairs((16, 16, 3))[0]))
+        OfPairs("ssim", ssim.ssim)(Batch(pairs((16, 16, 3))[0]))

@@ -38,6 +38,18 @@ class Extractor(Protocol):
     def __call__(self, batch: Batch) -> Mapping[str, np.ndarray]: ...
 
 
+class OfPairs:
+    """An extractor: {name: values [N]} of values(images, truth)."""
+
+    def __init__(self, name: str, values: Callable[[np.ndarray, np.ndarray], np.ndarray]):
+        self.name, self.values = name, values
+
+    def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
+        if batch.truth is None:
+            raise ValueError(f"{self.name} compares pairs of images: --truth is needed")
+        return {self.name: self.values(batch.images, batch.truth)}
+
+
 class Accumulator(Protocol):
     """Adds up rows [N, ...] of a set of `count` images; its state is `arrays`."""
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vitdiff_jax.evaluation.measuring import Batch, Mean, Part, Setting
+from vitdiff_jax.evaluation.measuring import Mean, OfPairs, Part, Setting
 
 
 def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -12,17 +12,6 @@ def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
         return 10 * np.log10(255**2 / squares.mean((1, 2, 3)))
 
 
-class Extractor:
-    """Gives "psnr" [N] of pairs."""
-
-    name = "psnr"
-
-    def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
-        if batch.truth is None:
-            raise ValueError("psnr compares pairs of images: --truth is needed")
-        return {"psnr": psnr(batch.images, batch.truth)}
-
-
 class Metric:
     """The mean over images, as papers have it."""
 
@@ -30,7 +19,7 @@ class Metric:
     compares, higher_is_better = False, True
 
     def __init__(self, setting: Setting):
-        self.parts = (Part(setting.shared(lambda s: Extractor(), "psnr"), "psnr", Mean),)
+        self.parts = (Part(setting.shared(lambda _: OfPairs("psnr", psnr), "psnr"), "psnr", Mean),)
 
     def result(self, samples, reference) -> dict[str, float]:
         return {"value": samples[0].mean, "standard_error": samples[0].error}

@@ -8,7 +8,7 @@ the whole window fits, and over channels.
 
 import numpy as np
 
-from vitdiff_jax.evaluation.measuring import Batch, Mean, Part, Setting
+from vitdiff_jax.evaluation.measuring import Mean, OfPairs, Part, Setting
 
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -40,17 +40,6 @@ def _blur(x: np.ndarray) -> np.ndarray:
     return x
 
 
-class Extractor:
-    """Gives "ssim" [N] of pairs."""
-
-    name = "ssim"
-
-    def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
-        if batch.truth is None:
-            raise ValueError("ssim compares pairs of images: --truth is needed")
-        return {"ssim": ssim(batch.images, batch.truth)}
-
-
 class Metric:
     """The mean over images."""
 
@@ -58,7 +47,7 @@ class Metric:
     compares, higher_is_better = False, True
 
     def __init__(self, setting: Setting):
-        self.parts = (Part(setting.shared(lambda s: Extractor(), "ssim"), "ssim", Mean),)
+        self.parts = (Part(setting.shared(lambda _: OfPairs("ssim", ssim), "ssim"), "ssim", Mean),)
 
     def result(self, samples, reference) -> dict[str, float]:
         return {"value": samples[0].mean, "standard_error": samples[0].error}

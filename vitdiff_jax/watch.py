@@ -1,0 +1,108 @@
+"""What a run shows as it goes: samples, held-out losses, copies of training images, evaluations."""
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vitdiff_jax import experiment as experiment_lib
+from vitdiff_jax import logs, parallel, prompts, sample, yardstick
+from vitdiff_jax import train_step as step_lib
+from vitdiff_jax.data import pipeline
+from vitdiff_jax.evaluation import memorised
+from vitdiff_jax.interop import images as image_lib
+
+
+class Watcher:
+    """Looks at the averages of the parameters at the intervals of config.log.
+
+    All that it needs is made at once, so that what is missing does not end a long run later.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: pathlib.Path,
+        dataset: pipeline.Dataset,
+        experiment: experiment_lib.Experiment,
+        mesh: jax.sharding.Mesh,
+    ):
+        self.config, self.workdir, self.dataset, self.mesh = config, workdir, dataset, mesh
+        self.ema = experiment_lib.sampled_ema(config)
+        model, process, law = experiment.model, experiment.process, experiment.law
+        levels = config.log.heldout_levels
+        heldout = step_lib.make_heldout_step(model, process, law, levels, seed=config.seed)
+        self.heldout_step = jax.jit(heldout, out_shardings=parallel.replicated(mesh))
+        self.heldout_times = np.asarray(law(step_lib.heldout_quantiles(levels), process.schedule))
+        self.draw = sample.make_draw(experiment, config.sample, mesh)
+        self.grid_cond = prompts.of_examples(dataset, config.log.images)
+        self.yard = None
+        if config.log.evaluate_every:
+            self.yard = yardstick.Yardstick(config, workdir, mesh, dataset)
+
+    def look(self, step: int, emas: dict[str, Any], metrics: logs.Metrics, last: bool) -> None:
+        """Held-out losses, a grid of samples, copies, at their intervals and at the end."""
+        began, log, params = time.monotonic(), self.config.log, emas[self.ema]
+        if log.heldout_every and (last or step % log.heldout_every == 0):
+            metrics.write(step, self._heldout(params))
+        if log.sample_every and (last or step % log.sample_every == 0):
+            images = self.draw(params, np.arange(log.images), self.grid_cond)
+            sheet = sample.picture(images, self.dataset.classes)
+            self._picture(step, "samples", f"{step:08d}.png", sheet, metrics)
+        if log.nearest_every and (last or step % log.nearest_every == 0):
+            self._copies(step, params, metrics)
+        if self.yard and (last or step % log.evaluate_every == 0):
+            self._evaluate(step, emas, self.yard, metrics)
+        metrics.elsewhere(time.monotonic() - began)
+
+    def _evaluate(self, step, emas, yard: yardstick.Yardstick, metrics: logs.Metrics):
+        """The config's metrics of each EMA, on few images, and the seconds that they took."""
+        began, count, values = time.monotonic(), self.config.log.evaluate_images, {}
+        for name, params in emas.items():
+
+            def draw(cond, n, seed, params=params):
+                return self.draw(params, seed + np.arange(n), cond)
+
+            batches = yardstick.drawn(draw, self.config, self.dataset, count)
+            measured = yardstick.measure(yard.parts, count, batches, None, {})
+            for metric, found in yard.results(measured).items():
+                values |= {f"{metric}/ema{name}/{key}": value for key, value in found.items()}
+                logs.say(f"step {step}, ema {name}: {metric} {found['value']:.4f}, {count} images")
+        metrics.write(step, values | {"evaluation_seconds": time.monotonic() - began})
+
+    def _picture(self, step, name, file, sheet, metrics):
+        metrics.image(step, name, sheet)
+        if jax.process_index() == 0:
+            path = self.workdir / "samples" / file
+            path.parent.mkdir(exist_ok=True)
+            image_lib.save_png(path, sheet)
+
+    def _copies(self, step, params, metrics):
+        """Warn of samples that repeat training images, and show them."""
+        images = self.draw(params, np.arange(self.config.log.images), self.grid_cond)
+        found = memorised.compare(images, self.dataset.train)
+        metrics.write(step, {"memorised": float(found.memorised.mean())})
+        if found.memorised.any():
+            sheet = memorised.picture(images, found)
+            self._picture(step, "nearest", f"{step:08d}-nearest.png", sheet, metrics)
+            logs.say(
+                f"warning: {memorised.verdict(found)}, see samples/{step:08d}-nearest.png; more"
+                " images, fewer steps or more dropout help"
+            )
+
+    def _heldout(self, params) -> dict[str, float]:
+        """The mean held-out loss, and that at each noise level."""
+        source, batch = self.dataset.heldout, self.config.train.batch
+        count = min(self.config.log.heldout_images, len(source))
+        batch = min(batch, count - count % jax.device_count())
+        share, p = batch // jax.process_count(), jax.process_index()
+        losses = []
+        for part in pipeline.in_order(source, range(count - count % batch), batch):
+            mine = {name: a[p * share : (p + 1) * share] for name, a in part.items()}
+            losses.append(self.heldout_step(params, parallel.put_batch(self.mesh, mine)))
+        mean = np.mean(np.asarray(losses), 0)
+        named = {f"heldout/t={t:.3f}": float(v) for t, v in zip(self.heldout_times, mean)}
+        return {"heldout/loss": float(mean.mean())} | named
