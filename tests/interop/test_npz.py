@@ -71,7 +71,7 @@ def test_an_interruption_while_packing_leaves_no_npz(tmp_path, monkeypatch):
     writer = NpzWriter(tmp_path / "a.npz", GIVEN.shape)
     writer.write(0, GIVEN)
     with monkeypatch.context() as patch:
-        patch.setattr(zipfile.ZipFile, "write", cut)
+        patch.setattr(zipfile.ZipFile, "open", cut)
         with pytest.raises(KeyboardInterrupt):
             writer.close(7)
     assert not (tmp_path / "a.npz").exists()
