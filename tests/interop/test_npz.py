@@ -65,7 +65,7 @@ def test_an_interruption_leaves_no_npz(tmp_path):
 def test_an_interruption_while_packing_leaves_no_npz(tmp_path, monkeypatch):
     """And the images are still there."""
 
-    def cut(*_):
+    def cut(*_, **__):
         raise KeyboardInterrupt
 
     writer = NpzWriter(tmp_path / "a.npz", GIVEN.shape)
