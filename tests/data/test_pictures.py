@@ -48,7 +48,7 @@ def stored(images, kind, home):
 def test_every_image_once_in_order_from_any_place_on(images, tmp_path, kind, channels):
     """`first` is where an interrupted measurement goes on; the last batch is smaller."""
     images = images[..., :channels]
-    found = pictures.open_pictures(stored(images, kind, tmp_path))
+    found = pictures.open_pictures(stored(images, kind, tmp_path), "--samples")
     assert (len(found), found.shape, found.lossy) == (COUNT, (5, 4, channels), False)
     assert f"{COUNT} " in found.origin
     for first in (0, 2, 3, COUNT):
@@ -62,7 +62,7 @@ def test_what_is_no_picture_or_hidden_is_left_out(images, tmp_path):
     home = stored(images, "folder", tmp_path)
     (home / "about.txt").write_text("?")
     (home / ".hidden.png").write_text("?")
-    assert pictures.open_pictures(home).names == [f"{i:03d}.png" for i in range(COUNT)]
+    assert pictures.open_pictures(home, "--samples").names == [f"{i:03d}.png" for i in range(COUNT)]
 
 
 @pytest.mark.parametrize("name", ["000.jpg", "999.JPEG", "500.webp"])
@@ -70,21 +70,21 @@ def test_one_file_with_loss_is_enough_to_say_so(images, tmp_path, name):
     home = stored(images, "folder", tmp_path)
     kind = "WEBP" if name.endswith("webp") else "JPEG"
     (home / name).write_bytes(encoded(images[0], kind))
-    assert pictures.open_pictures(home).lossy
+    assert pictures.open_pictures(home, "--samples").lossy
 
 
 def test_all_are_of_the_first_ones_colour(images, tmp_path):
     """A grey picture among colours is one with three equal channels."""
     home = stored(images, "folder", tmp_path)
     (home / "003.png").write_bytes(encoded(images[3, :, :, :1]))
-    (part,) = pictures.open_pictures(home).read(COUNT)
+    (part,) = pictures.open_pictures(home, "--samples").read(COUNT)
     np.testing.assert_array_equal(part[3], images[3, :, :, :1].repeat(3, -1))
 
 
 def test_another_size_is_refused_with_both_names(images, tmp_path):
     home = stored(images, "folder", tmp_path)
     (home / "005.png").write_bytes(encoded(images[5].transpose(1, 0, 2)))
-    found = pictures.open_pictures(home).read(3)
+    found = pictures.open_pictures(home, "--samples").read(3)
     next(found)
     with pytest.raises(DataError) as caught:
         next(found)
@@ -104,11 +104,11 @@ def test_a_broken_picture_is_named(images, tmp_path, name):
 
 def test_nothing_there(tmp_path):
     with pytest.raises(DataError, match="no images in it"):
-        pictures.open_pictures(tmp_path)
+        pictures.open_pictures(tmp_path, "--samples")
     with pytest.raises(DataError, match="there is no such folder or zip file"):
-        pictures.open_pictures(tmp_path / "none")
+        pictures.open_pictures(tmp_path / "none", "--samples")
     with pytest.raises(OSError, match=r"none\.npz"):
-        pictures.open_pictures(tmp_path / "none.npz")
+        pictures.open_pictures(tmp_path / "none.npz", "--samples")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -137,13 +137,13 @@ def test_an_npz_may_be_packed_and_hold_other_arrays(images, tmp_path, packed):
 def test_other_arrays_are_refused(images, tmp_path, change):
     np.savez(tmp_path / "images.npz", arr_0=change(images))
     with pytest.raises(DataError, match=r"images\.npz: arr_0 is .*, not uint8 \[N, height, width"):
-        pictures.open_pictures(tmp_path / "images.npz")
+        pictures.open_pictures(tmp_path / "images.npz", "--samples")
 
 
 def test_an_npz_without_images(tmp_path):
     np.savez(tmp_path / "images.npz", mu=np.zeros(3))
     with pytest.raises(DataError, match="has no array arr_0 of images"):
-        pictures.open_pictures(tmp_path / "images.npz")
+        pictures.open_pictures(tmp_path / "images.npz", "--samples")
 
 
 def refused(path):
@@ -188,4 +188,4 @@ def test_fewer_pixels_than_the_header_says(images, tmp_path):
 def test_a_path_that_is_a_folder_called_npz(tmp_path):
     (tmp_path / "images.npz").mkdir()
     with pytest.raises((DataError, OSError)):
-        pictures.open_pictures(pathlib.Path(tmp_path / "images.npz"))
+        pictures.open_pictures(pathlib.Path(tmp_path / "images.npz"), "--samples")
