@@ -188,7 +188,7 @@ def _measure_row(model: sample.Trained, yard: Yardstick, row: Row, npz: bool) ->
     logs.say(f"drawing {count:,} images: {row.name}")
     about = {
         "step": model.step, "row": row.name, "seed": config.evaluate.seed,
-        "labels": config.evaluate.labels, "grid": config.sample.grid.to_dict(), "npz": npz,
+        "labels": config.evaluate.labels, "sample": config.sample.to_dict(), "npz": npz,
     }  # fmt: skip
     measured = measure(yard.parts, count, written if writes else batches, keep, about)
     if writes and partial_of(target).exists():

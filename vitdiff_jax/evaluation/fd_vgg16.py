@@ -5,18 +5,14 @@ numbers it takes fewer images than FID.
 """
 
 from vitdiff_jax.evaluation import networks
-from vitdiff_jax.evaluation.frechet import Moments, frechet_distance
+from vitdiff_jax.evaluation.frechet import FrechetMetric, Moments
 from vitdiff_jax.evaluation.measuring import Part, Setting
 
 
-class Metric:
+class Metric(FrechetMetric):
     """The distance of the samples to the reference."""
 
     name = f"fd/{networks.VGG16}"
-    compares, higher_is_better = True, False
 
     def __init__(self, setting: Setting):
         self.parts = (Part(setting.shared(networks.vgg16), "pool", Moments),)
-
-    def result(self, samples, reference) -> dict[str, float]:
-        return {"value": frechet_distance(samples[0].gaussian(), reference[0].gaussian())}

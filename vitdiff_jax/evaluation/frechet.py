@@ -39,6 +39,15 @@ class Moments:
         return mean, (self.outer - self.count * np.outer(mean, mean)) / (self.count - 1)
 
 
+class FrechetMetric:
+    """The distance of the samples to the reference; a metric of one part that adds up `Moments`."""
+
+    compares, higher_is_better = True, False
+
+    def result(self, samples, reference) -> dict[str, float]:
+        return {"value": frechet_distance(samples[0].gaussian(), reference[0].gaussian())}
+
+
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     """The squared 2-Wasserstein distance of two Gaussians (mean [D], covariance [D, D])."""
     (mean1, cov1), (mean2, cov2) = first, second

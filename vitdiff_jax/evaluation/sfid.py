@@ -4,18 +4,14 @@ The map is the first 7 channels of Mixed_6d (TensorFlow's mixed_6/conv), 2023 nu
 """
 
 from vitdiff_jax.evaluation import networks
-from vitdiff_jax.evaluation.frechet import Moments, frechet_distance
+from vitdiff_jax.evaluation.frechet import FrechetMetric, Moments
 from vitdiff_jax.evaluation.measuring import Part, Setting
 
 
-class Metric:
+class Metric(FrechetMetric):
     """sFID of the samples to the reference."""
 
     name = f"sfid/{networks.INCEPTION}"
-    compares, higher_is_better = True, False
 
     def __init__(self, setting: Setting):
         self.parts = (Part(setting.shared(networks.inception), "spatial", Moments),)
-
-    def result(self, samples, reference) -> dict[str, float]:
-        return {"value": frechet_distance(samples[0].gaussian(), reference[0].gaussian())}
