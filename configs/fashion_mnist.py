@@ -28,7 +28,7 @@ def get_config(variant=""):
             label_dropout=0.1,
         ),
         optimizer=dict(learning_rate=1.5e-3, warmup=300, decay="cosine", clip=1.0),
-        train=dict(steps=300 if small else 7000, batch=64, ema=(0.999,)),
+        train=dict(steps=300 if small else 7000, batch=64, ema=(0.999, 0.99)),
         parallel=dict(data_threads=2),
         checkpoint=dict(every=1000, keep=2),
         log=dict(every=100, sample_every=2000, heldout_every=2000, images=100),

@@ -26,7 +26,7 @@ def read(path: pathlib.Path) -> Any:
         except SafetensorError as error:
             raise ValueError(f"{path}: not a safetensors file: {error}") from error
     try:
-        import torch  # 5 s, and only for these files
+        import torch  # 5 s, and only for these files  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(
             f"{path}: reading it needs PyTorch, once: pip install 'vitdiff_jax[torch]'"
