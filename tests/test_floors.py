@@ -23,6 +23,7 @@ FLOORS = [  # from the top; folders stand for all of their files
     ["config"],
     ["evaluation"],
     ["train_step", "parallel", "checkpoint", "logs", "plots"],
+    ["restoration"],
     ["samplers"],
     ["diffusion", "operators", "models", "data", "interop"],
 ]

@@ -64,7 +64,7 @@ def static(**how: Any) -> Any:
     return dataclasses.field(metadata={"static": True}, **how)
 
 
-def adjoint(operator: Operator, y: jax.Array, shape: Shape) -> jax.Array:
+def adjoint(operator: Operator, y: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """A^* y, float [B, *shape]: the transpose of the forward map, conjugated on the way.
 
     Raises ValueError if the operator is not linear.

@@ -4,32 +4,47 @@ Averages, antialiased resizing, blurs with a separable kernel and grey values ar
 SVD is that of three small matrices.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitdiff_jax.operators import register, static
 from vitdiff_jax.operators.svd import Svd
 
 
-@register
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, eq=False)
 class Kronecker:
-    """y[i, j, k] = sum rows[i, h] columns[j, w] channels[k, c] x[h, w, c]; none grows."""
+    """y[i, j, k] = sum rows[i, h] columns[j, w] channels[k, c] x[h, w, c]; none grows.
 
-    rows: jax.Array | np.ndarray
-    columns: jax.Array | np.ndarray
-    channels: jax.Array | np.ndarray
-    linear: bool = static(default=True)
+    The matrices are a part of the program, not arguments of it: their SVD is computed once, on the
+    host, and nothing of them is random, so that one program serves all operators of a kind.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    channels: np.ndarray
+    linear: bool = True
+
+    def _matrices(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.rows, self.columns, self.channels
+
+    def __hash__(self):
+        return hash(tuple(a.tobytes() for a in self._matrices()))
+
+    def __eq__(self, other):
+        return isinstance(other, Kronecker) and all(
+            map(np.array_equal, self._matrices(), other._matrices())
+        )
 
     def forward(self, x: jax.Array) -> jax.Array:
         return _apply(x, self.rows, self.columns, self.channels)
 
     def svd(self) -> Svd:
         """The SVD, computed on the host in float64."""
-        parts = [_padded(np.asarray(a, np.float64)) for a in
-                 (self.rows, self.columns, self.channels)]  # fmt: skip
+        parts = [_padded(a.astype(np.float64)) for a in self._matrices()]
         (u, s, v) = zip(*parts)
         values = s[0][:, None, None] * s[1][:, None] * s[2]  # [H, W, C]
         return Svd(

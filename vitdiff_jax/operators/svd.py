@@ -6,11 +6,14 @@ zeros where s is zero, both [B, H, W, C], complex for Fourier operators.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 Map = Callable[[jax.Array], jax.Array]
+LEAST = 1e-3
+"""Smaller singular values, relative to the largest, count as zero where they would divide."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +25,19 @@ class Svd:
     synthesise: Map
     measured: Map
 
-    def pseudo_inverse(self, y: jax.Array, least: float = 1e-3) -> jax.Array:
+    def seen(self, least: float = LEAST) -> jax.Array:
+        """Where an image is measured at all: singular values above `least` times the largest."""
+        return self.values > least * self.values.max()
+
+    def pseudo_inverse(self, y: jax.Array, least: float = LEAST) -> jax.Array:
         """A^+ y, [B, H, W, C]; singular values below `least` times the largest count as zero."""
-        inverse = _inverse(self.values, least)
+        seen = self.seen(least)
+        inverse = jnp.where(seen, 1 / jnp.where(seen, self.values, 1), 0)
         return self.synthesise(self.measured(y) * inverse)
 
 
-def _inverse(values: jax.Array, least: float) -> jax.Array:
-    kept = values > least * values.max()
-    return jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
+@runtime_checkable
+class Decomposable(Protocol):
+    """An operator that has a cheap SVD."""
+
+    def svd(self) -> Svd: ...

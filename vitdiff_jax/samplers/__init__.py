@@ -19,6 +19,13 @@ from vitdiff_jax.diffusion.process import Denoise
 from vitdiff_jax.diffusion.schedules import Schedule, ends
 
 
+def fresh_noise(keys: jax.Array, i: jax.Array | int, x: jax.Array) -> jax.Array:
+    """Standard normal noise like x [B, H, W, C], draw number i of each image's own key [B]."""
+    return jax.vmap(
+        lambda key: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:], x.dtype)
+    )(keys)
+
+
 def walk(
     step: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array],
     denoise: Denoise,

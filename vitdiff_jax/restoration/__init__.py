@@ -1,0 +1,74 @@
+"""Restorers: one file each, how damaged images are repaired with a denoiser, each with
+
+    restore(denoise, schedule, times, x, keys, *, operator, y, noise_std, **options) -> x
+    calls(steps, **options) -> int       network calls for one image
+    TRAITS                               what it needs and what holds, see `Traits`
+
+denoise, schedule, times, x, keys: as for `samplers`; x starts as sigma(1) eps.
+operator: what damaged the images, see `operators`. y [B, ...] = operator.forward(x) + noise.
+noise_std: of that noise in units of [-1, 1], one number for all, 0 for none; for complex y, of the
+real and of the imaginary part.
+Every norm is per image, and image i depends on its own y and key alone.
+
+No method here samples the posterior exactly for real images; what each does to Gaussian ones, where
+everything is known, is said in its docstring and tested.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+from typing import Any
+
+from vitdiff_jax.operators import Operator
+from vitdiff_jax.operators.mask import Mask
+from vitdiff_jax.operators.svd import Decomposable
+
+
+@dataclasses.dataclass(frozen=True)
+class Traits:
+    """What a method needs of an operator, and what then holds.
+
+    needs: "any" operator (with a derivative), a "linear" one, one with an "svd", or a "mask".
+    gradient: through the network, which takes about three times the time and far more memory.
+    prior: where the operator is zero, what comes out is what ancestral sampling gives.
+    consistent: a measurement without noise is reproduced.
+    exact: samples the posterior for Gaussian images and a linear operator, with enough steps.
+    """
+
+    needs: str
+    gradient: bool = False
+    prior: bool = False
+    consistent: bool = False
+    exact: bool = False
+
+    def serves(self, operator: Operator) -> bool:
+        """Whether the method can be used with this operator."""
+        return {
+            "any": True,
+            "linear": operator.linear,
+            "svd": operator.linear and isinstance(operator, Decomposable),
+            "mask": isinstance(operator, Mask),
+        }[self.needs]
+
+
+def methods() -> dict[str, Any]:
+    """{name: module} of all that are here."""
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    found = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
+    return {name: module for name, module in found.items() if hasattr(module, "restore")}
+
+
+def find(name: str, operator: Operator) -> Any:
+    """The module of a method. ValueError where there is none, or it cannot serve the operator."""
+    known = methods()
+    if name not in known:
+        raise ValueError(f"there is no method {name!r}, only {', '.join(known)}")
+    traits = known[name].TRAITS
+    if not traits.serves(operator):
+        wanted = {"linear": "a linear operator", "svd": "an operator with an SVD", "mask": "a mask"}
+        others = [n for n, module in known.items() if module.TRAITS.serves(operator)]
+        raise ValueError(
+            f"{name} needs {wanted[traits.needs]}, which {type(operator).__name__} is not;"
+            f" {', '.join(others)} would do"
+        )
+    return known[name]

@@ -1,0 +1,52 @@
+"""DiffPIR (arXiv:2305.08995): half-quadratic splitting with the denoiser as the prior.
+
+    x_0 = argmin_v |y - A v|^2 + w |v - x_hat|^2,   w = strength noise_std^2 alpha^2 / sigma^2
+    x_s = alpha_s x_0 + sigma_s (sqrt(1 - zeta) eps_hat + sqrt(zeta) z)
+
+where eps_hat = (x_t - alpha_t x_0) / sigma_t is the noise that x_0 leaves in x_t.
+
+Bias: zeta replaces a fixed share of the noise at each step, so that with zeta > 0 even an operator
+that is zero does not give the prior, but images of too little variance; and x_0, a mode, stands
+where a sample's expectation should. Without noise (w -> 0) y is reproduced.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitdiff_jax.diffusion.process import Denoise
+from vitdiff_jax.diffusion.schedules import Schedule, per_image
+from vitdiff_jax.operators import Operator
+from vitdiff_jax.operators.inverse import nearest
+from vitdiff_jax.restoration import Traits
+from vitdiff_jax.samplers import fresh_noise, walk
+
+TRAITS = Traits("linear", consistent=True)
+
+
+def calls(steps: int) -> int:
+    """One a step."""
+    return steps
+
+
+def restore(
+    denoise: Denoise, schedule: Schedule, times: np.ndarray, x: jax.Array, keys: jax.Array, *,
+    operator: Operator, y: jax.Array, noise_std: jax.Array | float,
+    strength: float = 8.0, zeta: float = 0.3,
+) -> jax.Array:  # fmt: skip
+    """See `restoration`. strength: of the prior (the paper's lambda). zeta: of fresh noise."""
+
+    def explained(x_t, t):
+        alpha, sigma = schedule.alpha_sigma(t)
+        weight = strength * (noise_std * alpha / sigma) ** 2
+        return nearest(operator, y, denoise(x_t, t), weight)
+
+    def step(x, t, s, i):
+        alpha_t, sigma_t = (per_image(a) for a in schedule.alpha_sigma(t))
+        alpha_s, sigma_s = (per_image(a) for a in schedule.alpha_sigma(s))
+        x_0 = explained(x, t)
+        eps = (x - alpha_t * x_0) / sigma_t
+        noise = np.sqrt(1 - zeta) * eps + np.sqrt(zeta) * fresh_noise(keys, i, x)
+        return alpha_s * x_0 + sigma_s * noise
+
+    return walk(step, explained, schedule, times, x)
