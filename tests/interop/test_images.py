@@ -1,9 +1,12 @@
 """Images in and out: nothing is lost at the edges, no pixel is invented for the eye."""
 
+import struct
+import zlib
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from vitdiff_jax.interop import images
 
@@ -64,7 +67,7 @@ def test_a_grid_holds_every_image_enlarged_by_a_whole_factor(shape, columns, fac
     assert (sheet[free] == 255).all()
 
 
-@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")])
 def test_png_comes_back(tmp_path, channels, mode):
     """Every value, in the file format that its name says; no partial file stays."""
     image = RANDOM.integers(0, 256, (5, 7, channels), np.uint8)
@@ -73,6 +76,67 @@ def test_png_comes_back(tmp_path, channels, mode):
         assert (picture.format, picture.mode) == ("PNG", mode)
         np.testing.assert_array_equal(np.asarray(picture).reshape(image.shape), image)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def chunks(data):
+    """{name: contents} of a PNG file, whose signature and checksums are right."""
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    found, place = {}, 8
+    while place < len(data):
+        length, name = struct.unpack(">I4s", data[place : place + 8])
+        end = place + 8 + length
+        assert struct.unpack(">I", data[end : end + 4])[0] == zlib.crc32(data[place + 4 : end])
+        found[name.decode()], place = data[place + 8 : end], end + 4
+    return found
+
+
+@pytest.mark.parametrize(("channels", "kind"), [(1, 0), (2, 4), (3, 2), (4, 6)])
+def test_png_of_16_bits_comes_back(tmp_path, channels, kind):
+    """Read as the standard says (ISO/IEC 15948): Pillow reads the upper 8 bits of most."""
+    height, width = 5, 7
+    image = RANDOM.integers(0, 2**16, (height, width, channels), np.uint16)
+    images.save_png(tmp_path / "a.png", image)
+    found = chunks((tmp_path / "a.png").read_bytes())
+    assert list(found) == ["IHDR", "IDAT", "IEND"]
+    header = struct.unpack(">IIBBBBB", found["IHDR"])
+    assert header == (width, height, 16, kind, 0, 0, 0)
+    lines = np.frombuffer(zlib.decompress(found["IDAT"]), np.uint8).reshape(height, -1).copy()
+    assert (lines[:, 0] == 1).all()  # the filter "Sub": add the same byte of the pixel before
+    for i in range(1 + 2 * channels, lines.shape[1]):
+        lines[:, i] += lines[:, i - 2 * channels]
+    values = lines[:, 1:].copy().view(">u2").reshape(image.shape)
+    np.testing.assert_array_equal(values, image)
+    with Image.open(tmp_path / "a.png") as picture:
+        seen = np.asarray(picture)
+    if channels != 2:  # of which Pillow makes RGBA
+        np.testing.assert_array_equal(seen.reshape(image.shape), image >> 8 * (channels > 2))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_profile_goes_into_images_of_its_kind(tmp_path, dtype):
+    """A grey picture that was colourised has colours that a grey profile does not describe."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for channels, given, kept in [(3, profile, True), (4, profile, True), (1, profile, False),
+                                  (2, profile, False), (3, b"", False)]:  # fmt: skip
+        images.save_png(tmp_path / "a.png", np.zeros((2, 2, channels), dtype), given)
+        with Image.open(tmp_path / "a.png") as picture:
+            assert picture.info.get("icc_profile") == (given if kept else None)
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    """An interrupted process leaves what was there, never half a picture."""
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    old = np.full((2, 2, 3), 9, np.uint16)
+    images.save_png(tmp_path / "a.png", old)
+    before = (tmp_path / "a.png").read_bytes()
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="no space"):
+        images.save_png(tmp_path / "a.png", old + 1)
+    assert (tmp_path / "a.png").read_bytes() == before
 
 
 def test_a_file_that_is_there_is_replaced(tmp_path):

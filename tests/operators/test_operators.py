@@ -24,7 +24,7 @@ LINEAR = {
     "colourise": dict(name="colourise"),
     "lines": dict(name="fourier", kind="lines", share=0.4),
     "points": dict(name="fourier", kind="random", share=0.4),
-    "radon": dict(name="radon", angles=5),
+    "radon": dict(name="radon", angles=4),
     "old-photo": dict(
         name="compose",
         parts=[dict(name="downsample", factor=2), dict(name="colourise"), dict(name="mask")],

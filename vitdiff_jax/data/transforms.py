@@ -53,7 +53,7 @@ def decode(data: bytes, channels: int | None, upright: bool = False, least: int 
         if least:
             image.draft(None, (least, least))
         image.load()
-        return _plain(_upright(image) if upright else image, channels)
+        return _plain(turned(image) if upright else image, channels)
     except UnidentifiedImageError as error:  # which names an object in memory
         raise ValueError("cannot identify image: none, or in a format not read") from error
     except (OSError, ValueError, MemoryError):
@@ -62,7 +62,7 @@ def decode(data: bytes, channels: int | None, upright: bool = False, least: int 
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def turned(image: Image.Image) -> Image.Image:
     """Turned as the EXIF tag says, if it can be read: the pixels are good without it."""
     try:
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))

@@ -1,9 +1,11 @@
-"""Images in and out: uint8 at the edges, float32 in [-1, 1] inside; grids as PNG."""
+"""Images in and out: uint8 at the edges, float32 in [-1, 1] inside; grids and photos as PNG."""
 
 import io
 import pathlib
 import shutil
+import struct
 import zipfile
+import zlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -39,12 +41,43 @@ def grid(images: np.ndarray, columns: int, gutter: int = 2, least: int = 48) -> 
     return sheet
 
 
-def save_png(path: pathlib.Path, image: np.ndarray) -> None:
-    """Write uint8 [H, W, C] with 1, 3 or 4 channels as PNG, whole or not at all."""
+def save_png(path: pathlib.Path, image: np.ndarray, profile: bytes = b"") -> None:
+    """Write uint8 or uint16 [H, W, C] as PNG, whole or not at all.
+
+    C: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. profile: an ICC profile, to say which colours the
+    numbers are; left out where it is of another kind than the image (CMYK, or grey of colours).
+    """
+    if profile[16:20] != (b"GRAY" if image.shape[-1] < 3 else b"RGB "):
+        profile = b""
     partial = partial_of(path)
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    picture.save(partial, format="PNG")
+    if image.dtype == np.uint16:
+        partial.write_bytes(_png16(image, profile))
+    else:
+        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        picture.save(partial, format="PNG", icc_profile=profile or None)
     partial.replace(path)
+
+
+def _png16(image: np.ndarray, profile: bytes) -> bytes:
+    """uint16 [H, W, C] as a PNG file; Pillow writes 16 bits for grey alone.
+
+    Each byte is stored as its difference to the same byte of the pixel before (PNG's filter "Sub").
+    """
+    height, width, channels = image.shape
+    pixels = np.ascontiguousarray(image, ">u2").view(np.uint8).reshape(height, -1, 2 * channels)
+    lines = np.diff(pixels, axis=1, prepend=np.uint8(0)).reshape(height, -1)
+    lines = np.pad(lines, ((0, 0), (1, 0)), constant_values=1)  # [H, 1 + 2 W C]
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)),
+        *([(b"iCCP", b"ICC Profile\0\0" + zlib.compress(profile))] if profile else []),
+        (b"IDAT", zlib.compress(lines.tobytes())),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
 
 
 def save_npz(path: pathlib.Path, images: np.ndarray) -> None:

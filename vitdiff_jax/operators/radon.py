@@ -2,6 +2,10 @@
 
 The image is turned about its middle pixel by bilinear interpolation, zero outside, and its columns
 are added up, divided by their number: y [B, W, angles, C], scikit-image's sinogram / N.
+
+Places are whole numbers of a tiny part of a pixel. In floating point XLA may compute a place twice,
+for the index and for the weight, with another rounding; at 45 degrees, where places are whole
+pixels, the two floors then differed and a sample came from the next pixel (seen in float64).
 """
 
 import jax
@@ -13,35 +17,44 @@ from vitdiff_jax.operators import Shape, register, static
 
 @register
 class Radon:
-    """angles: in radians, [A]."""
+    """directions: cosine and sine of the angles, [A, 2]."""
 
-    angles: jax.Array | np.ndarray
+    directions: jax.Array | np.ndarray
     linear: bool = static(default=True)
 
     def forward(self, x: jax.Array) -> jax.Array:
-        def one(angle):
-            return _turned(x, angle).mean(1)  # [B, W, C]
+        whole = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
+        bits = jnp.iinfo(whole).bits - 2 - x.shape[1].bit_length()  # N pixels fit beside the sign
+        turns = jnp.round(jnp.asarray(self.directions, x.dtype) * 2.0**bits).astype(whole)
 
-        return jnp.moveaxis(jax.lax.map(one, jnp.asarray(self.angles, x.dtype)), 0, 2)
+        def one(turn):
+            return _turned(x, turn, bits).mean(1)  # [B, W, C]
+
+        return jnp.moveaxis(jax.lax.map(one, turns), 0, 2)
 
 
-def _turned(x: jax.Array, angle: jax.Array) -> jax.Array:
-    """Square images [B, N, N, C] turned about pixel N // 2."""
+def _turned(x: jax.Array, turn: jax.Array, bits: int) -> jax.Array:
+    """Square images [B, N, N, C] turned about pixel N // 2; turn: cosine and sine times 2^bits."""
     n = x.shape[1]
-    middle, cos, sin = n // 2, jnp.cos(angle), jnp.sin(angle)
-    down, across = jnp.meshgrid(jnp.arange(n) - middle, jnp.arange(n) - middle, indexing="ij")
-    rows, columns = cos * down - sin * across + middle, sin * down + cos * across + middle
-    top, left = jnp.floor(rows), jnp.floor(columns)
+    place = jnp.arange(n, dtype=turn.dtype) - n // 2
+    down, across = place[:, None], place
+    top, below = _split(turn[0] * down - turn[1] * across, bits, x.dtype)
+    left, right = _split(turn[1] * down + turn[0] * across, bits, x.dtype)
     found = jnp.zeros_like(x)
-    for i in (0, 1):
-        for j in (0, 1):
-            row, column = top + i, left + j
-            weight = (1 - jnp.abs(rows - row)) * (1 - jnp.abs(columns - column))
+    for i, high in ((0, 1 - below), (1, below)):
+        for j, wide in ((0, 1 - right), (1, right)):
+            row, column = top + n // 2 + i, left + n // 2 + j
             inside = (row >= 0) & (row < n) & (column >= 0) & (column < n)
-            index = (jnp.clip(a, 0, n - 1).astype(int) for a in (row, column))
-            weight = jnp.where(inside, weight, 0).astype(x.dtype)
+            weight = jnp.where(inside, high * wide, 0)
+            index = (jnp.clip(a, 0, n - 1) for a in (row, column))
             found += weight[..., None] * x[:, *index]
     return found
+
+
+def _split(place: jax.Array, bits: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """The whole pixels of a place, and the part in [0, 1] of the next one."""
+    pixel = place >> bits
+    return pixel, (place - (pixel << bits)).astype(dtype) * 2.0**-bits
 
 
 def make(shape: Shape, rng: np.random.Generator, angles: int = 60, of: int = 180) -> Radon:
@@ -50,5 +63,5 @@ def make(shape: Shape, rng: np.random.Generator, angles: int = 60, of: int = 180
         raise ValueError(f"shape: {shape[0]}x{shape[1]} pixels are not square")
     if not 0 < angles <= of:
         raise ValueError(f"angles: {angles} is not in 1 to {of}")
-    which = np.arange(angles) * of // angles
-    return Radon((which * np.pi / of).astype(np.float32))
+    radians = np.arange(angles) * of // angles * np.pi / of
+    return Radon(np.stack([np.cos(radians), np.sin(radians)], 1))
