@@ -16,7 +16,9 @@ from tests.evaluation.test_frechet import by_sqrtm
 from tests.evaluation.test_pixel_frechet import gaussian
 from tests.test_main import fails
 from vitdiff_jax import config as config_lib
-from vitdiff_jax import evaluate, sample, yardstick
+from vitdiff_jax import draw as draw_lib
+from vitdiff_jax import evaluate, yardstick
+from vitdiff_jax import trained as trained_lib
 from vitdiff_jax.checkpoint import Checkpoints
 from vitdiff_jax.data import digits
 from vitdiff_jax.evaluation import networks
@@ -252,7 +254,7 @@ def test_labels_as_in_the_held_out_images(workdir):
 def test_an_interrupted_sweep_goes_on(workdir, swept, monkeypatch, capsys, npz):
     """In its second row and twice: no image is drawn again, the numbers are the same."""
     monkeypatch.setattr(yardstick, "SAVE_SECONDS", 0)
-    plain, calls = sample.Trained.draw, []
+    plain, calls = trained_lib.Trained.draw, []
 
     def limited(self, cond, n, seed, **options):
         if len(calls) == limit:
@@ -260,7 +262,7 @@ def test_an_interrupted_sweep_goes_on(workdir, swept, monkeypatch, capsys, npz):
         calls.append((options["guidance"], seed - SEED, n))
         return plain(self, cond, n, seed, **options)
 
-    monkeypatch.setattr(sample.Trained, "draw", limited)
+    monkeypatch.setattr(trained_lib.Trained, "draw", limited)
     flags = [*sweep(guidance=(1.0, 20.0)), *["--npz"] * npz]
     for stop in (4, 5):
         limit = stop
@@ -491,7 +493,7 @@ def test_a_model_of_nothing(trained, monkeypatch, capsys):
         code, found = refused(capsys, f"--workdir={trained}", *flags)
         assert code == 1
         assert found.startswith(f"the image of seed {SEED} is not finite: the parameters are not")
-    with pytest.raises(sample.SamplingError, match="seed 3 is not finite"):
+    with pytest.raises(draw_lib.SamplingError, match="seed 3 is not finite"):
         vitdiff_jax.load(trained).sample(n=2, seed=3)
 
 

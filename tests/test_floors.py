@@ -15,15 +15,16 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "vitdiff_jax"
 FLOORS = [  # from the top; folders stand for all of their files
     ["main", "__init__"],
-    ["train", "evaluate", "statistics", "prepare"],
+    ["train", "sample", "restore", "evaluate", "statistics", "prepare"],
     ["watch"],
-    ["sample", "yardstick"],
-    ["prompts"],
+    ["trained", "yardstick"],
+    ["draw", "repair"],
+    ["prompts", "tasks"],
     ["experiment"],
     ["config"],
     ["evaluation"],
-    ["train_step", "parallel", "checkpoint", "logs", "plots"],
-    ["restoration"],
+    ["train_step", "parallel", "checkpoint", "logs", "plots", "reports"],
+    ["restoration", "damage"],
     ["samplers"],
     ["diffusion", "operators", "models", "data", "interop"],
 ]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from vitdiff_jax import parallel, sample
+from vitdiff_jax import parallel, trained
 from vitdiff_jax import train_step as step_lib
 from vitdiff_jax.data import pipeline
 
@@ -63,7 +63,7 @@ def main(place):
         ]
         facts[name] |= {"trained": shard_shapes(state), "donated": all(deleted)}
         np.savez(place / f"{name}.npz", **tiny.arrays(state))
-        run.checkpoints.save(STEPS, state, sample.meta_of(run.dataset))
+        run.checkpoints.save(STEPS, state, trained.meta_of(run.dataset))
         run.checkpoints.close()
     # What four devices cut in four saved, two times two read.
     run = tiny.run(settings(dict(fsdp=2)), place / "fsdp 4")

@@ -11,7 +11,7 @@ import importlib
 
 __version__ = "0.1.0"
 _HOMES = {
-    "load": "vitdiff_jax.sample:load",
+    "load": "vitdiff_jax.trained:load",
     "fit": "vitdiff_jax.train:train",
     "load_config": "vitdiff_jax.config:load",
 }

@@ -36,8 +36,8 @@ COMPONENTS = {  # where the config's components live, and what a folder's module
 METRICS = ("vitdiff_jax.evaluation", "Metric")
 
 FREE = (
-    "sample", "evaluate", "log", "checkpoint", "parallel", "train.steps", "train.accumulate",
-    "data.data_dir", "data.path", "data.cache",
+    "sample", "evaluate", "restore", "log", "checkpoint", "parallel", "train.steps",
+    "train.accumulate", "data.data_dir", "data.path", "data.cache",
 )  # fmt: skip
 """What a resumed run may change: these do not alter what has been learned so far."""
 
@@ -58,6 +58,11 @@ def defaults() -> dict[str, Any]:
             times=dict(name="logit_normal"),  # the law of training times
             stratified=True,  # spread each batch evenly over that law
             label_dropout=0.1,  # how often the condition is dropped, for guidance
+        ),
+        damage=dict(  # of images, as a condition: the model learns to restore them
+            operators=(),  # as `operators.spelling` has them, each as likely; empty: none
+            noise=0.1,  # largest standard deviation, in units of [-1, 1]; the least is 0
+            bank=64,  # masks, motions, ... that are drawn of each operator
         ),
         optimizer=dict(
             learning_rate=1e-4,  # after warm-up
@@ -106,6 +111,17 @@ def defaults() -> dict[str, Any]:
             guidance_high=1.0,
             ema=config_dict.placeholder(float),  # which of train.ema; None: the first
             batch=256,  # images per call
+        ),
+        restore=dict(
+            steps=100,  # on config.sample.grid
+            batch=64,  # images at once
+            tiles=0,  # through the network at once, of pictures larger than the model's; 0: all
+            overlap=0.5,  # of neighbouring tiles, at least, as a share of a tile
+            tasks=(),  # for the benchmark: as --task has them
+            methods=(),  # and as --method has them; empty: all that serve the task
+            images=64,  # held-out ones
+            metrics=("psnr", "ssim"),  # of pairs, modules of vitdiff_jax/evaluation
+            noise_std=config_dict.placeholder(float),  # in [-1, 1]; None: the preset's, or none
         ),
         evaluate=dict(
             metrics=(),  # modules of vitdiff_jax/evaluation
@@ -315,7 +331,8 @@ def read(
         given = _without(given, FREE)
         leaves = dict(_leaves(given))
     named = {key: str(leaves.get(f"{key}.name", "")) for key in COMPONENTS}
-    named["evaluate.metrics"] = "".join(map(str, leaves.get("evaluate.metrics", ())))
+    for key in ("evaluate.metrics", "restore.metrics"):
+        named[key] = "".join(map(str, leaves.get(key, ())))
     for key, name in named.items():
         if re.search(r"\W", name) and not (beside and name == _get(beside, key)["name"]):
             raise ConfigError(

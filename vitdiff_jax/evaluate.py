@@ -8,11 +8,8 @@ held-out ones.
 import dataclasses
 import functools
 import itertools
-import json
-import os
 import pathlib
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,20 +18,13 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import logs, parallel, plots, sample
+from vitdiff_jax import logs, parallel, plots, reports, trained
 from vitdiff_jax.config import ConfigError
 from vitdiff_jax.data import pictures
 from vitdiff_jax.data.pipeline import DataError
 from vitdiff_jax.evaluation.measuring import Measure, Measured
 from vitdiff_jax.interop.images import NpzWriter, partial_of
-from vitdiff_jax.yardstick import (
-    Results,
-    Yardstick,
-    drawn,
-    measure,
-    of_pictures,
-    versions,
-)  # fmt: skip
+from vitdiff_jax.yardstick import Yardstick, drawn, measure, of_pictures, versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,10 +119,7 @@ def main(
     report["versions"] = versions()
     path = workdir / "evaluation.json"
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(_finite(report), indent=2, allow_nan=False) + "\n")
-        os.replace(partial, path)
+        reports.write(path, report)
         if len(report["rows"]) > 1:
             plots.sweep(path.with_suffix(".png"), report)
     logs.say(f"written to {path}")
@@ -142,15 +129,15 @@ def _of_model(config: ConfigDict | None, workdir: pathlib.Path, npz: bool) -> di
     """The report on samples of a trained model, one row for each way to draw them."""
     stored = config_lib.read(workdir / "config.json") if config is None else config
     ways = rows(stored)
-    model = sample.load(workdir, config, ema=ways[0].ema)
+    model = trained.load(workdir, config, ema=ways[0].ema)
     known = model.experiment
     yard = Yardstick(known.config, workdir, model.mesh)
     dataset = yard.setting.dataset
-    sample.check_data({"shape": known.shape, "conditions": known.conditions}, dataset)
+    trained.check_data({"shape": known.shape, "conditions": known.conditions}, dataset)
     found, ema = [], ways[0].ema
     for row in ways:
         if row.ema != ema:
-            model, ema = sample.load(workdir, config, ema=row.ema), row.ema
+            model, ema = trained.load(workdir, config, ema=row.ema), row.ema
         began = time.monotonic()
         measured = _measure_row(model, yard, row, npz)
         results = yard.results(measured)
@@ -165,7 +152,7 @@ def _of_model(config: ConfigDict | None, workdir: pathlib.Path, npz: bool) -> di
     return report | {"step": model.step, "sample": known.config.sample.to_dict()}
 
 
-def _measure_row(model: sample.Trained, yard: Yardstick, row: Row, npz: bool) -> Measured:
+def _measure_row(model: trained.Trained, yard: Yardstick, row: Row, npz: bool) -> Measured:
     """What a row's samples add up to; npz: they are also written into evaluation/."""
     config, dataset = model.experiment.config, yard.setting.dataset
     count, keep = config.evaluate.images, yard.home / f"{row.name}.npz"
@@ -222,7 +209,7 @@ def _report(yard: Yardstick, found: list[dict[str, Any]], count: int) -> dict[st
     """Say the table, and give everything that led to it."""
     floor = yard.floor(count)
     best = _best(yard.metrics[0], found)
-    for line in table(found, floor, best):
+    for line in reports.table(found, floor, best):
         logs.say(line)
     return {
         "rows": found,
@@ -240,43 +227,3 @@ def _best(metric: Measure, found: list[dict[str, Any]]) -> int:
     """The row with the best value of the first metric."""
     sign = -1 if metric.higher_is_better else 1
     return int(np.argmin([sign * row["results"][metric.name]["value"] for row in found]))
-
-
-def table(
-    found: list[dict[str, Any]], floor: tuple[str, Results] | None, best: int
-) -> Iterator[str]:
-    """A head, a line a row: the settings that differ, all numbers, the best marked; the floor."""
-    settings = [k for k in found[0] if k not in ("results", "seconds")]
-    differ = [k for k in settings if len({row[k] for row in found}) > 1]
-    names = list(_numbers(found[0]["results"]))
-    lines = [["", *differ, *names]]
-    for i, row in enumerate(found):
-        mark = "best" if i == best and len(found) > 1 else ""
-        values = [str(row[key]) for key in differ]
-        lines.append([mark, *values, *_numbers(row["results"]).values()])
-    if floor is not None:
-        known = _numbers(floor[1])
-        lines.append(["floor", *[""] * len(differ), *(known.get(name, "") for name in names)])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    for line in lines:
-        yield "  ".join(cell.rjust(width) for cell, width in zip(line, widths))
-    if floor is not None:
-        yield f"floor: {floor[0]}"
-
-
-def _finite(report: Any) -> Any:
-    """The same with None for what is not finite, which JSON cannot say."""
-    if isinstance(report, dict):
-        return {key: _finite(value) for key, value in report.items()}
-    if isinstance(report, (list, tuple)):
-        return [_finite(value) for value in report]
-    return None if isinstance(report, float) and not np.isfinite(report) else report
-
-
-def _numbers(results: Results) -> dict[str, str]:
-    """All numbers of some metrics, {what: number}."""
-    return {
-        name if key == "value" else f"{name} {key}": f"{value:.4f}"
-        for name, values in results.items()
-        for key, value in values.items()
-    }

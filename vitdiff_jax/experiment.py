@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
+from vitdiff_jax import damage as damages
 from vitdiff_jax.config import ConfigError
+from vitdiff_jax.damage import Damage, Damaged
 from vitdiff_jax.data.pipeline import Dataset
 from vitdiff_jax.diffusion.process import Denoise, Process
 from vitdiff_jax.models.conditions import Cond, blank, sizes_of
@@ -88,11 +90,42 @@ def build(
     return Experiment(config, model, process, law, shape, conditions)
 
 
-def dataset(config: ConfigDict) -> Dataset:
-    """The config's data set."""
+def undamaged(config: ConfigDict) -> Dataset:
+    """The config's data set as it is, whatever config.damage says."""
     make, options = config_lib.component(config, "data")
     with named("config.data."):
         return make(**options)
+
+
+def dataset(config: ConfigDict) -> Dataset:
+    """The config's data set; with config.damage, it has a hint as a condition.
+
+    Held-out examples have theirs, by operators of their own, always the same; those of training
+    examples are drawn anew in each step, see `damage_of`.
+    """
+    found = undamaged(config)
+    damage = damage_of(config, found.shape, "heldout")
+    if damage is None:
+        return found
+    if "hint" in found.conditions:
+        raise ConfigError("config.damage.operators: the data have a hint already")
+    return dataclasses.replace(
+        found,
+        heldout=Damaged(found.heldout, damage, config.seed),
+        conditions={**found.conditions, "hint": found.shape[2]},
+    )
+
+
+def damage_of(config: ConfigDict, shape: tuple[int, int, int], split: str) -> Damage | None:
+    """config.damage for images of this shape, of "train" or "heldout"; None where there is none."""
+    if not config.damage.operators:
+        return None
+    seed = (config.seed % 2**32, ("train", "heldout").index(split))
+    with named("config.damage."):
+        return damages.make(
+            config.damage.operators, shape, noise=config.damage.noise, bank=config.damage.bank,
+            seed=seed,
+        )  # fmt: skip
 
 
 def sampled_ema(config: ConfigDict) -> str:
@@ -104,12 +137,14 @@ def sampled_ema(config: ConfigDict) -> str:
 def _check_numbers(config: Any) -> None:
     """Refuse counts below their least and averages that do not exist."""
     least = {
+        "damage.noise": 0, "damage.bank": 1,
         "train.steps": 1, "train.batch": 1, "train.accumulate": 1, "train.max_bad_steps": 1,
         "optimizer.warmup": 0, "checkpoint.every": 1, "checkpoint.keep": 1,
         "checkpoint.keep_every": 0, "log.every": 1, "log.sample_every": 0, "log.heldout_every": 0,
         "log.heldout_images": 1, "log.heldout_levels": 1, "log.images": 1, "log.nearest_every": 0,
         "log.evaluate_every": 0, "log.evaluate_images": 2, "sample.steps": 1, "sample.batch": 1,
-        "evaluate.images": 2, "parallel.data_threads": 1,
+        "evaluate.images": 2, "restore.steps": 1, "restore.batch": 1, "restore.tiles": 0,
+        "restore.images": 1, "parallel.data_threads": 1,
     }  # fmt: skip
     for key, bound in least.items():
         section, name = key.split(".")

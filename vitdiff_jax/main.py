@@ -17,6 +17,7 @@ from typing import Any
 MODES = {  # mode -> the module whose `main` runs it; its keyword arguments are the mode's flags
     "train": "vitdiff_jax.train",
     "sample": "vitdiff_jax.sample",
+    "restore": "vitdiff_jax.restore",
     "evaluate": "vitdiff_jax.evaluate",
     "statistics": "vitdiff_jax.statistics",
     "prepare": "vitdiff_jax.prepare",
@@ -63,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from vitdiff_jax import logs, parallel
     from vitdiff_jax.checkpoint import CheckpointError
     from vitdiff_jax.data.pipeline import DataError
+    from vitdiff_jax.draw import SamplingError
     from vitdiff_jax.interop.weights import WeightsError
-    from vitdiff_jax.sample import SamplingError
+    from vitdiff_jax.repair import RepairError
     from vitdiff_jax.train import STOPPED as STOPPED_RUN
     from vitdiff_jax.train import TrainingError
 
@@ -80,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = entry(config, workdir, **{name: getattr(args, name) for name in names})
     except config_lib.ConfigError as error:
         return _fail(WRONG, error)
-    except (CheckpointError, DataError, SamplingError, TrainingError, WeightsError) as error:
+    except (
+        CheckpointError, DataError, RepairError, SamplingError, TrainingError, WeightsError
+    ) as error:  # fmt: skip
         return _fail(FAILED, error)
     except KeyboardInterrupt:  # training has a handler of its own
         return _fail(FAILED, "interrupted; the same command may be run again")

@@ -40,7 +40,7 @@ def sweep(path: pathlib.Path, report: dict[str, Any]) -> None:
         axes.set(xlabel=along, ylabel=metric)
         axes.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(names), fontsize=8)
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, dpi=110, format="png")
     partial.replace(path)

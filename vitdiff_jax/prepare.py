@@ -26,7 +26,7 @@ def main(
     made = set()
     while True:
         try:
-            dataset = experiment.dataset(config)
+            dataset = experiment.undamaged(config)
         except NotPrepared as error:
             if error.missing in made:
                 raise DataError(f"{error.missing}, although it was prepared just now") from error

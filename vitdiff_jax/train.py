@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import logs, parallel, sample, watch
+from vitdiff_jax import logs, parallel, trained, watch
 from vitdiff_jax import train_step as step_lib
 from vitdiff_jax.checkpoint import Checkpoints, StopRequest
 from vitdiff_jax.data import pipeline
@@ -78,7 +78,7 @@ def _check_devices(config: ConfigDict, dataset: pipeline.Dataset) -> None:
 
 def _open_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Make the workdir with its config.json; refuse one of another config, or a read-only one."""
-    sample.check_same(workdir, config)
+    trained.check_same(workdir, config)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         config_lib.save(config, workdir / "config.json")
@@ -106,6 +106,7 @@ class Run:
             seed=config.seed, batch_size=config.train.batch,
             label_dropout=config.diffusion.label_dropout, stratified=config.diffusion.stratified,
             accumulate=config.train.accumulate,
+            damage=experiment_lib.damage_of(config, dataset.shape, "train"),
             axis_name="data" if config.parallel.compiler == "pmap" else None,
         )  # fmt: skip
         self.step = parallel.compile_step(step, mesh, self.shardings, config.parallel.compiler)
@@ -120,7 +121,7 @@ class Run:
             self.shapes,
             self.shardings,
         )
-        sample.check_data(self.checkpoints.meta(step), self.dataset)
+        trained.check_data(self.checkpoints.meta(step), self.dataset)
         state = self.checkpoints.restore(step, target)
         logs.say(f"resuming at step {step} of {self.config.train.steps}")
         return state
@@ -188,4 +189,4 @@ class Run:
             )
 
     def _save(self, step: int, state: step_lib.TrainState) -> None:
-        self.checkpoints.save(step, state, sample.meta_of(self.dataset))
+        self.checkpoints.save(step, state, trained.meta_of(self.dataset))

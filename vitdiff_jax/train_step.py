@@ -117,6 +117,12 @@ def draw(process: Process, batch: Batch, law, key: jax.Array, size: int, stratif
     return x, eps, t, keys[:, 2], keys[:, 3]
 
 
+def damage_keys(key: jax.Array, index: jax.Array) -> jax.Array:
+    """A key [B] for each example's damage; `key`: of this step."""
+    # The fifth of the keys that `draw` splits four of.
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), 4))(index)
+
+
 def cond_of(model, batch: Batch) -> conditions.Cond:
     """The conditions in a batch that the model takes."""
     return {name: batch[name] for name in model.conditions}
@@ -153,11 +159,13 @@ def make_train_step(
     label_dropout: float = 0.1,
     stratified: bool = True,
     accumulate: int = 1,
+    damage: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """One training step as a function (state, batch) -> (state, metrics).
 
     batch_size: of the global batch; `accumulate` parts of it are run one after the other.
+    damage: (images [B, H, W, C], keys [B]) -> their hints; None: the batch has all conditions.
     axis_name: of pmap's axis, over which gradients are averaged; None under jit.
     A step with a non-finite loss or gradient changes nothing but the counters.
     """
@@ -166,6 +174,8 @@ def make_train_step(
         x, eps, t, cond_keys, dropout_keys = draw(
             process, part, law, step_key, batch_size, stratified
         )
+        if damage is not None:
+            part = part | {"hint": damage(x, damage_keys(step_key, part["index"]))}
         cond = conditions.drop(cond_of(model, part), cond_keys, label_dropout)
         x_t = process.noise(x, eps, t)
         scale, time = process.schedule.network_input(t)

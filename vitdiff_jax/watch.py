@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from vitdiff_jax import draw as draw_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import logs, parallel, prompts, sample, yardstick
+from vitdiff_jax import logs, parallel, prompts, yardstick
 from vitdiff_jax import train_step as step_lib
 from vitdiff_jax.data import pipeline
 from vitdiff_jax.evaluation import memorised
@@ -37,7 +38,7 @@ class Watcher:
         heldout = step_lib.make_heldout_step(model, process, law, levels, seed=config.seed)
         self.heldout_step = jax.jit(heldout, out_shardings=parallel.replicated(mesh))
         self.heldout_times = np.asarray(law(step_lib.heldout_quantiles(levels), process.schedule))
-        self.draw = sample.make_draw(experiment, config.sample, mesh)
+        self.draw = draw_lib.make_draw(experiment, config.sample, mesh)
         self.grid_cond = prompts.of_examples(dataset, config.log.images)
         self.yard = None
         if config.log.evaluate_every:
@@ -50,7 +51,10 @@ class Watcher:
             metrics.write(step, self._heldout(params))
         if log.sample_every and (last or step % log.sample_every == 0):
             images = self.draw(params, np.arange(log.images), self.grid_cond)
-            sheet = sample.picture(images, self.dataset.classes)
+            if "hint" in self.grid_cond:
+                sheet = draw_lib.beside(images, self.grid_cond["hint"], self.dataset)
+            else:
+                sheet = draw_lib.picture(images, self.dataset.classes)
             self._picture(step, "samples", f"{step:08d}.png", sheet, metrics)
         if log.nearest_every and (last or step % log.nearest_every == 0):
             self._copies(step, params, metrics)

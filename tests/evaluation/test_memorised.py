@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from tests import tiny
-from vitdiff_jax import sample as sample_lib
-from vitdiff_jax import train as train_lib
+from vitdiff_jax import draw as draw_lib
 from vitdiff_jax.data import digits, pipeline
 from vitdiff_jax.evaluation import memorised
 
@@ -130,8 +129,7 @@ def test_training_warns_of_copies(tmp_path, monkeypatch, capsys, flag, copies):
 
         return draw
 
-    monkeypatch.setattr(sample_lib, "make_draw", make_draw)
-    assert train_lib.sample is sample_lib
+    monkeypatch.setattr(draw_lib, "make_draw", make_draw)
     workdir = tmp_path / "run"
     assert tiny.call(flag, f"--workdir={workdir}") == 0
     said = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]

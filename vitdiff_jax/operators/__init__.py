@@ -16,6 +16,7 @@ Units are those of [-1, 1], of noise too.
 
 import dataclasses
 import importlib
+import inspect
 import pkgutil
 from typing import Any, Protocol, dataclass_transform, runtime_checkable
 
@@ -37,12 +38,21 @@ class Operator(Protocol):
 
 
 def make(name: str, shape: Shape, rng: np.random.Generator, **options: Any) -> Operator:
-    """The operator of that name; impossible names and options are a ValueError that says so."""
+    """The operator of that name; impossible names and options are a ValueError that says so.
+
+    A number is a text where an option is one: subsampling=420.
+    """
     found = [module.name for module in pkgutil.iter_modules(__path__)]
     homes = {n: importlib.import_module(f"{__name__}.{n}") for n in found}
     known = {n: home.make for n, home in homes.items() if hasattr(home, "make")}
     if name not in known:
         raise ValueError(f"name: there is no operator {name!r}, only {', '.join(known)}")
+    texts = [
+        key
+        for key, parameter in inspect.signature(known[name]).parameters.items()
+        if isinstance(parameter.default, str)
+    ]
+    options = {key: str(value) if key in texts else value for key, value in options.items()}
     try:
         return known[name](shape, rng, **options)
     except TypeError as error:  # an option that it does not have

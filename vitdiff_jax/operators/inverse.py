@@ -10,11 +10,17 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from vitdiff_jax.operators import Operator, adjoint
+from vitdiff_jax.operators import Operator, Shape, adjoint
+from vitdiff_jax.operators.compose import Composed
+from vitdiff_jax.operators.mask import Mask
+from vitdiff_jax.operators.radon import Radon
 from vitdiff_jax.operators.svd import Decomposable
 
 LEAST_WEIGHT = 1e-7
 """Below it, float32 cannot tell the answer from the pseudo-inverse's."""
+SHOWN_WEIGHT = 0.01
+"""For a picture by least squares: of the phantom from 60 angles, 23 dB, and 13 dB with noise 0.1,
+where a weight of 1e-4 has 29 and 3."""
 Map = Callable[[jax.Array], jax.Array]
 
 
@@ -42,6 +48,36 @@ def nearest(
     return x + conjugate_gradients(normal, back(y - operator.forward(x)), steps)
 
 
+def as_image(operator: Operator, y: jax.Array, shape: Shape) -> jax.Array:
+    """An image float [B, *shape] that shows what was measured, for people and networks.
+
+    y itself where it is an image of that shape, 0 (grey) where a mask hides it; else the
+    pseudo-inverse, or least squares near 0; of several damages the last one first. Raises
+    ValueError for what is not linear and changes the shape.
+    """
+    if isinstance(operator, Composed):
+        shapes = [shape]
+        for part in operator.parts[:-1]:
+            x = jax.ShapeDtypeStruct((1, *shapes[-1]), jnp.finfo(y.dtype).dtype)
+            shapes.append(jax.eval_shape(part.forward, x).shape[1:])
+        for part, before in zip(reversed(operator.parts), reversed(shapes)):
+            y = as_image(part, y, before)
+        return y
+    if isinstance(operator, Mask):
+        return operator.forward(y)
+    real = not jnp.iscomplexobj(y)
+    if real and y.shape[1:] == tuple(shape) and not isinstance(operator, Radon):
+        return y
+    if isinstance(operator, Decomposable):
+        return operator.svd().pseudo_inverse(y).astype(jnp.finfo(y.dtype).dtype)
+    if not operator.linear:
+        raise ValueError(
+            f"{type(operator).__name__} is not linear and gives no image of the shape {shape}"
+        )
+    x = jnp.zeros((len(y), *shape), jnp.finfo(y.dtype).dtype)
+    return nearest(operator, y, x, SHOWN_WEIGHT)
+
+
 def conjugate_gradients(matrix: Map, b: jax.Array, steps: int) -> jax.Array:
     """Solve matrix(v) = b, the matrix Hermitian and positive, each image of b [B, ...] by itself.
 
@@ -59,7 +95,7 @@ def conjugate_gradients(matrix: Map, b: jax.Array, steps: int) -> jax.Array:
         residual = residual - length * image
         new = dot(residual, residual)
         ratio = jnp.where(going, new / jnp.where(going, size, 1), 0)
-        return v, residual, residual + ratio * direction, jnp.where(going, new, size)
+        return v, residual, residual + ratio * direction, new
 
     start = (jnp.zeros_like(b), b, b, dot(b, b))
     return jax.lax.fori_loop(0, steps, step, start)[0]
@@ -74,7 +110,7 @@ def dot(a: jax.Array, b: jax.Array) -> jax.Array:
 def squared_norm(operator: Operator, like: jax.Array, steps: int = 20) -> jax.Array:
     """The largest |A v|^2 / |v|^2 [B, 1, 1, 1] over images v like [B, H, W, C], by power steps.
 
-    At most the truth, and within a few per cent of it; 1 for what is not linear.
+    At most the truth, and within a few per cent of it; 0 for zero, 1 for what is not linear.
     """
     if not operator.linear:
         return jnp.ones((1, 1, 1, 1), like.dtype)
@@ -88,4 +124,4 @@ def squared_norm(operator: Operator, like: jax.Array, steps: int = 20) -> jax.Ar
 
     v = jax.lax.fori_loop(0, steps, step, jnp.broadcast_to(noise, like.shape))
     image = operator.forward(v)
-    return dot(image, image).reshape(-1, 1, 1, 1) / dot(v, v)
+    return dot(image, image).reshape(-1, 1, 1, 1) / jnp.maximum(dot(v, v), jnp.finfo(v.dtype).tiny)

@@ -20,6 +20,7 @@ import pkgutil
 from typing import Any
 
 from vitdiff_jax.operators import Operator
+from vitdiff_jax.operators.denoise import Identity
 from vitdiff_jax.operators.mask import Mask
 from vitdiff_jax.operators.svd import Decomposable
 
@@ -30,9 +31,11 @@ class Traits:
 
     needs: "any" operator (with a derivative), a "linear" one, one with an "svd", or a "mask".
     gradient: through the network, which takes about three times the time and far more memory.
-    prior: where the operator is zero, what comes out is what ancestral sampling gives.
+    prior: where the operator is zero, images of the prior come out, as good as a sampler's.
     consistent: a measurement without noise is reproduced.
-    exact: samples the posterior for Gaussian images and a linear operator, with enough steps.
+    exact: samples the posterior for Gaussian images and a linear operator, with enough steps and
+        the options that its docstring names.
+    hint: for models that were trained to restore, and see the damaged image.
     """
 
     needs: str
@@ -40,6 +43,7 @@ class Traits:
     prior: bool = False
     consistent: bool = False
     exact: bool = False
+    hint: bool = False
 
     def serves(self, operator: Operator) -> bool:
         """Whether the method can be used with this operator."""
@@ -66,9 +70,20 @@ def find(name: str, operator: Operator) -> Any:
     traits = known[name].TRAITS
     if not traits.serves(operator):
         wanted = {"linear": "a linear operator", "svd": "an operator with an SVD", "mask": "a mask"}
-        others = [n for n, module in known.items() if module.TRAITS.serves(operator)]
+        others = [n for n, m in known.items() if m.TRAITS.serves(operator) and not m.TRAITS.hint]
         raise ValueError(
             f"{name} needs {wanted[traits.needs]}, which {type(operator).__name__} is not;"
             f" {', '.join(others)} would do"
         )
     return known[name]
+
+
+def recommended(operator: Operator, hint: bool = False) -> str:
+    """The method to use where nobody says which, chosen by measurement (README, "Restoration").
+
+    hint: the model was trained to restore.
+    """
+    if hint:
+        return "palette"
+    pixels = isinstance(operator, (Mask, Identity)) or not operator.linear
+    return "dps" if pixels else "pigdm"

@@ -7,9 +7,10 @@ With A = U diag(s) V^*, an ancestral step x_s = a x_hat + b x_t + tau z takes in
 so that the noise of y, a lambda noise_std / s, is no more than the tau that the step adds anyway,
 and adds only what is missing to tau. Without noise lambda is 1 and the result explains y exactly.
 
-Bias: what is measured is never weighed against what the network expects of it. For Gaussian images
-N(m, C) the result is Gaussian but its mean is that of y where s > 0, not the posterior's, until
-the noise of y exceeds tau near the end.
+Bias: what is measured is not weighed against what the network expects of it until the noise of y
+exceeds tau, and in small steps that is only at the very end. For Gaussian images, as the steps
+grow, the measured part tends to y with its noise, and the rest is less tied to y than in the
+posterior, as in RePaint without resampling.
 """
 
 import jax
@@ -26,7 +27,7 @@ from vitdiff_jax.samplers.ancestral import weights
 TRAITS = Traits("svd", prior=True, consistent=True)
 
 
-def calls(steps: int) -> int:
+def calls(steps: int, **_) -> int:
     """One a step."""
     return steps
 

@@ -6,9 +6,10 @@ With A = U diag(s) V^*, y' = U^* y / s and r = alpha_s noise_std / s, V^* x_s is
     r > sigma_s:    alpha_s x_hat + sigma_s (sqrt(1 - eta^2) alpha_s (y' - x_hat) / r + eta z)
     r <= sigma_s:   alpha_s ((1 - eta_b) x_hat + eta_b y') + sqrt(sigma_s^2 - (eta_b r)^2) z
 
-Bias: a fixed share eta of the noise is replaced at each step, whatever its size, so that with many
-steps the unmeasured part loses variance (it is not an ancestral sampler unless eta = 0), and
-measured directions do not follow the posterior. Without noise and with eta_b = 1, y is reproduced.
+Bias: y is reproduced with its noise, and each step replaces a fixed share of x_t's noise, however
+small the step. For Gaussian images, as the steps grow, what comes out has the mean of the posterior
+for a y without noise, and (1 + sqrt(1 - eta^2)) / 2 of its covariance, 0.76 for 0.85; so has all of
+the image where the operator is zero.
 """
 
 import jax
@@ -24,7 +25,7 @@ from vitdiff_jax.samplers import fresh_noise, walk
 TRAITS = Traits("svd", consistent=True)
 
 
-def calls(steps: int) -> int:
+def calls(steps: int, **_) -> int:
     """One a step."""
     return steps
 

@@ -2,12 +2,14 @@
 
     x_s <- x_s - scale d|y - A(x_hat(x_t))| / dx_t
 
-with the derivative through the network, for any operator that has one. It is the paper's step
-zeta' / |y - A(x_hat)| times the gradient of the square, with 2 zeta' = scale, as its authors run it.
+with the derivative through the network, for any operator that has one. It is the paper's step of
+zeta' / |y - A(x_hat)| down the gradient of the square, with 2 zeta' = scale, as its authors run it.
 
-Bias: the slope of a norm has one length however small the misfit is, so that y is not reproduced
-even without noise, and the posterior of Gaussian images is missed by an amount that depends on
-`scale` and the number of steps. Where the operator is zero, it is ancestral sampling.
+Bias: the slope of a norm has one length, however small the misfit is. Near the end each step goes
+there and back over y, whether y has noise or not: for Gaussian images and an operator whose
+singular values are all s, |y - A x| is scale s^2 / 2 on average, however many the steps. So the
+noise of y is reproduced, and a y without noise not quite. Where the operator is zero, it is
+ancestral sampling.
 """
 
 import jax
@@ -24,7 +26,7 @@ from vitdiff_jax.samplers.ancestral import weights
 TRAITS = Traits("any", gradient=True, prior=True)
 
 
-def calls(steps: int) -> int:
+def calls(steps: int, **_) -> int:
     """One a step, with its gradient."""
     return steps
 

@@ -1,0 +1,193 @@
+"""What each method declares of itself holds, and what it does not declare is seen not to hold."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.operators.test_operators import make
+from tests.restoration import recursions
+from tests.restoration.gaussians import (
+    FOUR_SCHEDULES,
+    METHODS,
+    OPERATORS,
+    SHAPE,
+    SIZE,
+    draw,
+    keys,
+    moments,
+    noise,
+    problem,
+)
+from tests.restoration.test_exact import EXACT
+from vitdiff_jax import restoration
+from vitdiff_jax.diffusion import grids
+from vitdiff_jax.diffusion.schedules import EDM, Cosine, RectifiedFlow
+from vitdiff_jax.operators.mask import Mask
+
+FLOW = RectifiedFlow()
+NOTHING = Mask(np.zeros((*SHAPE[:2], 1), np.float32), SHAPE[2])
+QUICK = {"repaint": dict(jump=10, resample=2), "pnpflow": dict(draws=2)}
+ANCESTRAL = {"ddnm": {}, "dps": {}, "pigdm": {}, "repaint": dict(resample=1)}
+"""Methods, and options, that are ancestral sampling itself where the operator is zero."""
+each_method = pytest.mark.parametrize("name", METHODS)
+
+
+def draws(name, steps, options):
+    """How many times a method draws noise, or more."""
+    return {
+        "repaint": 4 * steps * options.get("resample", 1),
+        "pnpflow": steps * options.get("draws", 1),
+    }.get(name, steps)
+
+
+def misfit(case, images):
+    """Root mean square of A x - y."""
+    away = case.operator.forward(jnp.asarray(images)) - jnp.asarray(case.y)
+    return float(jnp.sqrt(jnp.mean(jnp.abs(away) ** 2)))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("schedule", [Cosine(), EDM()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("name", ANCESTRAL)
+def test_ancestral_sampling_where_nothing_is_known(name, schedule):
+    case = problem(None, noise_std=0.1, operator=NOTHING)
+    times = grids.uniform_logsnr(schedule, 6, low=-6, high=6)
+    wanted = recursions.ancestral(case, schedule, times)
+    found = moments(name, case, schedule, times, 12, **ANCESTRAL[name])
+    if name == "pigdm":  # which evades pure noise, where alpha is 0, by a little less of it
+        wanted = recursions.pigdm(case, schedule, times)
+    np.testing.assert_allclose(found[0], wanted[0], atol=1e-9)
+    np.testing.assert_allclose(found[1], wanted[1], atol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+@each_method
+def test_the_prior_where_nothing_is_known(name):
+    """With three times the steps the variance is off by less than half, as an ancestral sampler's
+    is, if the method says so, and only then: the others tend to another variance."""
+    case, options = problem(None, noise_std=0.1, operator=NOTHING), QUICK.get(name, {})
+    errors = []
+    for steps in (20, 60):
+        times = grids.linear(FLOW, steps)
+        fresh = draws(name, steps, options)
+        _, covariance = moments(name, case, FLOW, times, fresh, **options)
+        errors.append(abs(np.trace(covariance) / case.prior.variances.sum() - 1))
+    assert (errors[1] < 0.5 * errors[0]) == METHODS[name].TRAITS.prior, errors
+
+
+@each_method
+def test_a_measurement_without_noise_is_reproduced(name):
+    """In float32 after few steps, for every operator that it serves; else missed with one."""
+    misses, consistent = [], METHODS[name].TRAITS.consistent
+    for place, operator in enumerate(OPERATORS if consistent else ["denoise"]):
+        case = problem(operator, "full", 0.0)
+        if METHODS[name].TRAITS.serves(case.operator):
+            schedule = FOUR_SCHEDULES[place % 4]
+            times = grids.uniform_logsnr(schedule, 6, low=-6, high=6)
+            images = draw(name, case, schedule, times, 3, **QUICK.get(name, {}))
+            misses.append(misfit(case, images))
+    assert (max(misses) < 1e-5) == consistent
+    assert (max(misses) > 0.02) != consistent
+
+
+@each_method
+def test_the_posterior_of_gaussian_images(name):
+    """Mean and total variance of two thousand images after 64 steps."""
+    misses = []
+    for operator in ("mask", "denoise") if METHODS[name].TRAITS.exact else ("mask",):
+        case = problem(operator, "full", 0.3)
+        options = EXACT.get(name, {}) | QUICK.get(name, {})
+        times = grids.uniform_logsnr(FLOW, 64, low=-9, high=9)
+        images = draw(name, case, FLOW, times, 2000, **options).reshape(-1, SIZE)
+        mean, covariance = case.posterior()
+        off = np.sqrt(((images.mean(0) - mean) ** 2).sum() / np.trace(covariance))
+        misses += [off, abs(images.var(0).sum() / np.trace(covariance) - 1)]
+    assert (max(misses) < 0.05) == METHODS[name].TRAITS.exact
+    assert (max(misses) > 0.1) != METHODS[name].TRAITS.exact
+
+
+@each_method
+def test_gradients_are_declared(name):
+    """Whether the method can do without the derivative of the network."""
+
+    @jax.custom_jvp
+    def rigid(x):
+        return 0.5 * x
+
+    asked = []
+    rigid.defjvp(lambda x, tangent: (asked.append(1), (0.5 * x[0], 0.5 * tangent[0]))[1])
+    METHODS[name].restore(
+        lambda x, t: rigid(x), FLOW, np.array([1.0, 0.5, 0.0]), noise(FLOW, 1), keys(1),
+        operator=make(OPERATORS["mask"], SHAPE), y=jnp.zeros((1, *SHAPE)), noise_std=0.1,
+    )  # fmt: skip
+    assert bool(asked) == METHODS[name].TRAITS.gradient
+
+
+@each_method
+@pytest.mark.parametrize("schedule", [FLOW, EDM()], ids=lambda s: type(s).__name__)
+def test_calls_of_the_network_are_counted(name, schedule):
+    """With the options that change them; a gradient is not counted beside its call.
+
+    RePaint's are fewer than it says where the grid leaves the last step to the clean end.
+    """
+    choices = {
+        "pigdm": [{}, dict(sampler="heun"), dict(covariance="tweedie", iterations=3)],
+        "repaint": [dict(jump=2, resample=3), dict(jump=3, resample=1)],
+        "pnpflow": [{}, dict(draws=2)],
+    }
+    counted = []
+
+    def denoise(x, t):
+        counted.append(1)
+        return 0.5 * x
+
+    for options in choices.get(name, [{}]):
+        counted.clear()
+        with jax.disable_jit():
+            METHODS[name].restore(
+                denoise, schedule, grids.linear(schedule, 4), noise(schedule, 1), keys(1),
+                operator=make(OPERATORS["mask"], SHAPE), y=jnp.zeros((1, *SHAPE)), noise_std=0.1,
+                **options,
+            )  # fmt: skip
+        said = METHODS[name].calls(4, **options)
+        if name == "repaint" and schedule == EDM():
+            said -= options["resample"] - 1
+        assert len(counted) == said
+
+
+def test_impossible_pairs_are_refused():
+    """By one line that says what is needed and what would do, which then does."""
+    served = {
+        "mask": make(OPERATORS["mask"], SHAPE), "svd": make(OPERATORS["average"], SHAPE),
+        "linear": make(OPERATORS["radon"], SHAPE), "any": make(dict(name="hdr"), SHAPE),
+    }  # fmt: skip
+    order = list(served)
+    for name, method in METHODS.items():
+        for kind, operator in served.items():
+            if order.index(kind) <= order.index(method.TRAITS.needs):
+                assert restoration.find(name, operator) is method
+                continue
+            with pytest.raises(ValueError, match=f"{name} needs") as caught:
+                restoration.find(name, operator)
+            line = str(caught.value)
+            assert "\n" not in line
+            others = line.split("; ")[1].removesuffix(" would do").split(", ")
+            assert type(operator).__name__ in line
+            assert all(restoration.find(other, operator) for other in others)
+    with pytest.raises(ValueError, match=r"no method 'ddpm', only ddnm, .*repaint"):
+        restoration.find("ddpm", served["mask"])
+
+
+@each_method
+def test_a_method_has_what_the_contract_asks(name):
+    method = METHODS[name]
+    parameters = inspect.signature(method.restore).parameters
+    given = ["denoise", "schedule", "times", "x", "keys", "operator", "y", "noise_std"]
+    assert list(parameters)[:8] == given
+    options = list(parameters.values())[8:]
+    assert all(p.default is not p.empty for p in options)
+    assert method.TRAITS.needs in ("any", "linear", "svd", "mask")
+    assert method.calls(5, **{p.name: p.default for p in options}) >= 5

@@ -1,0 +1,270 @@
+"""Repairing damaged pictures with a trained model, for `--mode=restore` and `model.restore`."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitdiff_jax import config as config_lib
+from vitdiff_jax import parallel, restoration
+from vitdiff_jax.config import ConfigError
+from vitdiff_jax.diffusion.process import Denoise, guide
+from vitdiff_jax.diffusion.tiles import Tiling, tiled
+from vitdiff_jax.experiment import Experiment, named
+from vitdiff_jax.interop.images import to_uint8
+from vitdiff_jax.models.conditions import NOT_TOLD, not_told
+from vitdiff_jax.operators import Operator, Shape, spelling
+from vitdiff_jax.operators.mask import Mask
+from vitdiff_jax.restoration import sdedit
+from vitdiff_jax.tasks import Case, one_picture, planes_of
+
+Cond = dict[str, np.ndarray]
+
+
+class RepairError(RuntimeError):
+    """A repair that failed; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method with its options, as "diffpir:zeta=0.5" spells it."""
+
+    name: str
+    options: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, text: str) -> "Method":
+        """Raises ConfigError for names and options that do not exist."""
+        with named("method: "):
+            options = spelling.parse(text)
+            name = options.pop("name")
+            known = restoration.methods()
+            if name not in known:
+                raise ValueError(f"there is no {name!r}, only {', '.join(known)}")
+            given = config_lib.options(known[name].restore)
+            for key in options:
+                if key not in given:
+                    raise ValueError(f"{name} has no option {key!r}, only {', '.join(given)}")
+        return cls(name, options)
+
+    @property
+    def text(self) -> str:
+        """As a person writes it."""
+        options = ",".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.name}:{options}" if options else self.name
+
+    def calls(self, steps: int) -> int:
+        """Network calls for one image."""
+        return restoration.methods()[self.name].calls(steps, **self.options)
+
+
+class Program:
+    """One way to repair, compiled for images of one shape; larger than the model's go in tiles."""
+
+    def __init__(
+        self, experiment: Experiment, mesh: jax.sharding.Mesh, shape: Shape, count: int,
+        restore: Callable[..., jax.Array], times: np.ndarray,
+    ):  # fmt: skip
+        """count: how many images there will be in a call. restore: see `restoration`."""
+        config = experiment.config
+        self.experiment, self.mesh, self.shape = experiment, mesh, shape
+        self.restore, self.times = restore, times
+        with named("config.restore."):
+            tile, share = experiment.shape[:2], config.restore.overlap
+            if not 0 <= share <= 0.9:
+                raise ValueError(f"overlap: {share} is not in [0, 0.9]")
+            self.tiling = Tiling(shape[:2], tile, int(share * min(tile)))
+        self.batch = -(-min(config.restore.batch, count) // mesh.size) * mesh.size
+        self.memory = 0  # bytes for each image while it is repaired, once something was
+        self.seconds, self.done = 0.0, 0  # without compiling; images
+        self._compiled: Any = None
+
+    def _denoiser(self, params: Any, cond: Any) -> Denoise:
+        """Of whole pictures, guided as config.sample says."""
+        options = self.experiment.config.sample
+
+        def denoise_of(cond):
+            return guide(
+                self.experiment.denoiser(params, cond),
+                self.experiment.denoiser(params, not_told(cond)),
+                options.guidance, options.guidance_low, options.guidance_high,
+            )  # fmt: skip
+
+        return tiled(denoise_of, self.tiling, cond, self.experiment.config.restore.tiles or None)
+
+    def _repair(self, params, seeds, cond, y, operator, noise_std):
+        """What is compiled: float32 [N, *shape]."""
+        sharding = parallel.batch_sharding(self.mesh)
+        seeds, cond, y = jax.lax.with_sharding_constraint((seeds, cond, y), sharding)
+        keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
+        noise = jax.vmap(lambda key: jax.random.normal(key, self.shape))(keys[:, 0])
+        schedule = self.experiment.process.schedule
+        _, sigma = schedule.alpha_sigma(jnp.ones(()))
+        return self.restore(
+            self._denoiser(params, cond), schedule, self.times, sigma * noise, keys[:, 1],
+            operator=operator, y=y, noise_std=noise_std,
+        )  # fmt: skip
+
+    def __call__(
+        self, params: Any, seeds: np.ndarray, cond: Cond, y: np.ndarray, operator: Any,
+        noise_std: float,
+    ) -> np.ndarray:  # fmt: skip
+        """Images float32 [N, *shape] from y [N, ...]; image i depends on seeds[i] and y[i] alone.
+
+        The operators of all calls must be of one kind. RepairError if a result is not finite.
+        """
+        inputs = (seeds.astype(np.uint32), cond, y)
+        padding = -len(y) % self.batch
+        inputs = jax.tree.map(lambda a: np.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)), inputs)
+        parts = []
+        for i in range(0, len(y) + padding, self.batch):
+            part = jax.tree.map(lambda a, i=i: a[i : i + self.batch], inputs)
+            arguments = (params, *part, operator, np.float32(noise_std))
+            if self._compiled is None:
+                program = jax.jit(self._repair, out_shardings=parallel.replicated(self.mesh))
+                self._compiled = program.lower(*arguments).compile()
+                analysis = self._compiled.memory_analysis()
+                self.memory = analysis.temp_size_in_bytes * self.mesh.size // self.batch
+            start = time.monotonic()
+            parts.append(np.asarray(self._compiled(*arguments)))
+            self.seconds += time.monotonic() - start
+        self.done += len(y)
+        images = np.concatenate(parts)[: len(y)]
+        if not np.isfinite(images).all():
+            raise RepairError(
+                "the result is not finite: the parameters are not, or an option of the method is"
+                " too large"
+            )
+        return images
+
+    def costs(self) -> dict[str, Any]:
+        """What an image took: seconds without compiling, bytes beside the parameters."""
+        return {
+            "steps": len(self.times) - 1, "tiles": self.tiling.count,
+            "seconds": round(self.seconds / max(self.done, 1), 3), "memory": self.memory,
+        }  # fmt: skip
+
+
+def program(
+    experiment: Experiment, mesh: jax.sharding.Mesh, method: Method, operator: Operator,
+    shape: Shape, count: int,
+) -> Program:  # fmt: skip
+    """Compile a method for so many images of this shape; ConfigError where it cannot serve."""
+    with named("method: "):
+        module = restoration.find(method.name, operator)
+    if module.TRAITS.hint and "hint" not in experiment.conditions:
+        raise ConfigError(f"method: {method.name} needs a model that was trained to restore")
+    if module.TRAITS.gradient:  # through the network: little of it is kept in memory
+        experiment = dataclasses.replace(experiment, model=experiment.model.clone(remat="full"))
+    restore = functools.partial(module.restore, **method.options)
+    return Program(experiment, mesh, shape, count, restore, times_of(experiment))
+
+
+def times_of(experiment: Experiment) -> np.ndarray:
+    """config.restore.steps on the grid of config.sample."""
+    grid, options = config_lib.component(experiment.config, "sample.grid")
+    with named("config.sample.grid."):
+        return grid(experiment.process.schedule, experiment.config.restore.steps, **options)
+
+
+def with_hint(experiment: Experiment, cond: Cond, hint: np.ndarray) -> Cond:
+    """Conditions with the damaged images [n, H, W, C], if the model takes them."""
+    return cond | {"hint": hint} if "hint" in experiment.conditions else cond
+
+
+@dataclasses.dataclass(frozen=True)
+class Repaired:
+    """What became of a damaged picture.
+
+    samples: float32 [n, H, W, C] in [-1, 1]. damaged: what they were made of, as a picture of
+    their size. about: how, for a person and for JSON. truth: the whole picture, where it is known.
+    """
+
+    samples: np.ndarray
+    damaged: np.ndarray
+    about: dict[str, Any]
+    truth: np.ndarray | None = None
+
+    @property
+    def images(self) -> np.ndarray:
+        """The samples as uint8 [n, H, W, C]."""
+        return np.asarray(to_uint8(self.samples))
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Of the samples, [H, W, C]."""
+        return self.samples.mean(0)
+
+    @property
+    def std(self) -> np.ndarray:
+        """How far the samples differ at a pixel, [H, W, 1], in units of [-1, 1]."""
+        return self.samples.std(0).mean(-1, keepdims=True)
+
+
+def repair(
+    experiment: Experiment, params: Any, mesh: jax.sharding.Mesh, damaged: Case,
+    method: str | None, cond: Cond, seeds: np.ndarray,
+) -> Repaired:  # fmt: skip
+    """A sample for each seed [n], with the conditions [n]; method None: the recommended one."""
+    operator, planes, n = damaged.operator, len(damaged.y), len(seeds)
+    if method is None:
+        method = restoration.recommended(operator, "hint" in experiment.conditions)
+    chosen = Method.parse(method)
+    run = program(experiment, mesh, chosen, operator, damaged.shape, n * planes)
+    y = np.repeat(damaged.y, n, 0)
+    cond = {name: np.concatenate([value] * planes) for name, value in cond.items()}
+    cond = with_hint(experiment, cond, np.repeat(damaged.images, n, 0))
+    found = run(params, np.tile(seeds, planes), cond, y, operator, damaged.noise_std)
+    if isinstance(operator, Mask) and not damaged.noise_std:  # what is known stays, to the bit
+        found = np.where(np.asarray(operator.known) > 0, y, found)
+    found = found.reshape(planes, n, *damaged.shape)
+    samples = np.stack([one_picture(found[:, i], damaged.channels) for i in range(n)])
+    about = {
+        "task": damaged.task, "method": chosen.text, "noise_std": damaged.noise_std,
+        "network_calls": chosen.calls(len(run.times) - 1),
+    }  # fmt: skip
+    return Repaired(samples, damaged.picture, about | run.costs())
+
+
+def edit(
+    experiment: Experiment, params: Any, mesh: jax.sharding.Mesh, x: np.ndarray, strength: float,
+    changed: np.ndarray | None, cond: Cond, seeds: np.ndarray,
+) -> Repaired:  # fmt: skip
+    """SDEdit of a picture [H, W, 1 or 3] in [-1, 1], a sample for each seed [n].
+
+    strength: the time t that it is noised to. changed: bool [H, W], where it may change.
+    """
+    if not 0 < strength < 1:
+        raise ConfigError(f"strength: {strength} is not between 0 and 1")
+    planes, n = planes_of(x, experiment.shape[2]), len(seeds)
+    if len(planes) > 1:
+        raise ConfigError("task: editing a colour picture needs a model of colour pictures")
+    if changed is not None and changed.shape != x.shape[:2]:
+        raise ConfigError(
+            f"mask: has {changed.shape[1]}x{changed.shape[0]} pixels, the picture"
+            f" {x.shape[1]}x{x.shape[0]}"
+        )
+    kept = np.float32(0) if changed is None else (~changed).astype(np.float32)[..., None]
+
+    def restore(denoise, schedule, times, x, keys, *, operator, y, noise_std):
+        return sdedit.edit(denoise, schedule, times, y, keys, kept=operator)
+
+    times = times_of(experiment)
+    times = np.concatenate([[strength], times[times < strength]])
+    run = Program(experiment, mesh, planes.shape[1:], n, restore, times)
+    y = np.repeat(planes, n, 0)
+    cond = with_hint(experiment, cond, np.full_like(y, NOT_TOLD["hint"]))
+    found = run(params, seeds, cond, y, kept, 0.0)
+    if changed is not None:
+        found = np.where(kept > 0, y, found)
+    samples = np.stack([one_picture(image[None], x.shape[2]) for image in found])
+    about = {
+        "task": "edit", "method": "sdedit", "strength": strength,
+        "network_calls": len(times) - 1,
+    }  # fmt: skip
+    return Repaired(samples, x, about | run.costs())

@@ -1,0 +1,228 @@
+"""`--mode=restore`: repair the user's own pictures, or compare methods on held-out images.
+
+    --input=photo.jpg --task=inpaint --mask=mask.png   restored/photo.png, beside what it was
+    --input=small.png --task=upscale:factor=2 --n=8    eight samples, their mean, where they differ
+    --input=photo.jpg --task=edit --strength=0.6 --label=cat
+    --config.restore.tasks="('dps/box','denoise')"     degrade held-out images, restore, measure
+
+Everything that was done stands in restoration.json.
+"""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vitdiff_jax import config as config_lib
+from vitdiff_jax import experiment as experiment_lib
+from vitdiff_jax import logs, reports, restoration, tasks, trained
+from vitdiff_jax.config import ConfigError
+from vitdiff_jax.data import photos, pipeline
+from vitdiff_jax.evaluation.measuring import Batch, Measured, Setting
+from vitdiff_jax.interop import images as image_lib
+from vitdiff_jax.repair import Method, Repaired, program, with_hint
+from vitdiff_jax.yardstick import versions
+
+SHOWN = 8
+"""Images of a benchmark's picture, and samples beside a restored photograph, at most."""
+WHITE = 0.5
+"""The standard deviation, in units of [-1, 1], that an uncertainty map shows as white."""
+
+
+def main(
+    config: ConfigDict | None,
+    workdir: pathlib.Path,
+    *,
+    input: pathlib.Path | None = None,
+    task: str | None = None,
+    mask: pathlib.Path | None = None,
+    method: str | None = None,
+    noise: float | None = None,
+    strength: float = 0.5,
+    degrade: bool = False,
+    n: int = 1,
+    seed: int = 0,
+    label: str | None = None,
+    prompt: str | None = None,
+    attributes: str | None = None,
+) -> None:
+    """Restore into restored/, or without --input measure methods on the held-out images.
+
+    --input: a picture or a folder. --task: what happened to it, see `tasks`. --mask: white where it
+    is missing. --noise: its standard deviation in [-1, 1]; estimated where it is not given.
+    --degrade: the input is whole, damage it first. --n: samples of each. --strength: of an edit.
+    """
+    if n < 1:
+        raise ConfigError(f"--n: {n} is less than 1")
+    model = trained.load(workdir, config)
+    if input is None:
+        _compare(model, workdir)
+        return
+    wishes: dict[str, Any] = dict(label=label, prompt=prompt, attributes=attributes)
+    asked: dict[str, Any] = dict(
+        mask=mask, method=method, noise_std=noise, strength=strength, degrade=degrade
+    )
+    rows = []
+    for path, stem in _places(photos.find(input), input, workdir / "restored").items():
+        photo = photos.read(path)
+        found = model.restore(photo.x, task, n=n, seed=seed, **asked, **wishes)
+        if jax.process_index() == 0:
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            _write(stem, photo, found)
+        rows.append({"input": str(path), **found.about})
+        about = found.about
+        logs.say(
+            f"{path.name} -> {stem}.png: {about['task']} by {about['method']}, noise"
+            f" {about.get('noise_std', 0):.3f}, {about['seconds']:.1f} s,"
+            f" {about['memory'] / 2**20:.0f} MiB a sample"
+        )
+        _report(workdir, {"rows": rows}, model)
+
+
+def _places(
+    paths: list[pathlib.Path], given: pathlib.Path, home: pathlib.Path
+) -> dict[pathlib.Path, pathlib.Path]:
+    """Where each picture's results go, but for the suffix; a.png and a.jpg do not meet."""
+    below = {path: path.relative_to(given) if path != given else path.name for path in paths}
+    stems = {path: (home / name).with_suffix("") for path, name in below.items()}
+    twice = [stem for stem in stems.values() if list(stems.values()).count(stem) > 1]
+    return {path: stem if stem not in twice else home / below[path] for path, stem in stems.items()}
+
+
+def _write(stem: pathlib.Path, photo: photos.Photo, found: Repaired) -> None:
+    """The picture in the kind that it came in, its samples, and all beside each other."""
+
+    def save(name, x):
+        path = stem.with_name(f"{stem.name}{name}.png")
+        image_lib.save_png(path, photos.encode(photo, x), photo.profile)
+
+    save("", found.mean)
+    shown = [found.damaged, found.mean]
+    if (n := len(found.samples)) > 1:
+        for i, image in enumerate(found.samples):
+            save(f"-{i + 1}", image)
+        uncertain = np.clip(found.std / WHITE, 0, 1) * 2 - 1
+        path = stem.with_name(f"{stem.name}-uncertainty.png")
+        image_lib.save_png(path, np.asarray(image_lib.to_uint8(uncertain)))
+        shown += [*found.samples[: min(n, SHOWN)], uncertain]
+    if found.truth is not None:
+        shown.append(found.truth)
+    channels = max(image.shape[2] for image in shown)
+    sheet = np.stack([np.broadcast_to(a, (*a.shape[:2], channels)) for a in shown])
+    grid = image_lib.grid(np.asarray(image_lib.to_uint8(sheet)), len(shown))
+    image_lib.save_png(stem.with_name(f"{stem.name}-beside.png"), grid)
+
+
+def _report(workdir: pathlib.Path, report: dict[str, Any], model: trained.Trained) -> None:
+    if jax.process_index() == 0:
+        about = {"step": model.step, "config": model.experiment.config.restore.to_dict()}
+        reports.write(workdir / "restoration.json", report | about | {"versions": versions()})
+
+
+def _compare(model: trained.Trained, workdir: pathlib.Path) -> None:
+    """Degrade held-out images, restore them by each method, measure: a table and pictures."""
+    config = model.experiment.config.restore
+    if not config.tasks:
+        raise ConfigError("--input: needed, or config.restore.tasks for a comparison of methods")
+    methods = [Method.parse(text) for text in config.methods]
+    data = experiment_lib.dataset(model.experiment.config)
+    trained.check_data(
+        {"shape": model.experiment.shape, "conditions": model.experiment.conditions}, data
+    )
+    rows = []
+    for task in config.tasks:
+        for row in _compare_on(task, methods, model, data, workdir / "restored"):
+            rows.append(row)
+            _report(workdir, {"rows": rows, "images": config.images}, model)
+    for line in table(rows):
+        logs.say(line)
+    logs.say(f"written to {workdir / 'restoration.json'}")
+
+
+def _compare_on(task, methods, model, data, home) -> Iterator[dict[str, Any]]:
+    """A row for the damaged images, and one for each method that serves the task."""
+    parts = list(_damaged(task, model.experiment, data))
+    truth, shown = [part[0] for part in parts], [part[2] for part in parts]
+    noise_std = parts[0][1].noise_std
+    about = {"task": task, "noise_std": noise_std}
+    setting = Setting(lambda: data, model.mesh)
+    yield about | {"method": "damaged"} | _measured(shown, truth, model, setting)
+    columns = [shown]
+    for method in _serving(task, parts[0][1].operator, methods, model):
+        run = program(
+            model.experiment, model.mesh, method, parts[0][1].operator, data.shape,
+            model.experiment.config.restore.batch,
+        )  # fmt: skip
+        found, first = [], 0
+        for x, damaged, image in parts:
+            seeds = np.arange(first, first + len(x))
+            cond = with_hint(model.experiment, model.cond(len(x)), image)
+            found.append(
+                run(model.params, seeds, cond, damaged.y, damaged.operator, damaged.noise_std)
+            )
+            first += len(x)
+        columns.append(found)
+        costs = run.costs() | {"network_calls": method.calls(len(run.times) - 1)}
+        logs.say(f"{task}, {method.text}: {first} images, {costs['seconds']} s each")
+        yield about | {"method": method.text} | costs | _measured(found, truth, model, setting)
+    if jax.process_index() == 0:
+        home.mkdir(parents=True, exist_ok=True)
+        columns.append(truth)
+        images = np.stack([np.concatenate(column)[:SHOWN] for column in columns], 1)
+        sheet = np.asarray(image_lib.to_uint8(images.reshape(-1, *data.shape)))
+        name = "".join(c if c.isalnum() or c in "-." else "_" for c in task)
+        image_lib.save_png(home / f"{name}.png", image_lib.grid(sheet, len(columns)))
+
+
+def _damaged(task: str, experiment, data) -> Iterator[tuple[np.ndarray, tasks.Case, np.ndarray]]:
+    """(images, what is measured of them, that as images) in batches, an operator each."""
+    config = experiment.config.restore
+    count = min(config.images, len(data.heldout))
+    for part in pipeline.in_order(data.heldout, range(count), config.batch):
+        x, first = np.asarray(image_lib.from_uint8(part["image"])), int(part["index"][0])
+        found = tasks.degraded(x, task, None, config.noise_std, first + np.arange(len(x)))
+        yield x, found, found.images
+
+
+def _serving(task, operator, methods, model) -> Iterator[Method]:
+    """Those of the methods that can be used; of none given, all with their defaults."""
+    known = restoration.methods()
+    hint = "hint" in model.experiment.conditions
+    for method in methods or [Method(name, {}) for name in known]:
+        traits = known[method.name].TRAITS
+        if traits.serves(operator) and (hint or not traits.hint):
+            yield method
+        elif methods:
+            logs.say(f"{task}: {method.text} does not serve it and is left out")
+
+
+def _measured(found, truth, model, setting) -> dict[str, Any]:
+    """{"results": the config's metrics of pairs}."""
+    metrics = []
+    for name in model.experiment.config.restore.metrics:
+        with experiment_lib.named("config.restore.metrics: "):
+            metrics.append(
+                config_lib.find(config_lib.METRICS, "config.restore.metrics", name)(setting)
+            )
+    measured = Measured([part for metric in metrics for part in metric.parts], len(truth))
+    with experiment_lib.named("config.restore.metrics: "):
+        for images, true in zip(found, truth):
+            images, true = (np.asarray(image_lib.to_uint8(a)) for a in (images, true))
+            measured.update(Batch(images, {}, true))
+        return {"results": {m.name: m.result(measured.of(m), ()) for m in metrics}}
+
+
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """A line a row; each metric's mean with its 95 % confidence interval."""
+    names = list(rows[0]["results"])
+    lines = [["task", "method", *names, "seconds", "network calls"]]
+    for row in rows:
+        values = [
+            f"{r['value']:.3f} ± {1.96 * r['standard_error']:.3f}" for r in row["results"].values()
+        ]
+        costs = [str(row.get(key, "")) for key in ("seconds", "network_calls")]
+        lines.append([row["task"], row["method"], *values, *costs])
+    yield from reports.aligned(lines)

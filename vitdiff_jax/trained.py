@@ -1,0 +1,211 @@
+"""A trained model, as `vitdiff_jax.load` gives it from a workdir: it draws and restores images."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vitdiff_jax import config as config_lib
+from vitdiff_jax import logs, parallel, prompts, repair, tasks
+from vitdiff_jax.checkpoint import CheckpointError, Checkpoints
+from vitdiff_jax.config import ConfigError
+from vitdiff_jax.data.pipeline import Dataset
+from vitdiff_jax.draw import Draw, make_draw
+from vitdiff_jax.experiment import Experiment, build, named, sampled_ema
+from vitdiff_jax.interop import images as image_lib
+from vitdiff_jax.models.conditions import NOT_TOLD
+from vitdiff_jax.operators.mask import read as read_mask
+from vitdiff_jax.prompts import Cond
+from vitdiff_jax.train_step import ema_name
+
+
+class Trained:
+    """A trained model: `sample` draws images. Made by `load`."""
+
+    def __init__(self, experiment: Experiment, params: Any, step: int, mesh: jax.sharding.Mesh):
+        self.experiment, self.params, self.step, self.mesh = experiment, params, step, mesh
+        self._programs: dict[tuple, Draw] = {}
+
+    def sample(
+        self,
+        label: prompts.Label | None = None,
+        n: int = 16,
+        seed: int = 0,
+        *,
+        prompt: prompts.Texts | None = None,
+        attributes: prompts.Texts | None = None,
+        hint: np.ndarray | None = None,
+        **options: Any,
+    ) -> np.ndarray:
+        """Draw n images, uint8 [n, H, W, C]; image i has the seed `seed + i`.
+
+        label, prompt, attributes: what to draw, one for all or a list of n; see `prompts.ask`.
+        hint: float [n, H, W, C] in [-1, 1], the damaged images where the model was trained to
+        restore such; None: it draws without.
+        options: other values for keys of config.sample, such as steps=25, guidance=2.0 or
+        sampler="ddim", which then has its own defaults.
+        """
+        cond = prompts.ask(self.experiment.conditions, n, label, prompt, attributes)
+        return self.draw(cond | self._hint(hint, n), n, seed, **options)
+
+    def _hint(self, hint: np.ndarray | None, n: int) -> Cond:
+        """The condition that damaged images are, none told if there are none."""
+        known, shape = self.experiment.conditions, (n, *self.experiment.shape[:2])
+        if "hint" not in known:
+            if hint is not None:
+                raise ConfigError("hint: the model was not trained to restore; see config.damage")
+            return {}
+        shape = (*shape, known["hint"])
+        if hint is None:
+            return {"hint": np.full(shape, NOT_TOLD["hint"], np.float32)}
+        if np.shape(hint) != shape:
+            raise ConfigError(f"hint: of shape {np.shape(hint)}, not {shape}")
+        return {"hint": np.asarray(hint, np.float32)}
+
+    def restore(
+        self, image: np.ndarray, task: str | None = None, *,
+        mask: np.ndarray | str | pathlib.Path | None = None, method: str | None = None,
+        noise_std: float | None = None, degrade: bool = False, strength: float = 0.5,
+        n: int = 1, seed: int = 0,
+        label: prompts.Label | None = None, prompt: prompts.Texts | None = None,
+        attributes: prompts.Texts | None = None,
+    ) -> repair.Repaired:  # fmt: skip
+        """Repair a picture of any size: `.images` has n samples, uint8 [n, H, W, C].
+
+        image: uint8 or float in [-1, 1], [H, W] or [H, W, 1 or 3]. task: what happened to it, see
+        `tasks`; "edit" redraws it with SDEdit from time `strength`; None: inpaint if there is a
+        mask, else denoise. mask: bool [H, W] or a picture's path, True or white where the image is
+        missing, or may be edited. method: of `restoration`; None: the recommended one. noise_std:
+        in units of [-1, 1]; None: estimated. degrade: the image is whole, damage it first.
+        label, prompt, attributes: what is on it, as in `sample`; None: not told.
+        """
+        x = _as_floats(image)
+        with named("mask: "):
+            file = isinstance(mask, (str, pathlib.Path))
+            missing = read_mask(pathlib.Path(mask), x.shape) if file else mask
+        task = task or ("denoise" if mask is None else "inpaint")
+        if task == "inpaint" and mask is None:
+            raise ConfigError("mask: needed for the task inpaint, white where the image is missing")
+        cond = self.cond(n, label, prompt, attributes)
+        model, seeds = (self.experiment, self.params, self.mesh), seed + np.arange(n)
+        if task == "edit":
+            return repair.edit(*model, x, strength, missing, cond, seeds)
+        channels = self.experiment.shape[2]
+        if not degrade:
+            damaged = tasks.as_given(x, channels, task, missing, noise_std, seed)
+            return repair.repair(*model, damaged, method, cond, seeds)
+        planes = tasks.planes_of(x, channels)
+        damaged = tasks.degraded(
+            planes, task, missing, noise_std, np.full(len(planes), seed), x.shape[2]
+        )
+        found = repair.repair(*model, damaged, method, cond, seeds)
+        return dataclasses.replace(found, truth=x)
+
+    def cond(self, n: int, label=None, prompt=None, attributes=None) -> Cond:
+        """Conditions of n images to be restored, in which what is None is not told."""
+        known = {k: v for k, v in self.experiment.conditions.items() if k != "hint"}
+        if label is None and "label" in known:
+            label = -1
+        return prompts.ask(known, n, label, prompt, attributes)
+
+    def draw(self, cond: Cond, n: int, seed: int, **options: Any) -> np.ndarray:
+        """The same for conditions that are arrays already, as of `prompts.of_examples`."""
+        seeds = seed + np.arange(n, dtype=np.int64)
+        return self._program(options)(self.params, seeds, cond)
+
+    def _program(self, options: dict[str, Any]) -> Draw:
+        """The compiled sampler with other values of config.sample, kept for the next call."""
+        key = tuple(sorted(options.items()))
+        if key not in self._programs:
+            merged = self.experiment.config.sample.copy_and_resolve_references()
+            for name, value in options.items():
+                if name not in merged or name in ("grid", "ema"):
+                    raise ConfigError(f"{name}: not an option that sampling takes")
+                if name != "sampler":
+                    merged[name] = value
+                elif value != merged.sampler.name:
+                    make = config_lib.find(config_lib.COMPONENTS["sample.sampler"], name, value)
+                    merged.sampler = ConfigDict({"name": value} | config_lib.options(make))
+            self._programs[key] = make_draw(self.experiment, merged, self.mesh)
+        return self._programs[key]
+
+
+def _as_floats(image: np.ndarray) -> np.ndarray:
+    """A picture as float32 [H, W, C] in [-1, 1]."""
+    x = np.asarray(image)
+    x = x[..., None] if x.ndim == 2 else x
+    if x.ndim != 3 or x.shape[2] not in (1, 3):
+        raise ConfigError(f"image: of shape {x.shape}, not [height, width, 1 or 3]")
+    x = np.asarray(image_lib.from_uint8(x)) if x.dtype == np.uint8 else x.astype(np.float32)
+    if not np.isfinite(x).all() or abs(x).max() > 1.001:
+        raise ConfigError("image: has values that are not in [-1, 1]; or give uint8")
+    return x
+
+
+def load(
+    workdir: str | pathlib.Path, config: ConfigDict | None = None, *, ema: float | None = None
+) -> Trained:
+    """The trained model of a workdir: its newest undamaged checkpoint, the EMA of config.sample.
+
+    config: its `sample` section counts; the rest must be that of the workdir. None: as trained.
+    ema: another one of config.train.ema.
+    """
+    workdir = pathlib.Path(workdir)
+    stored = config_lib.read(workdir / "config.json") if config is None else config
+    if config is not None:
+        check_same(workdir, config)
+    if not (workdir / "checkpoints").is_dir():
+        raise CheckpointError(f"{workdir}: no checkpoints here; train first with --mode=train")
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True, report=logs.say)
+    step = checkpoints.newest()
+    if step is None:
+        raise CheckpointError(f"{workdir}: no checkpoints here; train first with --mode=train")
+    meta = checkpoints.meta(step)
+    experiment = build(stored, tuple(meta["shape"]), meta["conditions"])
+    mesh = parallel.make_mesh()
+    sharding = parallel.replicated(mesh)
+    target = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+        experiment.param_shapes(),
+    )
+    name = sampled_ema(stored) if ema is None else ema_name(ema)
+    params = checkpoints.restore_ema(step, name, target)
+    checkpoints.close()
+    return Trained(experiment, params, step, mesh)
+
+
+def meta_of(dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint says of the data that it was trained on, as JSON has it."""
+    return json.loads(json.dumps({"shape": dataset.shape, "conditions": dict(dataset.conditions)}))
+
+
+def check_data(meta: dict[str, Any], dataset: Dataset) -> None:
+    """Refuse data of another size, or with other classes, than a model was trained on."""
+    trained = json.loads(json.dumps({**meta, "conditions": dict(meta["conditions"])}))
+    for name, value in meta_of(dataset).items():
+        if value != trained[name]:
+            raise ConfigError(
+                f"config.data: has the {name} {_short(value)}, but the model was trained with"
+                f" {_short(trained[name])}; use the old data or another --workdir"
+            )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 200 else f"{text[:200]}..."
+
+
+def check_same(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Refuse a config that does not continue what the workdir holds, if it holds anything."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    if lines := config_lib.differences(config_lib.read(path, beside=config), config):
+        raise ConfigError(
+            f"{workdir} was trained with another config ({'; '.join(lines)});"
+            " use the old values or another --workdir"
+        )
