@@ -117,6 +117,16 @@ def test_complex_measurements_have_noise_in_both_parts():
         assert abs(part.std() / 0.1 - 1) < 0.15
 
 
+@pytest.mark.parametrize("task", ["mask:kind=random,share=0.5", "fourier:share=0.25"])
+def test_what_is_not_measured_has_no_noise(task):
+    """And what is measured has, also where the image is grey, which is 0."""
+    x = np.zeros((2, 16, 16, 1), np.float32)
+    case = tasks.degraded(x, task, None, 0.1, np.array([0, 1]))
+    there = np.broadcast_to(np.asarray(case.operator.known) > 0, case.y.shape)
+    assert (case.y[~there] == 0).all()
+    assert (case.y[there] != 0).all()
+
+
 def test_presets_bring_their_noise():
     x = np.zeros((1, 256, 256, 1), np.float32)
     assert tasks.degraded(x, "ddrm/denoise", None, None, np.array([0])).noise_std == 0.1

@@ -206,65 +206,73 @@ class Repaired:
         return self.samples.std(0).mean(-1, keepdims=True)
 
 
-def repair(
-    experiment: Experiment, params: Any, mesh: jax.sharding.Mesh, damaged: Case,
-    method: str | None, cond: Cond, seeds: np.ndarray,
-) -> Repaired:  # fmt: skip
-    """A sample for each seed [n], with the conditions [n]; method None: the recommended one."""
-    operator, planes, n = damaged.operator, len(damaged.y), len(seeds)
-    if method is None:
-        method = restoration.recommended(operator, "hint" in experiment.conditions)
-    chosen = Method.parse(method)
-    run = program(experiment, mesh, chosen, operator, damaged.shape, n * planes)
-    y = np.repeat(damaged.y, n, 0)
-    cond = {name: np.concatenate([value] * planes) for name, value in cond.items()}
-    cond = with_hint(experiment, cond, np.repeat(damaged.images, n, 0))
-    found = run(params, np.tile(seeds, planes), cond, y, operator, damaged.noise_std)
-    if isinstance(operator, Mask) and not damaged.noise_std:  # what is known stays, to the bit
-        found = np.where(np.asarray(operator.known) > 0, y, found)
-    found = found.reshape(planes, n, *damaged.shape)
-    samples = np.stack([one_picture(found[:, i], damaged.channels) for i in range(n)])
-    about = {
-        "task": damaged.task, "method": chosen.text, "noise_std": damaged.noise_std,
-        "network_calls": chosen.calls(len(run.times) - 1),
-    }  # fmt: skip
-    return Repaired(samples, damaged.picture, about | run.costs())
+class Repairer:
+    """Repairs pictures with a trained model; what was compiled is kept for the next one like it."""
+
+    def __init__(self, experiment: Experiment, params: Any, mesh: jax.sharding.Mesh):
+        self.experiment, self.params, self.mesh = experiment, params, mesh
+        self._programs: dict[Any, Program] = {}
+
+    def repair(self, case: Case, method: str | None, cond: Cond, seeds: np.ndarray) -> Repaired:
+        """A sample for each seed [n], with conditions [n]; method None: the recommended one."""
+        operator, planes, n = case.operator, len(case.y), len(seeds)
+        if method is None:
+            method = restoration.recommended(operator, "hint" in self.experiment.conditions)
+        chosen, y = Method.parse(method), np.repeat(case.y, n, 0)
+        leaves, kind = jax.tree.flatten(operator)
+        key = (chosen.text, y.shape, case.shape, kind, *map(np.shape, leaves))
+        if key not in self._programs:
+            made = program(self.experiment, self.mesh, chosen, operator, case.shape, len(y))
+            self._programs[key] = made
+        run = self._programs[key]
+        cond = {name: np.concatenate([value] * planes) for name, value in cond.items()}
+        cond = with_hint(self.experiment, cond, np.repeat(case.images, n, 0))
+        found = run(self.params, np.tile(seeds, planes), cond, y, operator, case.noise_std)
+        if isinstance(operator, Mask) and not case.noise_std:  # what is known stays, to the bit
+            found = np.where(np.asarray(operator.known) > 0, y, found)
+        found = found.reshape(planes, n, *case.shape)
+        samples = np.stack([one_picture(found[:, i], case.channels) for i in range(n)])
+        about = {
+            "task": case.task, "method": chosen.text, "noise_std": case.noise_std,
+            "network_calls": chosen.calls(self.experiment.config.restore.steps),
+        }  # fmt: skip
+        return Repaired(samples, case.picture, about | run.costs())
+
+    def edit(
+        self, x: np.ndarray, strength: float, changed: np.ndarray | None, cond: Cond,
+        seeds: np.ndarray,
+    ) -> Repaired:  # fmt: skip
+        """SDEdit of a picture [H, W, 1 or 3] in [-1, 1], a sample for each seed [n].
+
+        strength: the time t that it is noised to. changed: bool [H, W], where it may change.
+        """
+        if not 0 < strength < 1:
+            raise ConfigError(f"strength: {strength} is not between 0 and 1")
+        planes, n = planes_of(x, self.experiment.shape[2]), len(seeds)
+        if len(planes) > 1:
+            raise ConfigError("task: editing a colour picture needs a model of colour pictures")
+        if changed is not None and changed.shape != x.shape[:2]:
+            raise ConfigError(
+                f"mask: has {changed.shape[1]}x{changed.shape[0]} pixels, the picture"
+                f" {x.shape[1]}x{x.shape[0]}"
+            )
+        kept = np.float32(0) if changed is None else (~changed).astype(np.float32)[..., None]
+        times = times_of(self.experiment)
+        times = np.concatenate([[strength], times[times < strength]])
+        run = Program(self.experiment, self.mesh, planes.shape[1:], n, _edit, times)
+        y = np.repeat(planes, n, 0)
+        cond = with_hint(self.experiment, cond, np.full_like(y, NOT_TOLD["hint"]))
+        found = run(self.params, seeds, cond, y, kept, 0.0)
+        if changed is not None:
+            found = np.where(kept > 0, y, found)
+        samples = np.stack([one_picture(image[None], x.shape[2]) for image in found])
+        about = {
+            "task": "edit", "method": "sdedit", "strength": strength,
+            "network_calls": len(times) - 1,
+        }  # fmt: skip
+        return Repaired(samples, x, about | run.costs())
 
 
-def edit(
-    experiment: Experiment, params: Any, mesh: jax.sharding.Mesh, x: np.ndarray, strength: float,
-    changed: np.ndarray | None, cond: Cond, seeds: np.ndarray,
-) -> Repaired:  # fmt: skip
-    """SDEdit of a picture [H, W, 1 or 3] in [-1, 1], a sample for each seed [n].
-
-    strength: the time t that it is noised to. changed: bool [H, W], where it may change.
-    """
-    if not 0 < strength < 1:
-        raise ConfigError(f"strength: {strength} is not between 0 and 1")
-    planes, n = planes_of(x, experiment.shape[2]), len(seeds)
-    if len(planes) > 1:
-        raise ConfigError("task: editing a colour picture needs a model of colour pictures")
-    if changed is not None and changed.shape != x.shape[:2]:
-        raise ConfigError(
-            f"mask: has {changed.shape[1]}x{changed.shape[0]} pixels, the picture"
-            f" {x.shape[1]}x{x.shape[0]}"
-        )
-    kept = np.float32(0) if changed is None else (~changed).astype(np.float32)[..., None]
-
-    def restore(denoise, schedule, times, x, keys, *, operator, y, noise_std):
-        return sdedit.edit(denoise, schedule, times, y, keys, kept=operator)
-
-    times = times_of(experiment)
-    times = np.concatenate([[strength], times[times < strength]])
-    run = Program(experiment, mesh, planes.shape[1:], n, restore, times)
-    y = np.repeat(planes, n, 0)
-    cond = with_hint(experiment, cond, np.full_like(y, NOT_TOLD["hint"]))
-    found = run(params, seeds, cond, y, kept, 0.0)
-    if changed is not None:
-        found = np.where(kept > 0, y, found)
-    samples = np.stack([one_picture(image[None], x.shape[2]) for image in found])
-    about = {
-        "task": "edit", "method": "sdedit", "strength": strength,
-        "network_calls": len(times) - 1,
-    }  # fmt: skip
-    return Repaired(samples, x, about | run.costs())
+def _edit(denoise, schedule, times, x, keys, *, operator, y, noise_std):
+    """SDEdit as a restorer; operator: what is kept."""
+    return sdedit.edit(denoise, schedule, times, y, keys, kept=operator)

@@ -86,6 +86,8 @@ def _places(
     paths: list[pathlib.Path], given: pathlib.Path, home: pathlib.Path
 ) -> dict[pathlib.Path, pathlib.Path]:
     """Where each picture's results go, but for the suffix; a.png and a.jpg do not meet."""
+    if given.resolve().is_relative_to(home.resolve()):
+        raise ConfigError(f"--input: {given} lies where the results go; it would be written over")
     below = {path: path.relative_to(given) if path != given else path.name for path in paths}
     stems = {path: (home / name).with_suffix("") for path, name in below.items()}
     twice = [stem for stem in stems.values() if list(stems.values()).count(stem) > 1]
@@ -165,7 +167,7 @@ def _compare_on(task, methods, model, data, home) -> Iterator[dict[str, Any]]:
             )
             first += len(x)
         columns.append(found)
-        costs = run.costs() | {"network_calls": method.calls(len(run.times) - 1)}
+        costs = run.costs() | {"network_calls": method.calls(model.experiment.config.restore.steps)}
         logs.say(f"{task}, {method.text}: {first} images, {costs['seconds']} s each")
         yield about | {"method": method.text} | costs | _measured(found, truth, model, setting)
     if jax.process_index() == 0:

@@ -29,6 +29,7 @@ class Trained:
     def __init__(self, experiment: Experiment, params: Any, step: int, mesh: jax.sharding.Mesh):
         self.experiment, self.params, self.step, self.mesh = experiment, params, step, mesh
         self._programs: dict[tuple, Draw] = {}
+        self._repairer = repair.Repairer(experiment, params, mesh)
 
     def sample(
         self,
@@ -91,18 +92,16 @@ class Trained:
         if task == "inpaint" and mask is None:
             raise ConfigError("mask: needed for the task inpaint, white where the image is missing")
         cond = self.cond(n, label, prompt, attributes)
-        model, seeds = (self.experiment, self.params, self.mesh), seed + np.arange(n)
+        seeds, channels = seed + np.arange(n), self.experiment.shape[2]
         if task == "edit":
-            return repair.edit(*model, x, strength, missing, cond, seeds)
-        channels = self.experiment.shape[2]
+            return self._repairer.edit(x, strength, missing, cond, seeds)
         if not degrade:
-            damaged = tasks.as_given(x, channels, task, missing, noise_std, seed)
-            return repair.repair(*model, damaged, method, cond, seeds)
+            case = tasks.as_given(x, channels, task, missing, noise_std, seed)
+            return self._repairer.repair(case, method, cond, seeds)
         planes = tasks.planes_of(x, channels)
-        damaged = tasks.degraded(
-            planes, task, missing, noise_std, np.full(len(planes), seed), x.shape[2]
-        )
-        found = repair.repair(*model, damaged, method, cond, seeds)
+        of_planes = np.full(len(planes), seed)
+        case = tasks.degraded(planes, task, missing, noise_std, of_planes, x.shape[2])
+        found = self._repairer.repair(case, method, cond, seeds)
         return dataclasses.replace(found, truth=x)
 
     def cond(self, n: int, label=None, prompt=None, attributes=None) -> Cond:
