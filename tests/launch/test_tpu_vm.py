@@ -156,6 +156,8 @@ class Cloud:
             ["bash", str(self.checkout / "launch" / "tpu_vm.sh"), *arguments],
             env=os.environ | {"PATH": path, "POLL_SECONDS": "0"} | environment,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            # A shell's background jobs ignore Ctrl-C, and so would this, if the tests are one.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def launch(self, *arguments, **environment) -> subprocess.CompletedProcess:
