@@ -130,6 +130,7 @@ def test_what_is_not_measured_has_no_noise(task):
 def test_presets_bring_their_noise():
     x = np.zeros((1, 256, 256, 1), np.float32)
     assert tasks.degraded(x, "ddrm/denoise", None, None, np.array([0])).noise_std == 0.1
+    assert tasks.degraded(x, "dps/box:side=0.3", None, None, np.array([0])).noise_std == 0.05
     assert tasks.degraded(x, "denoise", None, None, np.array([0])).noise_std == 0.0
 
 

@@ -50,6 +50,9 @@ class Method:
             for key in options:
                 if key not in given:
                     raise ValueError(f"{name} has no option {key!r}, only {', '.join(given)}")
+                value, kind = options[key], type(given[key])
+                if not isinstance(value, (int, float) if kind is float else kind):
+                    raise ValueError(f"{name}: {key}: {value!r} is not like {given[key]!r}")
         return cls(name, options)
 
     @property
@@ -127,7 +130,9 @@ class Program:
             arguments = (params, *part, operator, np.float32(noise_std))
             if self._compiled is None:
                 program = jax.jit(self._repair, out_shardings=parallel.replicated(self.mesh))
-                self._compiled = program.lower(*arguments).compile()
+                with named("method: "):  # of values that an option cannot have
+                    lowered = program.lower(*arguments)
+                self._compiled = lowered.compile()
                 analysis = self._compiled.memory_analysis()
                 self.memory = analysis.temp_size_in_bytes * self.mesh.size // self.batch
             start = time.monotonic()

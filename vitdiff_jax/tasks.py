@@ -90,7 +90,7 @@ def noise_of(y: np.ndarray, missing: np.ndarray | None = None) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Case images of one shape [H, W, C], or one picture as such images.
+    """Damaged images of one shape [H, W, C], or one picture as such images.
 
     y [N, ...]: their measurements. channels: of the picture that is to come out.
     """
@@ -154,7 +154,8 @@ def degraded(
     shape = x.shape[1:]
     operator = operator_of(task, shape, np.random.default_rng(int(seeds[0])), missing)
     if noise_std is None:
-        noise_std = PRESETS[task].noise_std if task in PRESETS else 0.0
+        preset = PRESETS.get(task.partition(":")[0])
+        noise_std = preset.noise_std if preset else 0.0
     y = damage(operator, x, noise_std, seeds)
     return Case(task, operator, y, noise_std, shape, channels or shape[2])
 

@@ -18,11 +18,13 @@ mean and covariance tend to the posterior's only where C_0 = data_std^2 I, and a
 """
 
 import importlib
+import pkgutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vitdiff_jax import samplers
 from vitdiff_jax.diffusion.process import Denoise
 from vitdiff_jax.diffusion.schedules import Schedule, per_image
 from vitdiff_jax.operators import Operator, adjoint
@@ -54,6 +56,9 @@ def restore(
     """
     if covariance not in ("scalar", "tweedie"):
         raise ValueError(f"covariance: {covariance!r} is none of scalar, tweedie")
+    known = [module.name for module in pkgutil.iter_modules(samplers.__path__)]
+    if sampler not in known:
+        raise ValueError(f"sampler: {sampler!r} is none of {', '.join(known)}")
     noisiest = schedule.t_from_logsnr(jnp.log(jnp.asarray(LEAST_SNR, x.dtype)))
     noise_var = jnp.maximum(jnp.asarray(noise_std, x.dtype), LEAST_NOISE) ** 2
 
