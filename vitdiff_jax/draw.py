@@ -5,7 +5,7 @@ in any batch, on any number of devices, and shows how one image changes over tra
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import parallel
 from vitdiff_jax.data.pipeline import Dataset
-from vitdiff_jax.diffusion.process import guide
+from vitdiff_jax.diffusion.process import Denoise, guide
+from vitdiff_jax.diffusion.schedules import Schedule
 from vitdiff_jax.experiment import Experiment, named
 from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.models.conditions import not_told
@@ -41,45 +42,68 @@ def make_draw(experiment: Experiment, options: ConfigDict, mesh: jax.sharding.Me
     with named("config.sample."):
         times = grid(schedule, options.steps, **grid_options)
     sharding = parallel.batch_sharding(mesh)
+    denoise_of = guided(experiment, options)
 
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
     def draw(params, seeds, cond):
         seeds, cond = jax.lax.with_sharding_constraint((seeds, cond), sharding)
-        keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
-        noise = jax.vmap(lambda key: jax.random.normal(key, experiment.shape))(keys[:, 0])
-        denoise = guide(
-            experiment.denoiser(params, cond),
-            experiment.denoiser(params, not_told(cond)),
-            options.guidance,
-            options.guidance_low,
-            options.guidance_high,
-        )
-        _, sigma = schedule.alpha_sigma(jnp.ones(()))
-        x = sampler(denoise, schedule, times, sigma * noise, keys[:, 1], **sampler_options)
+        x, keys = start(schedule, seeds, experiment.shape)
+        x = sampler(denoise_of(params, cond), schedule, times, x, keys, **sampler_options)
         return image_lib.to_uint8(x), jnp.isfinite(x).all((1, 2, 3))
 
     def draw_all(params, seeds, cond):
-        devices = mesh.size
-        batch = min(options.batch, len(seeds))
-        batch = -(-batch // devices) * devices
-        padding = -len(seeds) % batch
-        inputs = (seeds.astype(np.uint32), cond)
-        inputs = jax.tree.map(lambda a: np.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)), inputs)
-        parts = []
-        for i in range(0, len(seeds) + padding, batch):
-            part = jax.tree.map(lambda a, i=i: a[i : i + batch], inputs)
+        batch = batch_size(options.batch, len(seeds), mesh)
+        parts, first = [], 0
+        for part in whole_batches((seeds.astype(np.uint32), cond), batch):
             images, finite = draw(params, *part)
-            finite = np.asarray(finite)[: len(seeds) - i]
+            finite = np.asarray(finite)[: len(seeds) - first]
             if not finite.all():
-                seed = seeds[i + int(finite.argmin())]
+                seed = seeds[first + int(finite.argmin())]
                 raise SamplingError(
                     f"the image of seed {seed} is not finite: the parameters are not, or"
                     f" config.sample.guidance={options.guidance} is too large"
                 )
             parts.append(np.asarray(images))
+            first += batch
         return np.concatenate(parts)[: len(seeds)]
 
     return draw_all
+
+
+def guided(experiment: Experiment, options: ConfigDict) -> Callable[[Any, Any], Denoise]:
+    """(params, cond) -> the model's denoiser, guided as config.sample says."""
+
+    def denoise_of(params, cond):
+        return guide(
+            experiment.denoiser(params, cond), experiment.denoiser(params, not_told(cond)),
+            options.guidance, options.guidance_low, options.guidance_high,
+        )  # fmt: skip
+
+    return denoise_of
+
+
+def start(
+    schedule: Schedule, seeds: jax.Array, shape: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """(x [N, *shape] in pure noise, keys [N] for what comes) of seeds [N], each its own."""
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys[:, 0])
+    _, sigma = schedule.alpha_sigma(jnp.ones(()))
+    return sigma * noise, keys[:, 1]
+
+
+def batch_size(most: int, count: int, mesh: jax.sharding.Mesh) -> int:
+    """For `count` images, about `most` at once: a multiple of the devices."""
+    return -(-min(most, count) // mesh.size) * mesh.size
+
+
+def whole_batches(inputs: Any, batch: int) -> Iterator[Any]:
+    """Arrays [N, ...] in parts of `batch`, the last one filled up with zeros."""
+    count = len(jax.tree.leaves(inputs)[0])
+    padding = -count % batch
+    inputs = jax.tree.map(lambda a: np.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)), inputs)
+    for first in range(0, count, batch):
+        yield jax.tree.map(lambda a, i=first: a[i : i + batch], inputs)
 
 
 def picture(images: np.ndarray, classes: int | None) -> np.ndarray:

@@ -7,17 +7,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import parallel, restoration
 from vitdiff_jax.config import ConfigError
-from vitdiff_jax.diffusion.process import Denoise, guide
 from vitdiff_jax.diffusion.tiles import Tiling, tiled
+from vitdiff_jax.draw import batch_size, guided, start, whole_batches
 from vitdiff_jax.experiment import Experiment, named
 from vitdiff_jax.interop.images import to_uint8
-from vitdiff_jax.models.conditions import NOT_TOLD, not_told
+from vitdiff_jax.models.conditions import NOT_TOLD
 from vitdiff_jax.operators import Operator, Shape, spelling
 from vitdiff_jax.operators.mask import Mask
 from vitdiff_jax.restoration import sdedit
@@ -82,36 +81,22 @@ class Program:
             if not 0 <= share <= 0.9:
                 raise ValueError(f"overlap: {share} is not in [0, 0.9]")
             self.tiling = Tiling(shape[:2], tile, int(share * min(tile)))
-        self.batch = -(-min(config.restore.batch, count) // mesh.size) * mesh.size
+        self.batch = batch_size(config.restore.batch, count, mesh)
         self.memory = 0  # bytes for each image while it is repaired, once something was
         self.seconds, self.done = 0.0, 0  # without compiling; images
         self._compiled: Any = None
-
-    def _denoiser(self, params: Any, cond: Any) -> Denoise:
-        """Of whole pictures, guided as config.sample says."""
-        options = self.experiment.config.sample
-
-        def denoise_of(cond):
-            return guide(
-                self.experiment.denoiser(params, cond),
-                self.experiment.denoiser(params, not_told(cond)),
-                options.guidance, options.guidance_low, options.guidance_high,
-            )  # fmt: skip
-
-        return tiled(denoise_of, self.tiling, cond, self.experiment.config.restore.tiles or None)
 
     def _repair(self, params, seeds, cond, y, operator, noise_std):
         """What is compiled: float32 [N, *shape]."""
         sharding = parallel.batch_sharding(self.mesh)
         seeds, cond, y = jax.lax.with_sharding_constraint((seeds, cond, y), sharding)
-        keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
-        noise = jax.vmap(lambda key: jax.random.normal(key, self.shape))(keys[:, 0])
-        schedule = self.experiment.process.schedule
-        _, sigma = schedule.alpha_sigma(jnp.ones(()))
+        schedule, config = self.experiment.process.schedule, self.experiment.config
+        denoise_of = functools.partial(guided(self.experiment, config.sample), params)
+        denoise = tiled(denoise_of, self.tiling, cond, config.restore.tiles or None)
+        x, keys = start(schedule, seeds, self.shape)
         return self.restore(
-            self._denoiser(params, cond), schedule, self.times, sigma * noise, keys[:, 1],
-            operator=operator, y=y, noise_std=noise_std,
-        )  # fmt: skip
+            denoise, schedule, self.times, x, keys, operator=operator, y=y, noise_std=noise_std
+        )
 
     def __call__(
         self, params: Any, seeds: np.ndarray, cond: Cond, y: np.ndarray, operator: Any,
@@ -121,12 +106,8 @@ class Program:
 
         The operators of all calls must be of one kind. RepairError if a result is not finite.
         """
-        inputs = (seeds.astype(np.uint32), cond, y)
-        padding = -len(y) % self.batch
-        inputs = jax.tree.map(lambda a: np.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)), inputs)
         parts = []
-        for i in range(0, len(y) + padding, self.batch):
-            part = jax.tree.map(lambda a, i=i: a[i : i + self.batch], inputs)
+        for part in whole_batches((seeds.astype(np.uint32), cond, y), self.batch):
             arguments = (params, *part, operator, np.float32(noise_std))
             if self._compiled is None:
                 program = jax.jit(self._repair, out_shardings=parallel.replicated(self.mesh))
@@ -135,9 +116,9 @@ class Program:
                 self._compiled = lowered.compile()
                 analysis = self._compiled.memory_analysis()
                 self.memory = analysis.temp_size_in_bytes * self.mesh.size // self.batch
-            start = time.monotonic()
+            began = time.monotonic()
             parts.append(np.asarray(self._compiled(*arguments)))
-            self.seconds += time.monotonic() - start
+            self.seconds += time.monotonic() - began
         self.done += len(y)
         images = np.concatenate(parts)[: len(y)]
         if not np.isfinite(images).all():
