@@ -205,12 +205,10 @@ class Repairer:
         if method is None:
             method = restoration.recommended(operator, "hint" in self.experiment.conditions)
         chosen, y = Method.parse(method), np.repeat(case.y, n, 0)
-        leaves, kind = jax.tree.flatten(operator)
-        key = (chosen.text, y.shape, case.shape, kind, *map(np.shape, leaves))
-        if key not in self._programs:
-            made = program(self.experiment, self.mesh, chosen, operator, case.shape, len(y))
-            self._programs[key] = made
-        run = self._programs[key]
+        run = self._program(
+            (chosen.text, y.shape, case.shape), operator,
+            lambda: program(self.experiment, self.mesh, chosen, operator, case.shape, len(y)),
+        )  # fmt: skip
         cond = {name: np.concatenate([value] * planes) for name, value in cond.items()}
         cond = with_hint(self.experiment, cond, np.repeat(case.images, n, 0))
         found = run(self.params, np.tile(seeds, planes), cond, y, operator, case.noise_std)
@@ -223,6 +221,14 @@ class Repairer:
             "network_calls": chosen.calls(self.experiment.config.restore.steps),
         }  # fmt: skip
         return Repaired(samples, case.picture, about | run.costs())
+
+    def _program(self, key: tuple, operator: Any, make: Callable[[], Program]) -> Program:
+        """What `make` gives, kept for operators of one kind, whose arrays have the same shapes."""
+        leaves, kind = jax.tree.flatten(operator)
+        key = (*key, kind, *map(np.shape, leaves))
+        if key not in self._programs:
+            self._programs[key] = make()
+        return self._programs[key]
 
     def edit(
         self, x: np.ndarray, strength: float, changed: np.ndarray | None, cond: Cond,
@@ -245,8 +251,11 @@ class Repairer:
         kept = np.float32(0) if changed is None else (~changed).astype(np.float32)[..., None]
         times = times_of(self.experiment)
         times = np.concatenate([[strength], times[times < strength]])
-        run = Program(self.experiment, self.mesh, planes.shape[1:], n, _edit, times)
         y = np.repeat(planes, n, 0)
+        run = self._program(
+            ("edit", y.shape, strength), kept,
+            lambda: Program(self.experiment, self.mesh, planes.shape[1:], n, _edit, times),
+        )  # fmt: skip
         cond = with_hint(self.experiment, cond, np.full_like(y, NOT_TOLD["hint"]))
         found = run(self.params, seeds, cond, y, kept, 0.0)
         if changed is not None:

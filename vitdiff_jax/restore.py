@@ -21,7 +21,7 @@ from vitdiff_jax import experiment as experiment_lib
 from vitdiff_jax import logs, reports, restoration, tasks, trained
 from vitdiff_jax.config import ConfigError
 from vitdiff_jax.data import photos, pipeline
-from vitdiff_jax.evaluation.measuring import Batch, Measured, Setting
+from vitdiff_jax.evaluation.measuring import Batch, Measure, Measured, Setting
 from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.repair import Method, Repaired, program, with_hint
 from vitdiff_jax.yardstick import versions
@@ -134,9 +134,9 @@ def _compare(model: trained.Trained, workdir: pathlib.Path) -> None:
     trained.check_data(
         {"shape": model.experiment.shape, "conditions": model.experiment.conditions}, data
     )
-    rows = []
+    metrics, rows = _metrics(config.metrics, Setting(lambda: data, model.mesh)), []
     for task in config.tasks:
-        for row in _compare_on(task, methods, model, data, workdir / "restored"):
+        for row in _compare_on(task, methods, model, data, metrics, workdir / "restored"):
             rows.append(row)
             _report(workdir, {"rows": rows, "images": config.images}, model)
     for line in table(rows):
@@ -144,14 +144,13 @@ def _compare(model: trained.Trained, workdir: pathlib.Path) -> None:
     logs.say(f"written to {workdir / 'restoration.json'}")
 
 
-def _compare_on(task, methods, model, data, home) -> Iterator[dict[str, Any]]:
+def _compare_on(task, methods, model, data, metrics, home) -> Iterator[dict[str, Any]]:
     """A row for the damaged images, and one for each method that serves the task."""
     parts = list(_damaged(task, model.experiment, data))
     truth, shown = [part[0] for part in parts], [part[2] for part in parts]
     noise_std = parts[0][1].noise_std
     about = {"task": task, "noise_std": noise_std}
-    setting = Setting(lambda: data, model.mesh)
-    yield about | {"method": "damaged"} | _measured(shown, truth, model, setting)
+    yield about | {"method": "damaged"} | _measured(shown, truth, metrics)
     columns = [shown]
     for method in _serving(task, parts[0][1].operator, methods, model):
         run = program(
@@ -169,7 +168,7 @@ def _compare_on(task, methods, model, data, home) -> Iterator[dict[str, Any]]:
         columns.append(found)
         costs = run.costs() | {"network_calls": method.calls(model.experiment.config.restore.steps)}
         logs.say(f"{task}, {method.text}: {first} images, {costs['seconds']} s each")
-        yield about | {"method": method.text} | costs | _measured(found, truth, model, setting)
+        yield about | {"method": method.text} | costs | _measured(found, truth, metrics)
     if jax.process_index() == 0:
         home.mkdir(parents=True, exist_ok=True)
         columns.append(truth)
@@ -201,14 +200,15 @@ def _serving(task, operator, methods, model) -> Iterator[Method]:
             logs.say(f"{task}: {method.text} does not serve it and is left out")
 
 
-def _measured(found, truth, model, setting) -> dict[str, Any]:
-    """{"results": the config's metrics of pairs}."""
-    metrics = []
-    for name in model.experiment.config.restore.metrics:
-        with experiment_lib.named("config.restore.metrics: "):
-            metrics.append(
-                config_lib.find(config_lib.METRICS, "config.restore.metrics", name)(setting)
-            )
+def _metrics(names: tuple[str, ...], setting: Setting) -> list[Measure]:
+    """config.restore.metrics, of pairs of images."""
+    with experiment_lib.named("config.restore.metrics: "):
+        place = config_lib.METRICS
+        return [config_lib.find(place, "config.restore.metrics", n)(setting) for n in names]
+
+
+def _measured(found, truth, metrics: list[Measure]) -> dict[str, Any]:
+    """{"results": each metric's, of batches of images beside the true ones}."""
     measured = Measured([part for metric in metrics for part in metric.parts], len(truth))
     with experiment_lib.named("config.restore.metrics: "):
         for images, true in zip(found, truth):

@@ -238,13 +238,10 @@ def tuned(task: str, repair: Repair, values: tuple, x: np.ndarray, noise_std: fl
     return max(values, key=quality)
 
 
-def rows_of(task: str, config: Any, data: pipeline.Dataset, setting: Setting, training: np.ndarray):
+def rows_of(task: str, config: Any, data: pipeline.Dataset, metrics: list, training: np.ndarray):
     """A row for the damaged images, and one for each method that serves the task."""
-    known = types.SimpleNamespace(config=config)
-    measured = functools.partial(
-        restore._measured, model=types.SimpleNamespace(experiment=known), setting=setting
-    )
-    parts = list(restore._damaged(task, known, data))
+    measured = functools.partial(restore._measured, metrics=metrics)
+    parts = list(restore._damaged(task, types.SimpleNamespace(config=config), data))
     truth, cases = [part[0] for part in parts], [part[1] for part in parts]
     noise_std, count = cases[0].noise_std, sum(map(len, truth))
     about = {"task": task, "noise_std": noise_std}
@@ -273,9 +270,10 @@ def main() -> None:
     part = next(pipeline.in_order(data.train, range(args.tune), args.tune))
     training = np.asarray(from_uint8(part["image"]))
     setting = Setting(lambda: data, parallel.make_mesh())
+    metrics = restore._metrics(config.restore.metrics, setting)
     rows = []
     for task in config.restore.tasks:
-        for row in rows_of(task, config, data, setting, training):
+        for row in rows_of(task, config, data, metrics, training):
             rows.append(row)
             report = {"rows": rows, "images": config.restore.images, "tuned_on": args.tune}
             reports.write(args.workdir / "classical.json", report)
