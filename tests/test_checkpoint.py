@@ -114,7 +114,7 @@ def assert_holds(checkpoints, step):
     tiny.assert_same(tiny.arrays(restored), tiny.arrays(state(step)))
     assert checkpoints.meta(step) == {"step": step}
     for name, params in state(step).ema.items():
-        found = checkpoints.restore_ema(step, name, shapes(params))
+        found = checkpoints.restore_emas(step, [name], shapes(params))[name]
         tiny.assert_same(tiny.arrays(found), tiny.arrays(params))
 
 
@@ -303,12 +303,12 @@ def test_a_checkpoint_of_another_model_is_named(copy):
     assert str(caught.value).endswith("is (300,) there and (301,) here")
     assert "kernel" in str(caught.value)
     with pytest.raises(CheckpointError, match=r"kernel is \(300,\) there and \(301,\) here"):
-        checkpoints.restore_ema(30, "0.9", shapes(wider.ema["0.9"]))
+        checkpoints.restore_emas(30, ["0.9"], shapes(wider.ema["0.9"]))
     more = state(0).replace(params=state(0).params | {"new": jnp.zeros(2)})
     with pytest.raises(CheckpointError, match=r"params/new is absent there and \(2,\) here"):
         checkpoints.restore(30, shapes(more))
     with pytest.raises(CheckpointError, match=r"checkpoint 30 has no EMA 0.5, only 0.9, 0.99"):
-        checkpoints.restore_ema(30, "0.5", shapes(state(0).params))
+        checkpoints.restore_emas(30, ["0.5"], shapes(state(0).params))
 
 
 # --- The same through the command -----------------------------------------------------------------

@@ -97,7 +97,7 @@ def test_all_combinations_are_rows():
     )  # fmt: skip
     settings = config_lib.complete(tiny.config(**CHANGES))
     (alone,) = evaluate.rows(settings)
-    assert alone == evaluate.Row(1.0, 0.0, 1.0, 0.5, "euler", 2)
+    assert alone == evaluate.Row(1.0, 0.0, 1.0, 0.5, None, "euler", 2)
     settings.evaluate.sweep.update(values)
     found = {
         (r.guidance, (r.guidance_low, r.guidance_high), r.ema, r.sampler, r.steps)
@@ -484,9 +484,9 @@ def test_sweeps_of_what_is_no_number(trained, capsys, flag):
 
 def test_a_model_of_nothing(trained, monkeypatch, capsys):
     """Images of NaN would be black ones, with a distance like any other."""
-    restore = Checkpoints.restore_ema
+    restore = Checkpoints.restore_emas
     monkeypatch.setattr(
-        Checkpoints, "restore_ema",
+        Checkpoints, "restore_emas",
         lambda *args: evaluate.jax.tree.map(lambda a: a * np.nan, restore(*args)),
     )  # fmt: skip
     for flags in ([], ["--npz"]):

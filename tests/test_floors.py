@@ -25,7 +25,7 @@ FLOORS = [  # from the top; folders stand for all of their files
     ["config"],
     ["evaluation"],
     ["train_step", "parallel", "checkpoint", "logs", "plots", "reports"],
-    ["restoration", "damage"],
+    ["restoration", "damage", "averages"],
     ["samplers"],
     ["diffusion", "operators", "models", "data", "interop"],
 ]

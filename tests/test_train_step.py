@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from vitdiff_jax import averages as averages_lib
 from vitdiff_jax import train_step as step_lib
 from vitdiff_jax.diffusion import times
 from vitdiff_jax.diffusion.process import Process
@@ -62,7 +63,8 @@ def make(model=None, *, decays=(0.9,), label_dropout=0.3, accumulate=1, **option
     """(first state, compiled step)."""
     rate = step_lib.learning_rate(**RATE)
     optimizer = step_lib.adamw(rate, **options)
-    init = step_lib.make_init(model or Affine(), optimizer, decays, SEED, SHAPE)
+    names = map(averages_lib.decay_name, decays)
+    init = step_lib.make_init(model or Affine(), optimizer, [*names], SEED, SHAPE)
     step = step_lib.make_train_step(
         model or Affine(), PROCESS, times.uniform, optimizer, rate, seed=SEED, batch_size=BATCH,
         label_dropout=label_dropout, accumulate=accumulate,
@@ -150,10 +152,10 @@ def test_steps_are_adamw_on_the_mean_loss_and_its_averages(options, accumulate):
     assert int(state.step) == 6
     for name, wanted in params.items():
         np.testing.assert_allclose(state.params[name], wanted, rtol=1e-4, atol=1e-6, err_msg=name)
-    assert state.ema.keys() == {step_lib.ema_name(decay) for decay in averages}
+    assert state.ema.keys() == {averages_lib.decay_name(decay) for decay in averages}
     for decay, mean in averages.items():
         for name, wanted in mean.items():
-            found = state.ema[step_lib.ema_name(decay)][name]
+            found = state.ema[averages_lib.decay_name(decay)][name]
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6, err_msg=name)
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -107,6 +107,17 @@ class Checkpoints:
             self.manager.reload()
         return None if found == NOTHING else found
 
+    def undamaged(self) -> list[int]:
+        """All steps whose files are undamaged; the others are reported."""
+        wrong = np.zeros(len(steps := sorted(self.manager.all_steps())), bool)
+        if jax.process_index() == 0:
+            for i, step in enumerate(steps):
+                if damage := self._damage(step):
+                    self.report(f"checkpoint {step} is damaged ({damage})")
+                    wrong[i] = True
+        wrong = multihost_utils.broadcast_one_to_all(wrong)
+        return [step for step, bad in zip(steps, wrong) if not bad]
+
     def _set_aside(self, steps: list[int]) -> None:
         for step in steps:
             path = self.directory / str(step)
@@ -130,27 +141,33 @@ class Checkpoints:
             restored = self.manager.restore(step, args=items)
         return restored["state"].replace(ema=restored["ema"])
 
-    def restore_ema(self, step: int, name: str, target: Any) -> Any:
-        """The parameters of one EMA of a step; target as in `restore`."""
+    def restore_emas(self, step: int, names: Sequence[str], target: Any) -> dict[str, Any]:
+        """The parameters of some EMAs of a step by their names; target of each as in `restore`."""
         with self._readable(step):
             stored = self.manager.item_metadata(step)["ema"].tree
-        if name not in stored:
-            raise CheckpointError(f"checkpoint {step} has no EMA {name}, only {', '.join(stored)}")
-        self._same_arrays(step, "ema", {name: target}, only=name)
-        items = ocp.args.Composite(ema=_restore_args({name: target}))
+        for name in names:
+            if name not in stored:
+                raise CheckpointError(
+                    f"checkpoint {step} has no EMA {name}, only {', '.join(stored)}"
+                )
+        targets = dict.fromkeys(names, target)
+        self._same_arrays(step, "ema", targets, only=names)
+        items = ocp.args.Composite(ema=_restore_args(targets))
         with self._readable(step):
-            return self.manager.restore(step, args=items)["ema"][name]
+            return self.manager.restore(step, args=items)["ema"]
 
     def close(self) -> None:
         """Wait until all is written."""
         self.manager.wait_until_finished()
         self.manager.close()
 
-    def _same_arrays(self, step: int, item: str, target: Any, only: str | None = None) -> None:
+    def _same_arrays(
+        self, step: int, item: str, target: Any, only: Sequence[str] | None = None
+    ) -> None:
         """Raise one clear line where stored arrays are not those of the target."""
         with self._readable(step):
             tree = self.manager.item_metadata(step)[item].tree
-        stored = _shapes({only: tree[only]} if only else tree)
+        stored = _shapes({name: tree[name] for name in only} if only else tree)
         wanted = _shapes(target)
         for name in sorted(stored.keys() | wanted.keys()):
             if stored.get(name) != wanted.get(name):

@@ -79,6 +79,7 @@ def defaults() -> dict[str, Any]:
             batch=256,  # global
             accumulate=1,  # parts of the batch that are run one after the other
             ema=(0.9999,),  # decays of the parameter averages, each with warm-up
+            ema_widths=(),  # of more averages, relative to the run: see sample.ema_width
             max_bad_steps=10,  # stop after so many non-finite losses or gradients in a row
         ),
         parallel=dict(
@@ -110,6 +111,8 @@ def defaults() -> dict[str, Any]:
             guidance_low=0.0,  # guide only where guidance_low <= t <= guidance_high
             guidance_high=1.0,
             ema=config_dict.placeholder(float),  # which of train.ema; None: the first
+            ema_width=config_dict.placeholder(float),  # instead an average of any width (EDM2),
+            # made from those of train.ema_widths in all checkpoints kept by checkpoint.keep_every
             batch=256,  # images per call
         ),
         restore=dict(
@@ -132,7 +135,7 @@ def defaults() -> dict[str, Any]:
             inception=config_dict.placeholder(str),  # path of FID's weights; None: fetched
             sweep=dict(  # evaluate all combinations; empty: the value of config.sample
                 guidance=(), interval=(),  # of t, pairs (low, high)
-                ema=(), sampler=(), steps=(),
+                ema=(), ema_width=(), sampler=(), steps=(),
             ),
         ),
     )  # fmt: skip

@@ -34,33 +34,44 @@ class Row:
     guidance: float
     guidance_low: float
     guidance_high: float
-    ema: float
+    ema: float | None
+    ema_width: float | None  # in place of ema
     sampler: str
     steps: int
 
     def options(self) -> dict[str, Any]:
         """For `Trained.draw`."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k != "ema"}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in self.average()}
+
+    def average(self) -> dict[str, float | None]:
+        """For `trained.load`."""
+        return {"ema": self.ema, "ema_width": self.ema_width}
 
     @property
     def name(self) -> str:
         """For a file."""
         interval = f"{self.guidance_low}-{self.guidance_high}"
-        return f"guidance{self.guidance}-on{interval}-ema{self.ema}-{self.sampler}{self.steps}"
+        average = f"ema{self.ema}" if self.ema_width is None else f"width{self.ema_width}"
+        return f"guidance{self.guidance}-on{interval}-{average}-{self.sampler}{self.steps}"
 
 
 def rows(config: ConfigDict) -> list[Row]:
     """All combinations of config.evaluate.sweep; what it leaves empty is that of config.sample."""
     given, sweep = config.sample, config.evaluate.sweep
-    decay = float(experiment_lib.sampled_ema(config))
     _check_sweep(config)
+    decays, widths = sweep.ema, sweep.ema_width
+    if not decays and not widths:
+        width = given.ema_width
+        widths = () if width is None else (width,)
+        decays = (experiment_lib.sampled_ema(config),) if width is None else ()
+    emas = [(float(decay), None) for decay in decays] + [(None, float(w)) for w in widths]
     intervals = sweep.interval or ((given.guidance_low, given.guidance_high),)
     product = itertools.product(
-        sweep.ema or (decay,), sweep.sampler or (given.sampler.name,),
+        emas, sweep.sampler or (given.sampler.name,),
         sweep.steps or (given.steps,), intervals, sweep.guidance or (given.guidance,),
     )  # fmt: skip
     return [
-        Row(float(guidance), float(low), float(high), float(ema), sampler, steps)
+        Row(float(guidance), float(low), float(high), *ema, sampler, steps)
         for ema, sampler, steps, (low, high), guidance in product
     ]
 
@@ -85,6 +96,11 @@ def _check_sweep(config: ConfigDict) -> None:
         for value in sweep[key]:
             if not good(value):
                 raise ConfigError(f"config.evaluate.sweep.{key}: {value!r} is not {what}")
+    if sweep.ema and sweep.ema_width:
+        raise ConfigError(
+            "config.evaluate.sweep.ema_width: sweep either ema or ema_width, which stand for each"
+            " other"
+        )
     for name in sweep.sampler:
         key = "config.evaluate.sweep.sampler"
         config_lib.find(config_lib.COMPONENTS["sample.sampler"], key, name)
@@ -129,15 +145,16 @@ def _of_model(config: ConfigDict | None, workdir: pathlib.Path, npz: bool) -> di
     """The report on samples of a trained model, one row for each way to draw them."""
     stored = config_lib.read(workdir / "config.json") if config is None else config
     ways = rows(stored)
-    model = trained.load(workdir, config, ema=ways[0].ema)
+    model = trained.load(workdir, config, **ways[0].average())
     known = model.experiment
     yard = Yardstick(known.config, workdir, model.mesh)
     dataset = yard.setting.dataset
     trained.check_data({"shape": known.shape, "conditions": known.conditions}, dataset)
-    found, ema = [], ways[0].ema
+    found, average = [], ways[0].average()
     for row in ways:
-        if row.ema != ema:
-            model, ema = trained.load(workdir, config, ema=row.ema), row.ema
+        if row.average() != average:
+            average = row.average()
+            model = trained.load(workdir, config, **average)
         began = time.monotonic()
         measured = _measure_row(model, yard, row, npz)
         results = yard.results(measured)

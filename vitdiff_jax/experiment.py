@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from vitdiff_jax import averages
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import damage as damages
 from vitdiff_jax.config import ConfigError
@@ -17,7 +18,6 @@ from vitdiff_jax.damage import Damage, Damaged
 from vitdiff_jax.data.pipeline import Dataset
 from vitdiff_jax.diffusion.process import Denoise, Process
 from vitdiff_jax.models.conditions import Cond, blank, sizes_of
-from vitdiff_jax.train_step import ema_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,10 +128,18 @@ def damage_of(config: ConfigDict, shape: tuple[int, int, int], split: str) -> Da
         )  # fmt: skip
 
 
+def tracked_emas(config: ConfigDict) -> list[str]:
+    """The names of the averages that training keeps up, see `averages`."""
+    decays, widths = config.train.ema, config.train.ema_widths
+    return [*map(averages.decay_name, decays), *map(averages.width_name, widths)]
+
+
 def sampled_ema(config: ConfigDict) -> str:
-    """The name of the EMA that samples are drawn with."""
+    """The name of the average that samples are drawn with; a width may have to be blended."""
+    if config.sample.ema_width is not None:
+        return averages.width_name(config.sample.ema_width)
     decay = config.train.ema[0] if config.sample.ema is None else config.sample.ema
-    return ema_name(decay)
+    return averages.decay_name(decay)
 
 
 def _check_numbers(config: Any) -> None:
@@ -150,13 +158,7 @@ def _check_numbers(config: Any) -> None:
         section, name = key.split(".")
         if (value := config[section][name]) < bound:
             raise ConfigError(f"config.{key}: {value} is less than {bound}")
-    decays = config.train.ema
-    if not decays or not all(isinstance(d, (int, float)) and 0 <= d < 1 for d in decays):
-        raise ConfigError(f"config.train.ema: {config.train.ema} must be decays in [0, 1)")
-    if sampled_ema(config) not in map(ema_name, config.train.ema):
-        raise ConfigError(
-            f"config.sample.ema: {config.sample.ema} is none of config.train.ema {config.train.ema}"
-        )
+    _check_averages(config)
     if config.evaluate.labels not in ("balanced", "prior"):
         raise ConfigError(
             f"config.evaluate.labels: {config.evaluate.labels!r} is none of balanced, prior"
@@ -171,6 +173,30 @@ def _check_numbers(config: Any) -> None:
         )
     if config.parallel.compiler == "pmap" and config.parallel.fsdp != 1:
         raise ConfigError("config.parallel.fsdp: pmap keeps the whole state on every device; use 1")
+
+
+def _check_averages(config: Any) -> None:
+    """Refuse averages that cannot be kept up, or not be had from those that are."""
+    decays, widths, sample = config.train.ema, config.train.ema_widths, config.sample
+    if not decays or not all(isinstance(d, (int, float)) and 0 <= d < 1 for d in decays):
+        raise ConfigError(f"config.train.ema: {decays} must be decays in [0, 1)")
+    for key, values in (
+        ("train.ema_widths", widths),
+        ("sample.ema_width", () if sample.ema_width is None else (sample.ema_width,)),
+        ("evaluate.sweep.ema_width", config.evaluate.sweep.ema_width),
+    ):
+        for value in values:
+            if not isinstance(value, (int, float)) or not 0 < value <= averages.WIDEST:
+                raise ConfigError(
+                    f"config.{key}: {value!r} is no relative width in (0, {averages.WIDEST:.3f}]"
+                )
+        if values and not widths:
+            raise ConfigError(
+                f"config.{key}: needs averages to be made from; train with"
+                " config.train.ema_widths=(0.05,0.10) and config.checkpoint.keep_every"
+            )
+    if sample.ema is not None and float(sample.ema) not in map(float, decays):
+        raise ConfigError(f"config.sample.ema: {sample.ema} is none of config.train.ema {decays}")
 
 
 @contextlib.contextmanager

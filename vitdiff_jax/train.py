@@ -97,8 +97,8 @@ class Run:
         )  # fmt: skip
         optimizer = step_lib.adamw(rate, **options)
         model, process, law = experiment.model, experiment.process, experiment.law
-        decays = tuple(config.train.ema)
-        self.init = step_lib.make_init(model, optimizer, decays, config.seed, dataset.shape)
+        names = experiment_lib.tracked_emas(config)
+        self.init = step_lib.make_init(model, optimizer, names, config.seed, dataset.shape)
         self.shapes = jax.eval_shape(self.init)
         self.shardings = parallel.state_shardings(mesh, self.shapes)
         step = step_lib.make_train_step(

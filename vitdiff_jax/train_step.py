@@ -5,7 +5,7 @@ The same `train_step(state, batch)` is compiled by jit (data parallel or FSDP) o
 an example's place in the global batch: the result does not depend on how the batch is cut.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vitdiff_jax import averages
 from vitdiff_jax.diffusion.process import Process
 from vitdiff_jax.interop.images import from_uint8
 from vitdiff_jax.models import conditions
@@ -22,18 +23,13 @@ Batch = dict[str, jax.Array]
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that training changes. `ema` maps a decay, as written by `ema_name`, to parameters."""
+    """All that training changes. `ema` maps the names of `averages` to parameters."""
 
     step: jax.Array  # int32: steps taken; data order and randomness follow from it
     bad_steps: jax.Array  # int32: the last so many steps had a non-finite loss or gradient
     params: Any
     opt_state: Any
     ema: dict[str, Any]
-
-
-def ema_name(decay: float) -> str:
-    """How an EMA is called in checkpoints: 0.9999 -> "0.9999"; float(name) is the decay."""
-    return repr(float(decay))
 
 
 def learning_rate(
@@ -76,9 +72,9 @@ def adamw(
 
 
 def make_init(
-    model, optimizer: optax.GradientTransformation, decays: tuple[float, ...], seed: int, shape
+    model, optimizer: optax.GradientTransformation, names: Sequence[str], seed: int, shape
 ) -> Callable[[], TrainState]:
-    """A function of nothing that makes the first state, for `parallel.init_sharded` to compile."""
+    """A function of nothing that makes the first state, for jit to compile; names: of averages."""
 
     def init():
         image, time = jnp.zeros((1, *shape)), jnp.zeros(1)
@@ -89,7 +85,7 @@ def make_init(
             bad_steps=jnp.int32(0),
             params=params,
             opt_state=optimizer.init(params),
-            ema={ema_name(decay): jax.tree.map(jnp.copy, params) for decay in decays},
+            ema={name: jax.tree.map(jnp.copy, params) for name in names},
         )
 
     return init
@@ -197,10 +193,8 @@ def make_train_step(
         def update():
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            # Warm-up: a short run must not sample what is mostly its initial weights.
-            warm = (1 + state.step) / (10 + state.step)
             ema = {
-                name: optax.incremental_update(params, old, 1 - jnp.minimum(float(name), warm))
+                name: optax.incremental_update(params, old, 1 - averages.decay(name, state.step))
                 for name, old in state.ema.items()
             }
             return params, opt_state, ema

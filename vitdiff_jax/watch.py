@@ -33,6 +33,8 @@ class Watcher:
     ):
         self.config, self.workdir, self.dataset, self.mesh = config, workdir, dataset, mesh
         self.ema = experiment_lib.sampled_ema(config)
+        if self.ema not in experiment_lib.tracked_emas(config):  # that can be made afterwards only
+            self.ema = experiment_lib.tracked_emas(config)[0]
         model, process, law = experiment.model, experiment.process, experiment.law
         levels = config.log.heldout_levels
         heldout = step_lib.make_heldout_step(model, process, law, levels, seed=config.seed)
