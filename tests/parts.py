@@ -1,6 +1,7 @@
 """What lies in the package's folders: tests run over these, so each new file is tested."""
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -20,14 +21,23 @@ def functions(module):
     }
 
 
+def modules(package, entry):
+    """{name: module} of the modules in a package's folder that have this entry point."""
+    names = [info.name for info in pkgutil.iter_modules(package.__path__)]
+    found = {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
+    return {name: module for name, module in found.items() if hasattr(module, entry)}
+
+
 def entries(package, entry):
-    """{module: entry point} of the modules in a package's folder that have this entry point."""
-    found = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        if hasattr(module, entry):
-            found[info.name] = getattr(module, entry)
-    return found
+    """{module: entry point}, likewise."""
+    return {name: getattr(module, entry) for name, module in modules(package, entry).items()}
+
+
+def complete(sample):
+    """A sampler that needs no more than a denoiser: a learned variance is the smallest."""
+    if "variance" in inspect.signature(sample).parameters:
+        return functools.partial(sample, variance=lambda x_t, t: 0 * x_t)
+    return sample
 
 
 SCHEDULES = [  # every one with its defaults, and two whose scales are not 1 or the default
@@ -37,4 +47,4 @@ SCHEDULES = [  # every one with its defaults, and two whose scales are not 1 or 
 ]
 GRIDS = functions(grids)
 LAWS = functions(times)
-SAMPLERS = entries(samplers, "sample")
+SAMPLERS = {name: complete(sample) for name, sample in entries(samplers, "sample").items()}

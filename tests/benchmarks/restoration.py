@@ -40,6 +40,7 @@ sys.path.insert(0, str(ROOT))
 from vitdiff_jax import restoration  # noqa: E402 - needs the path above
 from vitdiff_jax.diffusion.process import Process  # noqa: E402
 from vitdiff_jax.diffusion.schedules import LinearVP  # noqa: E402
+from vitdiff_jax.interop import families  # noqa: E402
 from vitdiff_jax.models import vit  # noqa: E402
 from vitdiff_jax.operators.mask import Mask  # noqa: E402
 
@@ -253,10 +254,11 @@ def serve(make, weights, steps: int, batches: list[int], pipe) -> None:
 
 def weights_of_both() -> tuple[Any, Any]:
     """Random weights: (our parameters, PyTorch's state), as arrays."""
-    from tests.parity.test_vit import flax_params, torch_model
+    from tests.parity.jit_torch import JiT
+    from tests.parity.test_vit import random_weights, tensors
 
-    state = torch_model(SHAPE, classes=None, class_tokens_from=0, **SIZE).state_dict()
-    return flax_params(state, SIZE["heads"]), {name: a.numpy() for name, a in state.items()}
+    state = tensors(random_weights(JiT(SHAPE, classes=None, class_tokens_from=0, **SIZE)))
+    return families.from_torch("jit", state, size=SHAPE[:2])[1], state
 
 
 def start(steps: int, batches: list[int]) -> tuple[dict, dict, list]:

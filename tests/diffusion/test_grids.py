@@ -110,6 +110,25 @@ def test_edm_rho_elsewhere_has_edms_noise_to_signal_ratios():
     np.testing.assert_allclose(found, edms_sigmas(18, 7.0)[1:], rtol=1e-9)
 
 
+@pytest.mark.parametrize("of", [1000, 250])
+def test_respaced_keeps_the_steps_that_adm_and_dit_keep(of):
+    """Their rule: from step 0 on add a stride as a float, each time rounded (halves to even)."""
+    for count in range(2, of + 1):
+        kept, place = [], 0.0
+        for _ in range(count):
+            kept.append(round(place))
+            place += (of - 1) / (count - 1)
+        found = grids.respaced(LinearVP(), count, of=of)
+        wanted = [(i + 1) / of for i in reversed(kept)]
+        np.testing.assert_array_equal(found, [*wanted, 0.0])
+
+
+def test_respaced_cannot_keep_more_than_there_are():
+    assert len(grids.respaced(LinearVP(), 100, of=100)) == 101
+    with pytest.raises(ValueError, match=r"^steps: 101 is more than the 100"):
+        grids.respaced(LinearVP(), 101, of=100)
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 def test_grids_are_plain_numbers(grid):
     """A grid is a constant of the compiled sampler: NumPy, in float64."""

@@ -1,4 +1,4 @@
-"""Predictions, losses, denoisers and guidance, against the formulas of the papers they come from.
+"""Predictions, losses and denoisers, against the formulas of the papers they come from.
 
 `Process` has one formula for everything. Here each prediction is written out as its paper has it,
 in NumPy and float64, with the schedule's slopes from central differences.
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.parts import SCHEDULES
-from vitdiff_jax.diffusion.process import PREDICTIONS, Process, guide
-from vitdiff_jax.diffusion.schedules import EDM, Cosine, LinearVP, RectifiedFlow
+from vitdiff_jax.diffusion.process import PREDICTIONS, Process
+from vitdiff_jax.diffusion.schedules import EDM, Cosine, DiscreteVP, LinearVP, RectifiedFlow
 
 RANDOM = np.random.default_rng(0)
 SHAPE = (7, 2, 3, 1)
@@ -21,7 +21,7 @@ COMBINATIONS = [
     pytest.param(schedule, prediction, id=f"{prediction}-{schedule}")
     for schedule in SCHEDULES
     for prediction in PREDICTIONS
-    if prediction != "eps" or isinstance(schedule, (LinearVP, EDM))  # alpha(1) > 0
+    if prediction != "eps" or isinstance(schedule, (LinearVP, DiscreteVP, EDM))  # alpha(1) > 0
 ]
 
 
@@ -128,6 +128,11 @@ def test_eps_is_refused_where_it_does_not_determine_x(schedule):
         (dict(floor=0.05, prediction="v"), "floor: .* x predictions"),
         (dict(floor=0.05, loss_space="v"), "floor: .* x predictions"),
         (dict(floor=0.05, schedule=Cosine()), "floor: .* x predictions of RectifiedFlow"),
+        (dict(floor=0.05, learned_variance=1000), "floor: with a learned variance"),
+        (dict(learned_variance=-1), "learned_variance: a chain of -1 steps is too short"),
+        (dict(learned_variance=1), "learned_variance: a chain of 1 steps is too short"),
+        (dict(learned_variance=9, schedule=EDM()), "learned_variance: .* EDM has noise at t = 0"),
+        (dict(learned_variance=250, schedule=DiscreteVP()), "learned_variance: 250 .* is 1000"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_key(options, message):
@@ -245,42 +250,52 @@ def test_u_is_the_slope_of_the_path():
         np.testing.assert_allclose(process.target(X, EPS, t), slope, rtol=1e-9)
 
 
-def flat(value):
-    """A `Denoise` that answers with one value whatever it is asked."""
-    return lambda x_t, t: jnp.full_like(x_t, value)
+LEARNED = Process(DiscreteVP(), "eps", "eps", learned_variance=1000)
+BOTH = np.concatenate([OUT, X], -1)  # what a network with a variance puts out
 
 
-def test_guidance_is_its_formula():
-    """x_null + scale (x - x_null): 2 + 3 (5 - 2)."""
-    found = guide(flat(5.0), flat(2.0), 3.0)(jnp.zeros(SHAPE), jnp.full(7, 0.5))
-    np.testing.assert_allclose(found, 11)
+def test_the_first_half_of_the_channels_is_the_prediction():
+    """All that Process makes of the output is as without the other half."""
+    plain, t = Process(DiscreteVP(), "eps", "eps"), jnp.asarray(T)
+    np.testing.assert_array_equal(LEARNED.to_x(BOTH, EPS, t), plain.to_x(OUT, EPS, t))
+    denoise, alone = (
+        process.denoiser(lambda x, time, out=out: out * x.mean() + time.mean())
+        for process, out in ((LEARNED, BOTH), (plain, OUT))
+    )
+    np.testing.assert_allclose(denoise(X, t), alone(X, t), rtol=1e-5)
 
 
-def test_guidance_of_scale_1_is_the_denoiser_itself():
-    """So that unconditional models and plain sampling pay for one network only."""
-    denoise = flat(5.0)
-    assert guide(denoise, None, 1.0) is denoise
+def test_the_second_half_is_the_fraction_of_the_log_variance():
+    """(v + 1) / 2 (arXiv:2102.09672, eq. 15, in DiT's range), of the estimate's call."""
+    asked = []
+
+    def network(x, time):
+        asked.append((np.asarray(x), np.asarray(time)))
+        return BOTH
+
+    found = LEARNED.variance(network)(jnp.asarray(EPS), jnp.asarray(T))
+    np.testing.assert_allclose(found, (X + 1) / 2, rtol=1e-6)
+    LEARNED.denoiser(network)(jnp.asarray(EPS), jnp.asarray(T))
+    for first, second in zip(*asked):
+        np.testing.assert_array_equal(first, second)
 
 
-def test_guidance_of_scale_0_is_the_null_denoiser():
-    found = guide(flat(5.0), flat(2.0), 0.0)(jnp.zeros(SHAPE), jnp.full(7, 0.5))
-    np.testing.assert_allclose(found, 2)
+@pytest.mark.parametrize("out", [OUT, np.concatenate([BOTH, OUT], -1)], ids=["1", "3"])
+def test_a_network_without_the_variance_is_refused(out):
+    t = jnp.asarray(T)
+    wrong = r"^learned_variance: with 1000 a network must put out 2 channels .* puts out [13]$"
+    for use in (
+        lambda: LEARNED.loss(out, X, EPS, t),
+        lambda: LEARNED.denoiser(lambda x, time: out)(X, t),
+        lambda: LEARNED.variance(lambda x, time: out)(X, t),
+    ):
+        with pytest.raises(ValueError, match=wrong):
+            use()
 
 
-@pytest.mark.parametrize(
-    ("t", "inside"),
-    [(0.0, False), (0.19, False), (0.2, True), (0.5, True), (0.7, True), (0.71, False)],
-)
-def test_guidance_keeps_to_its_interval_and_saves_the_second_network(t, inside):
-    """Ends belong to it (arXiv:2404.07724); outside, the null network is not run at all."""
-    runs = []
-
-    def null(x_t, t):
-        jax.debug.callback(lambda: runs.append(1))
-        return jnp.full_like(x_t, 2.0)
-
-    guided = jax.jit(guide(flat(5.0), null, 3.0, low=0.2, high=0.7))
-    found = guided(jnp.zeros(SHAPE), jnp.full(7, t))
-    jax.effects_barrier()
-    np.testing.assert_allclose(found, 11 if inside else 5)
-    assert len(runs) == inside
+def test_a_network_with_a_variance_that_nobody_wants_is_refused():
+    """Not broadcast: one channel of images against two of the output."""
+    with pytest.raises(ValueError, match=r"^learned_variance: with 0 .* 1 channels .* puts out 2$"):
+        Process(DiscreteVP()).loss(BOTH, X, EPS, jnp.asarray(T))
+    with pytest.raises(ValueError, match=r"^learned_variance: this model's is 0"):
+        Process(DiscreteVP()).variance(lambda x, time: BOTH)

@@ -10,8 +10,10 @@ from scipy.integrate import quad
 from tests.parts import SCHEDULES
 from vitdiff_jax.diffusion.schedules import (
     EDM,
+    GVP,
     LOGSNR_MAX,
     Cosine,
+    DiscreteVP,
     LinearVP,
     RectifiedFlow,
     derivatives,
@@ -21,12 +23,22 @@ from vitdiff_jax.diffusion.schedules import (
 )
 
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-VARIANCE_PRESERVING = [Cosine(), LinearVP()]
+VARIANCE_PRESERVING = [Cosine(), GVP(), LinearVP(), DiscreteVP()]
+CHAINS = [DiscreteVP(), DiscreteVP(4000, 2.5e-5, 5e-3), DiscreteVP(100, 2e-3, 0.2)]
+
+
+def alpha_bar(chain):
+    """prod (1 - beta) at every step of a chain of linear betas (arXiv:2006.11239)."""
+    return np.cumprod(1 - np.linspace(chain.beta_min, chain.beta_max, chain.steps))
+
+
 ENDS = {  # alpha(0), sigma(0), alpha(1), sigma(1) by the formulas that name the schedules
     RectifiedFlow(): (1, 0, 0, 1),
     RectifiedFlow(noise_scale=2.0): (1, 0, 0, 2),
     Cosine(): (1, 0, 0, 1),
     LinearVP(): (1, 0, np.exp(-(0.1 + 20) / 4), np.sqrt(1 - np.exp(-(0.1 + 20) / 2))),
+    GVP(): (1, 0, 0, 1),
+    DiscreteVP(): (1, 0, np.sqrt(alpha_bar(CHAINS[0])[-1]), np.sqrt(1 - alpha_bar(CHAINS[0])[-1])),
     EDM(): (1, 0.002, 1, 80),
 }
 
@@ -81,13 +93,58 @@ def test_linear_vp_is_the_integral_of_beta(schedule):
 
 
 @pytest.mark.usefixtures("x64")
-def test_linear_vp_is_dits_discrete_chain():
+def test_linear_vp_is_nearly_dits_discrete_chain():
     """DiT's step i is t = (i + 1) / 1000: a Riemann sum of the same integral, off by O(1/1000)."""
     steps = np.arange(100, 1000)
-    betas = np.linspace(1e-4, 0.02, 1000)
-    wanted = np.cumsum(np.log(1 - betas))[steps] / 2
+    wanted = np.log(alpha_bar(DiscreteVP()))[steps] / 2
     found = np.log(LinearVP().alpha_sigma(jnp.asarray((steps + 1) / 1000))[0])
     np.testing.assert_allclose(found, wanted, rtol=0.015)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("chain", CHAINS, ids=str)
+def test_discrete_vp_is_the_chain(chain):
+    """At every one of its steps, both alpha and the small noise of the first steps."""
+    t = jnp.arange(1, chain.steps + 1) / chain.steps
+    alpha, sigma = chain.alpha_sigma(t)
+    np.testing.assert_allclose(alpha**2, alpha_bar(chain), rtol=1e-8)
+    np.testing.assert_allclose(sigma**2, 1 - alpha_bar(chain), rtol=1e-8)
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=str)
+def test_discrete_vp_is_the_chain_in_float32(chain):
+    """The rounding of t and of log alpha (-5 at the end) is all that is lost."""
+    t = jnp.asarray(np.arange(1, chain.steps + 1) / chain.steps, jnp.float32)
+    alpha, sigma = (np.asarray(a, np.float64) for a in chain.alpha_sigma(t))
+    np.testing.assert_allclose(alpha, np.sqrt(alpha_bar(chain)), rtol=1.5e-6)
+    np.testing.assert_allclose(sigma, np.sqrt(1 - alpha_bar(chain)), rtol=1.5e-6)
+    np.testing.assert_allclose(chain.network_input(t)[1], np.arange(chain.steps), atol=2e-4)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("chain", CHAINS, ids=str)
+def test_discrete_vp_grows_between_its_steps_too(chain):
+    """A wiggle between the points of the fit would show; the first step from t = 0 included."""
+    t = jnp.linspace(0, 1, 10 * chain.steps + 1)[1:]
+    assert (np.diff(chain.alpha_sigma(t)[1]) > 0).all()
+    slope = derivatives(chain, t)[0] / chain.alpha_sigma(t)[0]  # -beta / 2 of continuous time
+    assert (np.diff(slope) < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(steps=1), "steps: 1 is less"),
+        (dict(beta_max=1.0), "beta_max: 1.0"),
+        (dict(beta_min=0.03), "beta_max: 0.02"),
+        (dict(beta_min=1e-6), "beta_min: 1e-06 is too small for 1000 steps"),
+        (dict(steps=100, beta_min=1e-3, beta_max=0.2), "beta_min: 0.001 is too small for 100"),
+        (dict(beta_min=1e-2, beta_max=0.99), "beta_max: 0.99 is too large"),
+    ],
+)
+def test_discrete_vp_refuses_what_is_no_chain(options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        DiscreteVP(**options)
 
 
 @pytest.mark.usefixtures("x64")
@@ -141,7 +198,10 @@ def test_network_input_of_edm_is_the_papers():
     [
         (RectifiedFlow(), 1, 0),  # JiT and SiT: 1 is data
         (Cosine(), 0, 1000),
-        (LinearVP(), 0, 1000),  # DiT: its integer steps
+        (GVP(), 1, 0),
+        (LinearVP(), 0, 1000),
+        (LinearVP(time_scale=999.0), 0, 999),  # U-ViT
+        (DiscreteVP(), -1, 999),  # DiT: its integer steps, t = 0 is before the first
     ],
     ids=str,
 )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vitdiff_jax.diffusion.process import guide
+from vitdiff_jax.diffusion.guidance import guide
 from vitdiff_jax.diffusion.tiles import Tiling, tiled
 
 TILINGS = [

@@ -66,6 +66,22 @@ def test_edm_lognormal_stays_in_the_schedules_range():
     np.testing.assert_array_equal(t, [0, 1])
 
 
+@pytest.mark.parametrize("steps", [4, 1000])
+def test_discrete_has_the_times_of_a_chain(steps):
+    """(i + 1) / steps of step i, each as likely, which are the times that a grid of them has."""
+    u = jnp.asarray((np.arange(8 * steps) + 0.5) / (8 * steps), jnp.float32)
+    found = np.asarray(times.discrete(u, RectifiedFlow(), steps=steps))
+    chain, counts = np.unique(found, return_counts=True)
+    np.testing.assert_allclose(chain, np.arange(1, steps + 1) / steps, rtol=2e-7)
+    np.testing.assert_array_equal(counts, 8)
+
+
+def test_discrete_ends_at_1_exactly():
+    """Of the largest quantile below 1 in float32, however many steps: none rounds beyond."""
+    u = jnp.float32(1 - 2**-24)
+    assert {float(times.discrete(u, RectifiedFlow(), steps=n)) for n in range(2, 1200)} == {1.0}
+
+
 @pytest.mark.parametrize("batch", [1, 7, 256])
 def test_stratified_quantiles_have_one_draw_in_each_share(batch):
     """Image i of n has its quantile in [i/n, (i+1)/n), however the batch is cut and ordered."""

@@ -1,1 +1,8 @@
 """The diffusion process as pure functions on arrays; knows neither networks nor data."""
+
+from collections.abc import Callable
+
+import jax
+
+Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+"""(x_t [B, H, W, C], t [B]) -> E[x | x_t] [B, H, W, C], values in [-1, 1] units."""

@@ -61,6 +61,23 @@ def edm_rho(schedule: Schedule, steps: int, *, rho: float = 7.0) -> np.ndarray:
     return _with_ends(t if points == steps else np.append(t, 0.0))
 
 
+def respaced(schedule: Schedule, steps: int, *, of: int = 1000) -> np.ndarray:
+    """The times of a chain of `of` steps that ADM and DiT keep when they sample with fewer, then 0.
+
+    Evenly spaced step numbers i from 0 to of - 1, rounded (arXiv:2102.09672, section 4); step i is
+    t = (i + 1) / of. A single one is t = 1, where theirs would be i = 0, without noise to speak of.
+    """
+    kept = _points(schedule, steps) - 1
+    if kept > of:
+        raise ValueError(f"steps: {steps} is more than the {of} of the chain; use fewer")
+    if kept == 1:
+        return np.array([1.0, 0.0])
+    stride = (of - 1) / (kept - 1)
+    # Summed up as they do: halves round to even, and 20 * 49.95 is or is not one half off.
+    numbers = np.round(np.cumsum(np.append(0.0, np.full(kept - 1, stride))))
+    return np.append((numbers[::-1] + 1) / of, 0.0)
+
+
 def _with_ends(t) -> np.ndarray:
     """Times as float64 that begin exactly at 1 and end exactly at 0."""
     t = np.array(t, np.float64)

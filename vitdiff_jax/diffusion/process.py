@@ -7,16 +7,23 @@ a x + b eps. Together with x_t = alpha x + sigma eps this is a 2x2 system, whose
 
 serves every prediction on every schedule. The determinant det = alpha b - sigma a also converts
 errors: a_s x + b_s eps, with eps taken from x_t, is wrong by (det_s / sigma) (x_hat - x).
+
+With a learned variance the network has twice the channels: the prediction, then a v for the
+variance of a step back, whose logarithm lies a fraction (v + 1) / 2 of the way between its bounds,
+see `reverse`.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 
+from vitdiff_jax.diffusion import Denoise, reverse
 from vitdiff_jax.diffusion.schedules import (
     EDM,
+    DiscreteVP,
     RectifiedFlow,
     Schedule,
     derivatives,
@@ -24,8 +31,8 @@ from vitdiff_jax.diffusion.schedules import (
     per_image,
 )
 
-Denoise = Callable[[jax.Array, jax.Array], jax.Array]
-"""(x_t [B, H, W, C], t [B]) -> E[x | x_t] [B, H, W, C], values in [-1, 1] units."""
+Network = Callable[[jax.Array, jax.Array], jax.Array]
+"""(scaled x_t [B, H, W, C], time feature [B]) -> out, with its condition bound."""
 
 PREDICTIONS = ("x", "eps", "v", "u", "edm")
 SIGMA_FLOOR = 1e-20
@@ -40,7 +47,8 @@ def pair(
     x:   (1, 0), singular at sigma = 0, where sigma is floored.
     eps: (0, 1), singular at alpha = 0 (refused by `Process`).
     v:   (-sigma, alpha), arXiv:2202.00512; singular nowhere.
-    u:   (alpha', sigma'), the velocity dx_t/dt, arXiv:2210.02747; LinearVP has none at t = 0.
+    u:   (alpha', sigma'), the velocity dx_t/dt, arXiv:2210.02747; LinearVP and DiscreteVP have
+         none at t = 0.
     edm: F of arXiv:2206.00364, eq. 7, at the noise-to-signal ratio sigma / alpha: with
          r = sqrt(sigma^2 + alpha^2 sigma_data^2), a = sigma / (sigma_data r) and
          b = -alpha sigma_data / r; singular nowhere.
@@ -69,6 +77,8 @@ class Process:
         loss_space eps it is that of arXiv:2303.09556 for every prediction.
     floor: JiT's lower bound of 0.05 on t where it divides by t, in the loss and in the sampler
         (x predictions on rectified flow only). 0, the mathematics, is the default.
+    learned_variance: the steps of the chain for whose steps the network also puts out the variance
+        (DiT: 1000); 0 for none. The loss then has the hybrid term of arXiv:2102.09672.
     """
 
     schedule: Schedule
@@ -76,6 +86,7 @@ class Process:
     loss_space: str = "u"
     min_snr: float = 0.0
     floor: float = 0.0
+    learned_variance: int = 0
 
     def __post_init__(self):
         """Refuse what cannot work; messages start with the config key they are about."""
@@ -100,6 +111,28 @@ class Process:
             raise ValueError(
                 "floor: JiT's floor is for x predictions of RectifiedFlow; set it to 0"
             )
+        if self.learned_variance:
+            self._check_learned_variance()
+
+    def _check_learned_variance(self):
+        steps, kind = self.learned_variance, type(self.schedule).__name__
+        if steps < 2:
+            raise ValueError(f"learned_variance: a chain of {steps} steps is too short; 0 is none")
+        if ends(self.schedule)[1] > 0:
+            raise ValueError(
+                f"learned_variance: the chain must end in the data, but {kind} has noise at t = 0;"
+                " set it to 0"
+            )
+        if isinstance(self.schedule, DiscreteVP) and steps != self.schedule.steps:
+            raise ValueError(
+                f"learned_variance: {steps} is not the number of steps of this {kind}, which is"
+                f" {self.schedule.steps}"
+            )
+        if self.floor:
+            raise ValueError(
+                "floor: with a learned variance the estimate of x must be the prediction's own;"
+                " set one of the two to 0"
+            )
 
     def noise(self, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
         """x_t for images x and noise eps [B, H, W, C] at times t [B]."""
@@ -113,14 +146,27 @@ class Process:
 
     def to_x(self, out: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
         """The estimate of x that the network's output at (x_t, t) stands for."""
+        out, _ = self._parts(out, x_t)
         a, b, alpha, sigma = pair(self.prediction, self.schedule, t)
         det = alpha * b - sigma * a
         return per_image(b / det) * x_t - per_image(sigma / det) * out
 
     def loss(self, out: jax.Array, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
-        """The weighted squared error per image [B], averaged over pixels and channels."""
-        error = jnp.mean((out - self.target(x, eps, t)) ** 2, (1, 2, 3))
-        return self.loss_weight(t) * error
+        """The weighted squared error per image [B], averaged over pixels and channels.
+
+        With a learned variance plus `reverse.variational_bits` of a step of its chain, as DiT has
+        it: in full, in bits per dimension, and without a gradient through the estimate of x. The
+        law of times should be `discrete`.
+        """
+        prediction, variance = self._parts(out, x)
+        error = jnp.mean((prediction - self.target(x, eps, t)) ** 2, (1, 2, 3))
+        loss = self.loss_weight(t) * error
+        if variance is None:
+            return loss
+        x_hat = jax.lax.stop_gradient(self.to_x(out, self.noise(x, eps, t), t))
+        return loss + reverse.variational_bits(
+            self.schedule, self.learned_variance, x, x_hat, (variance + 1) / 2, t
+        )
 
     def loss_weight(self, t: jax.Array) -> jax.Array:
         """The weight [B] of the squared error of the network's own output."""
@@ -139,41 +185,50 @@ class Process:
         a, b, alpha, sigma = pair(prediction, self.schedule, t)
         return alpha * b - sigma * a
 
-    def denoiser(self, network: Callable[[jax.Array, jax.Array], jax.Array]) -> Denoise:
-        """A `Denoise` from a network (scaled x_t, time feature) -> out with its condition bound.
+    def denoiser(self, network: Network) -> Denoise:
+        """A `Denoise` from a network.
 
         With a floor, the estimate is moved towards x_t below it, so that the velocity which any
         sampler derives from it, (x_t - x_hat) / t, is JiT's (x_t - x_hat) / max(t, floor).
         """
 
         def denoise(x_t, t):
-            scale, time = self.schedule.network_input(t)
-            x = self.to_x(network(per_image(scale) * x_t, time), x_t, t)
+            x = self.to_x(self._ask(network, x_t, t), x_t, t)
             if self.floor:
                 x = x_t + per_image(jnp.minimum(1, t / self.floor)) * (x - x_t)
             return x
 
         return denoise
 
+    def variance(self, network: Network) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """(x_t [B, H, W, C], t [B]) -> the network's fraction [B, H, W, C], see `reverse`.
 
-def guide(
-    denoise: Denoise, denoise_null: Denoise, scale: float, low: float = 0.0, high: float = 1.0
-) -> Denoise:
-    """Classifier-free guidance (arXiv:2207.12598) for low <= t <= high (arXiv:2404.07724).
+        0 is the smallest, 1 the largest log-variance; nothing keeps the network between the two. A
+        program that also asks the same network's `denoiser` at the same point runs it once.
+        """
+        if not self.learned_variance:
+            raise ValueError("learned_variance: this model's is 0, it has no variance to sample by")
 
-    x = x_null + scale (x_cond - x_null); outside the interval, and with scale 1, `denoise` alone,
-    and the second network is not run. The result is no longer an expectation. All images of a
-    batch must be at one time.
-    """
-    if scale == 1:
-        return denoise
+        def fraction(x_t, t):
+            _, variance = self._parts(self._ask(network, x_t, t), x_t)
+            return (cast(jax.Array, variance) + 1) / 2
 
-    def guided(x_t, t):
-        x = denoise(x_t, t)
-        return jax.lax.cond(
-            (low <= t[0]) & (t[0] <= high),
-            lambda: (null := denoise_null(x_t, t)) + scale * (x - null),
-            lambda: x,
-        )
+        return fraction
 
-    return guided
+    def _ask(self, network, x_t, t):
+        scale, time = self.schedule.network_input(t)
+        return network(per_image(scale) * x_t, time)
+
+    def _parts(self, out, x):
+        """What the network puts out of images like x: (prediction, variance or None).
+
+        Variances that a network has learned (SiT's published one) need not be used.
+        """
+        channels = x.shape[-1]
+        wanted = [2 * channels] if self.learned_variance else [channels, 2 * channels]
+        if out.shape[-1] not in wanted:
+            raise ValueError(
+                f"learned_variance: with {self.learned_variance} a network must put out {wanted[0]}"
+                f" channels for images of {channels}, but it puts out {out.shape[-1]}"
+            )
+        return out[..., :channels], out[..., channels:] if self.learned_variance else None

@@ -8,14 +8,16 @@ A schedule belongs to a model. It is a frozen dataclass with
 
 All take and return float arrays of one shape, t in [0, 1]. Alphas and sigmas are exact at the
 ends (rectified flow has alpha = 0 at t = 1); log-SNRs are clipped to +-20. Do not differentiate a
-schedule at t = 0: the sigma of LinearVP has an infinite slope there.
+schedule at t = 0: the sigmas of LinearVP and DiscreteVP have an infinite slope there.
 """
 
 import dataclasses
+import functools
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 LOGSNR_MAX = 20.0
 
@@ -89,15 +91,27 @@ class Cosine:
 
 
 @dataclasses.dataclass(frozen=True)
+class GVP(Cosine):
+    """The generalised variance preserving path of SiT (arXiv:2401.08740, section 2.2).
+
+    `Cosine` under another time feature: SiT's networks see 1 - t, where 1 is data.
+    """
+
+    def network_input(self, t):
+        return jnp.ones_like(t), 1 - t
+
+
+@dataclasses.dataclass(frozen=True)
 class LinearVP:
     """Variance preserving with linear beta(t) (arXiv:2011.13456, eq. 33).
 
-    log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2. DiT's step i is t = (i+1) / 1000,
-    hence the network's time feature 1000 t.
+    log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2.
+    time_scale: of the network's time feature time_scale * t; U-ViT has 999 (arXiv:2209.12152).
     """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+    time_scale: float = 1000.0
 
     def alpha_sigma(self, t):
         log_alpha = -(t**2) * (self.beta_max - self.beta_min) / 4 - t * self.beta_min / 2
@@ -111,7 +125,81 @@ class LinearVP:
         return c / (self.beta_min + jnp.sqrt(self.beta_min**2 + slope * c))
 
     def network_input(self, t):
-        return jnp.ones_like(t), 1000 * t
+        return jnp.ones_like(t), self.time_scale * t
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscreteVP:
+    """The chain of DDPM (arXiv:2006.11239), ADM and DiT: `steps` betas, linear in the step.
+
+    Step i = 0, 1, ... is t = (i + 1) / steps, where alpha^2 = prod_{j <= i} (1 - beta_j); in
+    between it is as smooth as a polynomial, and alpha is 1 at t = 0. The network's time feature is
+    the number of the step, steps * t - 1.
+    """
+
+    steps: int = 1000
+    beta_min: float = 1e-4
+    beta_max: float = 0.02
+
+    def __post_init__(self):
+        """Refuse what is no growing noise; messages start with the config key they are about."""
+        if self.steps < 2:
+            raise ValueError(f"steps: {self.steps} is less than 2")
+        if not self.beta_min <= self.beta_max < 1:
+            raise ValueError(f"beta_max: {self.beta_max} is not in [beta_min, 1)")
+        # Half a step before step 0 the line through the betas must still be above zero.
+        least = (self.beta_max - self.beta_min) / (2 * (self.steps - 1))
+        if self.beta_min <= least:
+            raise ValueError(
+                f"beta_min: {self.beta_min} is too small for {self.steps} steps up to"
+                f" {self.beta_max}: the noise would not grow before the first; use more than"
+                f" {least:.2g}"
+            )
+        _rates(self.steps, self.beta_min, self.beta_max)
+
+    def alpha_sigma(self, t):
+        log_alpha = -self._minus_log_square(t) / 2
+        return jnp.exp(log_alpha), jnp.sqrt(-jnp.expm1(2 * log_alpha))
+
+    def t_from_logsnr(self, logsnr):
+        # Of -log alpha^2 = softplus(-logsnr), nearly a quadratic in t: its root (see LinearVP),
+        # then Newton's method, which doubles the two correct digits with every step.
+        wanted = jax.nn.softplus(-logsnr)
+        rates = _rates(self.steps, self.beta_min, self.beta_max)
+        first, slope = rates[0], sum(rates[1:])
+        t = 2 * wanted / (first + jnp.sqrt(first**2 + 4 * slope * wanted))
+        for _ in range(4):
+            found, rate = jax.jvp(self._minus_log_square, (t,), (jnp.ones_like(t),))
+            t = t - (found - wanted) / rate
+        return t
+
+    def network_input(self, t):
+        return jnp.ones_like(t), self.steps * t - 1
+
+    def _minus_log_square(self, t):
+        """-log(alpha^2) at times t, without cancellation near t = 0."""
+        rate = jnp.zeros_like(t)
+        for coefficient in reversed(_rates(self.steps, self.beta_min, self.beta_max)):
+            rate = rate * t + coefficient
+        return t * rate
+
+
+@functools.lru_cache
+def _rates(steps: int, beta_min: float, beta_max: float) -> tuple[float, ...]:
+    """The polynomial in t, lowest power first, that is -log(alpha^2) / t at the steps of a chain.
+
+    A sum of a smooth function's values is itself smooth in its end (Euler-Maclaurin): degree 6
+    leaves 1e-13 of DDPM's chain, and 8 serves steeper ones.
+    """
+    t = np.arange(1, steps + 1) / steps
+    wanted = -np.cumsum(np.log1p(-np.linspace(beta_min, beta_max, steps))) / t
+    fit = np.polynomial.Polynomial.fit(t, wanted, min(8, steps - 1), domain=[0, 1])
+    if (error := abs(fit(t) / wanted - 1).max()) > 1e-7:
+        raise ValueError(
+            f"beta_max: {beta_max} is too large: between {steps} steps the noise is not smooth"
+            f" (to {error:.1g})"
+        )
+    return tuple(fit.convert().coef.tolist())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,3 +30,8 @@ def edm_lognormal(
     """log(sigma / alpha) ~ N(mean, std^2) (arXiv:2206.00364), clipped to the schedule's range."""
     t = schedule.t_from_logsnr(-2 * (mean + std * ndtri(u)))
     return jnp.clip(t, 0, 1)
+
+
+def discrete(u: jax.Array, schedule: Schedule, *, steps: int = 1000) -> jax.Array:
+    """t is one of 1/steps, 2/steps, ..., 1, each as likely: a chain's times (arXiv:2006.11239)."""
+    return (jnp.floor(u * steps) + 1) / steps

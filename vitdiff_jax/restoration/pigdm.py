@@ -18,7 +18,9 @@ mean and covariance tend to the posterior's only where C_0 = data_std^2 I, and a
 """
 
 import importlib
+import inspect
 import pkgutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +42,7 @@ LEAST_NOISE = 1e-3
 
 def calls(steps: int, sampler: str = "ancestral", **_) -> int:
     """As many as the sampler's, each with a gradient, `iterations` + 1 of them with "tweedie"."""
-    return 2 * steps - 1 if sampler == "heun" else steps
+    return _walker(sampler).calls(steps)
 
 
 def restore(
@@ -56,9 +58,7 @@ def restore(
     """
     if covariance not in ("scalar", "tweedie"):
         raise ValueError(f"covariance: {covariance!r} is none of scalar, tweedie")
-    known = [module.name for module in pkgutil.iter_modules(samplers.__path__)]
-    if sampler not in known:
-        raise ValueError(f"sampler: {sampler!r} is none of {', '.join(known)}")
+    walker = _walker(sampler)
     noisiest = schedule.t_from_logsnr(jnp.log(jnp.asarray(LEAST_SNR, x.dtype)))
     noise_var = jnp.maximum(jnp.asarray(noise_std, x.dtype), LEAST_NOISE) ** 2
 
@@ -85,5 +85,18 @@ def restore(
         weights = conjugate_gradients(matrix, y - operator.forward(x_hat), iterations)
         return x_hat + spread(back(weights))
 
-    walked = importlib.import_module(f"vitdiff_jax.samplers.{sampler}").sample
-    return walked(posterior, schedule, times, x, keys)
+    return walker.sample(posterior, schedule, times, x, keys)
+
+
+def _walker(sampler: str) -> Any:
+    """The module of a sampler; ValueError if it is none, or needs a variance that there is not."""
+    names = [module.name for module in pkgutil.iter_modules(samplers.__path__)]
+    modules = {name: importlib.import_module(f"vitdiff_jax.samplers.{name}") for name in names}
+    known = {
+        name: module
+        for name, module in modules.items()
+        if "variance" not in inspect.signature(module.sample).parameters
+    }
+    if sampler not in known:
+        raise ValueError(f"sampler: {sampler!r} is none of {', '.join(known)}")
+    return known[sampler]

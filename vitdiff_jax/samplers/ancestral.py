@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitdiff_jax.diffusion.process import Denoise
+from vitdiff_jax.diffusion import Denoise
 from vitdiff_jax.diffusion.schedules import Schedule, per_image
 from vitdiff_jax.samplers import fresh_noise, walk
 
@@ -31,6 +31,11 @@ def weights(
     rest = jnp.sqrt(1 - fresh)
     a, b, tau = alpha_s * (1 - kept * rest), sigma_s / sigma_t * rest, sigma_s * jnp.sqrt(fresh)
     return per_image(a), per_image(b), per_image(tau)
+
+
+def calls(steps: int, **_) -> int:
+    """One a step."""
+    return steps
 
 
 def sample(

@@ -7,7 +7,7 @@ equals DDIM).
 import jax
 import numpy as np
 
-from vitdiff_jax.diffusion.process import Denoise
+from vitdiff_jax.diffusion import Denoise
 from vitdiff_jax.diffusion.schedules import Schedule, derivatives, per_image
 from vitdiff_jax.samplers import walk
 
@@ -19,6 +19,11 @@ def velocity(denoise: Denoise, schedule: Schedule, x: jax.Array, t: jax.Array) -
     # alpha' x_hat + sigma' (x - alpha x_hat) / sigma
     rate = d_sigma / sigma
     return per_image(rate) * x + per_image(d_alpha - rate * alpha) * denoise(x, t)
+
+
+def calls(steps: int, **_) -> int:
+    """One a step."""
+    return steps
 
 
 def sample(

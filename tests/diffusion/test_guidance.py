@@ -1,0 +1,110 @@
+"""Guidance against its formulas, and that it runs the second network only where it must."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vitdiff_jax.diffusion.guidance import guide
+
+SHAPE = (7, 2, 3, 1)
+RANDOM = np.random.default_rng(0)
+
+
+def flat(value):
+    """A `Denoise` that answers with one value whatever it is asked."""
+    return lambda x_t, t: jnp.full_like(x_t, value)
+
+
+def test_guidance_is_its_formula():
+    """x_null + scale (x - x_null): 2 + 3 (5 - 2)."""
+    found = guide(flat(5.0), flat(2.0), 3.0)(jnp.zeros(SHAPE), jnp.full(7, 0.5))
+    np.testing.assert_allclose(found, 11)
+
+
+def test_guidance_of_scale_1_is_the_denoiser_itself():
+    """So that unconditional models and plain sampling pay for one network only."""
+    denoise = flat(5.0)
+    assert guide(denoise, None, 1.0) is denoise
+
+
+def test_guidance_of_scale_0_is_the_null_denoiser():
+    found = guide(flat(5.0), flat(2.0), 0.0)(jnp.zeros(SHAPE), jnp.full(7, 0.5))
+    np.testing.assert_allclose(found, 2)
+
+
+@pytest.mark.parametrize(
+    ("t", "inside"),
+    [(0.0, False), (0.19, False), (0.2, True), (0.5, True), (0.7, True), (0.71, False)],
+)
+def test_guidance_keeps_to_its_interval_and_saves_the_second_network(t, inside):
+    """Ends belong to it (arXiv:2404.07724); outside, the null network is not run at all."""
+    runs = []
+
+    def null(x_t, t):
+        jax.debug.callback(lambda: runs.append(1))
+        return jnp.full_like(x_t, 2.0)
+
+    guided = jax.jit(guide(flat(5.0), null, 3.0, low=0.2, high=0.7))
+    found = guided(jnp.zeros(SHAPE), jnp.full(7, t))
+    jax.effects_barrier()
+    np.testing.assert_allclose(found, 11 if inside else 5)
+    assert len(runs) == inside
+
+
+def answer(values):
+    """A `Denoise` that answers with these images."""
+    return lambda x_t, t: jnp.asarray(values, x_t.dtype)
+
+
+X, NULL = RANDOM.standard_normal((2, 3, 4, 5, 4))
+ZEROS, HALF = jnp.zeros(X.shape), jnp.full(3, 0.5)
+
+
+def test_guidance_of_some_channels_leaves_the_others():
+    """As DiT's published samples: three of four."""
+    found = guide(answer(X), answer(NULL), 4.0, channels=3)(ZEROS, HALF)
+    np.testing.assert_allclose(found[..., :3], (NULL + 4 * (X - NULL))[..., :3], rtol=1e-5)
+    np.testing.assert_array_equal(found[..., 3], X[..., 3].astype(np.float32))
+
+
+def test_guidance_of_some_channels_of_x_is_that_of_eps():
+    """DiT guides the network's eps; x is an affine function of it, channel by channel."""
+    alpha, sigma, x_t = 0.6, 0.8, RANDOM.standard_normal(X.shape)
+    eps, eps_null = ((x_t - alpha * x) / sigma for x in (X, NULL))
+    guided = np.concatenate([(eps_null + 4 * (eps - eps_null))[..., :3], eps[..., 3:]], -1)
+    found = guide(answer(X), answer(NULL), 4.0, channels=3)(jnp.asarray(x_t), HALF)
+    np.testing.assert_allclose(found, (x_t - sigma * guided) / alpha, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7, 1.0])
+def test_rescaled_guidance_is_the_papers(rescale):
+    """arXiv:2305.08891, eq. 15 and 16, image by image, here of the estimate of x."""
+    found = np.asarray(guide(answer(X), answer(NULL), 4.0, rescale=rescale)(ZEROS, HALF))
+    for image, x, null in zip(found, X, NULL):
+        guided = null + 4 * (x - null)
+        rescaled = guided * x.std() / guided.std()
+        wanted = rescale * rescaled + (1 - rescale) * guided
+        np.testing.assert_allclose(image, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_rescaling_an_image_without_contrast_is_finite():
+    found = guide(flat(5.0), flat(2.0), 3.0, rescale=1.0)(ZEROS, HALF)
+    assert np.isfinite(found).all()
+
+
+def test_autoguidance_is_the_other_models():
+    """The second estimate may be anything's: here of another scale of another x_t."""
+    good, bad = (lambda x_t, t: 0.9 * x_t), (lambda x_t, t: 0.5 * x_t + t[:, None, None, None])
+    x_t = jnp.asarray(X, jnp.float32)
+    found = guide(good, bad, 2.0)(x_t, HALF)
+    np.testing.assert_allclose(found, 2 * 0.9 * X - (0.5 * X + 0.5), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(dict(channels=-1), "channels: -1"), (dict(rescale=1.5), "rescale: 1.5")],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        guide(flat(5.0), flat(2.0), 1.0, **options)
