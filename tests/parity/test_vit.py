@@ -1,8 +1,7 @@
 """Our ViT against an independent JiT in PyTorch (`jit_torch.py`): one set of weights, one output.
 
 The weights are random, all of them: the published initialisation has zero gates and a zero head,
-with which any two networks agree. Conversion is written out here and not taken from `interop`, so
-that it checks that too.
+with which any two networks agree. They come to us through `interop.families`, as published ones do.
 """
 
 import jax
@@ -10,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vitdiff_jax.models import vit
+from vitdiff_jax.interop import families
+from vitdiff_jax.models import conditions, vit
 
 torch = pytest.importorskip("torch", reason='needs PyTorch: pip install -e ".[parity]"')
 
@@ -30,11 +30,12 @@ TOLERANCE = 1e-4
 """Allowed max|difference| / max|output| in float32; measured 8e-7 and less."""
 
 
-def torch_model(shape, seed=0, **options):
-    """JiT with random weights: variance-preserving matrices, everything else of the order of 1."""
+def random_weights(model, seed=0):
+    """The model with variance-preserving matrices and everything else of the order of 1."""
     generator = torch.Generator().manual_seed(seed)
-    model = JiT(shape, **options)
     for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            continue
         noise = torch.randn(weight.shape, generator=generator)
         if "norm" in name:
             weight.data = 1 + 0.3 * noise
@@ -45,79 +46,9 @@ def torch_model(shape, seed=0, **options):
     return model
 
 
-def flax_params(state, heads):
-    """Our parameters, as nested dictionaries of arrays, from JiT's state dict."""
-    state = {name: value.numpy() for name, value in state.items()}
-    patches = state["x_embedder.proj1.weight"].transpose(2, 3, 1, 0)  # [p, p, C, bottleneck]
-    params = {
-        "bottleneck_in": {"kernel": patches.reshape(-1, patches.shape[-1])},
-        "bottleneck_out": {
-            "kernel": state["x_embedder.proj2.weight"][:, :, 0, 0].T,
-            "bias": state["x_embedder.proj2.bias"],
-        },
-        "time": {"in": dense(state, "t_embedder.mlp.0"), "out": dense(state, "t_embedder.mlp.2")},
-        "head_mod": dense(state, "final_layer.adaLN_modulation.1"),
-        "head_norm": state["final_layer.norm_final.weight"],
-        "head": dense(state, "final_layer.linear"),
-    }
-    if "y_embedder.embedding_table.weight" in state:
-        table = {"embedding": state["y_embedder.embedding_table.weight"]}
-        params["conditions"] = {"label": {"table": table}}
-    if "in_context_posemb" in state:
-        params["class_positions"] = state["in_context_posemb"][0]
-    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-    for i in range(depth):
-        params[f"block_{i}"] = {
-            "norm1": state[f"blocks.{i}.norm1.weight"],
-            "attention": attention(state, f"blocks.{i}.attn", heads),
-            "norm2": state[f"blocks.{i}.norm2.weight"],
-            "feed_forward": {
-                "in": dense(state, f"blocks.{i}.mlp.w12"),
-                "out": dense(state, f"blocks.{i}.mlp.w3"),
-            },
-            "mod": dense(state, f"blocks.{i}.adaLN_modulation.1"),
-        }
-    return params
-
-
-def dense(state, name):
-    """A linear layer: PyTorch keeps [out, in], flax [in, out]."""
-    return {"kernel": state[f"{name}.weight"].T, "bias": state[f"{name}.bias"]}
-
-
-def attention(state, name, heads):
-    """q, k, v apart and head-major; rotary pairs (2i, 2i+1) become (i, i + K/2).
-
-    Queries and keys only meet in scalar products, in which a common order of the head's
-    dimensions does not matter; values keep theirs, the output projection expects it.
-    """
-    width = state[f"{name}.proj.weight"].shape[0]
-    size = width // heads
-    halves = np.arange(size).reshape(-1, 2).T.ravel()  # 0, 2, 4, ..., 1, 3, 5, ...
-    weight = state[f"{name}.qkv.weight"].reshape(3, heads, size, width)
-    bias = state[f"{name}.qkv.bias"].reshape(3, heads, size)
-    params = {}
-    for i, letter in enumerate("qkv"):
-        order = halves if letter in "qk" else np.arange(size)
-        params[f"{letter}_kernel"] = weight[i][:, order].transpose(2, 0, 1)  # [D, H, K]
-        params[f"{letter}_bias"] = bias[i][:, order, None]  # [H, K, 1]
-        if letter in "qk":
-            params[f"{letter}_norm"] = state[f"{name}.{letter}_norm.weight"][order]
-    params["out_kernel"] = state[f"{name}.proj.weight"].T.reshape(heads, size, width)
-    params["out_bias"] = state[f"{name}.proj.bias"]
-    return params
-
-
-def scanned(params, depth, start):
-    """The same parameters with each run of equal blocks stacked, as `scan=True` wants them."""
-    params, blocks = dict(params), []
-    for i in range(depth):
-        blocks.append(params.pop(f"block_{i}"))
-    for first, last in ((0, start - 1), (start, depth - 1)):
-        if first <= last:
-            run = jax.tree.map(lambda *a: np.stack(a), *blocks[first : last + 1])
-            params[f"blocks_{first}_to_{last}"] = run
-    return params
+def tensors(model):
+    """A PyTorch model's state dict as NumPy arrays."""
+    return {name: value.numpy() for name, value in model.state_dict().items()}
 
 
 def inputs(shape, classes, batch=3, seed=1):
@@ -130,11 +61,16 @@ def inputs(shape, classes, batch=3, seed=1):
     return x, time, np.append(random.integers(0, classes, batch - 1), -1)
 
 
-def torch_apply(model, x, time, label, classes):
-    """JiT on our inputs: channels first, "no class" as the class number `classes`."""
-    if label is not None:
-        label = torch.from_numpy(np.where(label < 0, classes, label))
-    return model(x.permute(0, 3, 1, 2), torch.from_numpy(time), label).permute(0, 2, 3, 1)
+def torch_apply(model, classes):
+    """A PyTorch model as a function of our inputs: channels first, "no class" is `classes`."""
+
+    def apply(x, time, label):
+        if label is not None:
+            label = torch.from_numpy(np.where(label < 0, classes, label))
+        x = x if isinstance(x, torch.Tensor) else torch.from_numpy(x)
+        return model(x.permute(0, 3, 1, 2), torch.from_numpy(time), label).permute(0, 2, 3, 1)
+
+    return apply
 
 
 def flax_apply(model, params):
@@ -148,22 +84,43 @@ def flax_apply(model, params):
     return jax.jit(apply)
 
 
-def pair(shape, classes, scan=False, **options):
-    """The two networks as functions of (x, time, label), ours with exactly its own parameters."""
-    theirs = torch_model(shape, classes=classes, **options)
-    sizes = {} if classes is None else {"label": (classes,)}
-    ours = vit.Model(conditions=sizes, scan=scan, **options)
-    params = flax_params(theirs.state_dict(), options["heads"])
-    if scan:
-        has_tokens = classes is not None and options["class_tokens"]
-        start = options["class_tokens_from"] if has_tokens else options["depth"]
-        params = scanned(params, options["depth"], start)
-    cond = {} if classes is None else {"label": jnp.zeros(1, int)}
-    wanted = jax.eval_shape(
-        ours.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1), cond
+def param_shapes(model, shape):
+    """Of a denoiser of ours for images of this shape."""
+    cond = conditions.blank(model.conditions, 1, *shape[:2])
+    return jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1), cond
     )["params"]
+
+
+def imported(family, module, theirs, scan=False, **known):
+    """Our network of the module, from a PyTorch model by way of a family: (what it is, function).
+
+    It has exactly its own parameters, and they give the PyTorch model's tensors back, bit by bit.
+    """
+    state = tensors(theirs)
+    found, params = families.from_torch(family, state, **known)
+    options = {name: v for name, v in found.config["model"].items() if name != "name"}
+    sizes = conditions.sizes_of(found.conditions)
+    model = module.Model(conditions=sizes, scan=scan, **options)
+    model.check(found.shape)
+    wanted = param_shapes(model, found.shape)
+    params = families.rolled(params, wanted)
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, wanted)
-    return flax_apply(ours, params), lambda *args: torch_apply(theirs, *args, classes)
+    back = families.to_torch(family, found, params)
+    assert back.keys() == state.keys()
+    for name, tensor in state.items():
+        np.testing.assert_array_equal(back[name], tensor, err_msg=name, strict=True)
+    return found, flax_apply(model, params)
+
+
+def pair(shape, classes, scan=False, **options):
+    """The two networks as functions of (x, time, label)."""
+    theirs = random_weights(JiT(shape, classes=classes, **options))
+    known = dict(size=shape[:2], class_tokens_from=options["class_tokens_from"])
+    found, ours = imported("jit", vit, theirs, scan, **known)
+    assert found.shape == shape
+    assert len(found.conditions.get("label", ())) == (classes or 0)
+    return ours, torch_apply(theirs, classes)
 
 
 def difference(ours, theirs):
@@ -180,7 +137,7 @@ def test_output_is_jits(case):
     options = SMALL | CASES[case]
     x, time, label = inputs(options["shape"], options["classes"])
     ours, theirs = pair(**options)
-    assert difference(ours(x, time, label), theirs(torch.from_numpy(x), time, label)) < TOLERANCE
+    assert difference(ours(x, time, label), theirs(x, time, label)) < TOLERANCE
 
 
 @pytest.mark.parametrize("case", ["tokens in the middle", "tokens never", "unconditional"])
@@ -189,7 +146,27 @@ def test_scanned_output_is_jits(case):
     options = SMALL | CASES[case]
     x, time, label = inputs(options["shape"], options["classes"])
     ours, theirs = pair(scan=True, **options)
-    assert difference(ours(x, time, label), theirs(torch.from_numpy(x), time, label)) < TOLERANCE
+    assert difference(ours(x, time, label), theirs(x, time, label)) < TOLERANCE
+
+
+def test_checkpoint_of_jit_holds_two_averages():
+    """As its authors save it: the network is `net` of another module, in three copies."""
+    options = SMALL | CASES["tokens in the middle"]
+    names = ("model", "model_ema1", "model_ema2")
+    copies = {
+        name: {f"net.{k}": v for k, v in tensors(random_weights(JiT(**options), seed)).items()}
+        for seed, name in enumerate(names)
+    }
+    checkpoint = copies | {"optimizer": {"state": {}}, "epoch": 599, "args": None}
+    assert families.averages("jit") == {"model_ema1": 0.9999, "model_ema2": 0.9996}
+    for name, copy in families.sets("jit", checkpoint).items():
+        found, params = families.from_torch("jit", copy, class_tokens_from=1)
+        back = families.to_torch("jit", found, params)
+        assert back.keys() == copies[name].keys()
+        assert all((back[key] == copies[name][key]).all() for key in back)
+        if name == "model_ema1":  # what samples are drawn with
+            default = families.from_torch("jit", checkpoint, class_tokens_from=1)[1]
+            assert jax.tree.all(jax.tree.map(np.array_equal, default, params))
 
 
 def test_gradient_is_jits():
@@ -211,4 +188,4 @@ def test_jit_b16_dimensions():
     assert (options["width"], options["heads"], options["bottleneck"]) == (768, 12, 128)
     x, time, label = inputs((256, 256, 3), 1000, batch=2)
     ours, theirs = pair((256, 256, 3), 1000, **options)
-    assert difference(ours(x, time, label), theirs(torch.from_numpy(x), time, label)) < TOLERANCE
+    assert difference(ours(x, time, label), theirs(x, time, label)) < TOLERANCE

@@ -17,6 +17,11 @@ def from_uint8(u):
     return jnp.asarray(u, jnp.float32) / 127.5 - 1
 
 
+def as_floats(image):
+    """uint8 images as `from_uint8` has them; floats, which are latents, as they are."""
+    return from_uint8(image) if image.dtype == np.uint8 else image
+
+
 def to_uint8(x):
     """float in [-1, 1] to uint8, rounded and clipped: u = clip(round(127.5 (x + 1)), 0, 255)."""
     return jnp.clip(jnp.round(127.5 * (x + 1)), 0, 255).astype(jnp.uint8)

@@ -1,4 +1,4 @@
-"""Parts that several denoisers share: embeddings, attention, feed-forward, dropout, patches.
+"""Parts that several denoisers share: embeddings, attention, norms, the run of blocks, patches.
 
 Layouts. Tokens are [B, N, D]. Attention is head-major: the projection weights are [D, H, K] and
 queries, keys and values are [B, H, K, N], so that no transpose stands between the projection and
@@ -9,12 +9,19 @@ positions are computed in float32.
 """
 
 import math
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-EPSILON = 1e-6  # of RMSNorm
+EPSILON = 1e-6  # of RMSNorm, and of DiT's LayerNorm
+REMAT = {  # what the backward pass keeps of each block instead of computing it again
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 xavier = nn.initializers.xavier_uniform()
 small_normal = nn.initializers.normal(0.02)
 zeros = nn.initializers.zeros_init()
@@ -100,6 +107,30 @@ def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
     return (y * norm * scale + shift).astype(x.dtype)
 
 
+def layer_norm(
+    x: jax.Array, scale: jax.Array, shift: jax.Array, epsilon: float = EPSILON
+) -> jax.Array:
+    """LayerNorm over the last axis, times `scale` and plus `shift`, in float32, as x's type."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, -1, keepdims=True)
+    norm = jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + epsilon)
+    return (y * norm * scale + shift).astype(x.dtype)
+
+
+def group_norm(
+    x: jax.Array, groups: int, scale: jax.Array, shift: jax.Array, epsilon: float = 1e-5
+) -> jax.Array:
+    """GroupNorm (arXiv:1803.08494) of images [B, H, W, C], over the pixels and C/groups channels.
+
+    Then times `scale` and plus `shift`, in float32, as x's type.
+    """
+    b, h, w, c = x.shape
+    y = x.astype(jnp.float32).reshape(b, h * w, groups, c // groups)
+    y = y - jnp.mean(y, (1, 3), keepdims=True)
+    norm = jax.lax.rsqrt(jnp.mean(y * y, (1, 3), keepdims=True) + epsilon)
+    return ((y * norm).reshape(b, h, w, c) * scale + shift).astype(x.dtype)
+
+
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Softmax attention; q, k, v and the result are [B, H, K, N]; mask [B, N]: tokens to look at.
 
@@ -117,13 +148,20 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
 
 
 class Attention(nn.Module):
-    """Self-attention with q/k RMSNorm per head and rotary positions. [B, N, D] -> [B, N, D]."""
+    """Self-attention. [B, N, D] -> [B, N, D].
+
+    With `angles` [K/2, N]: q/k RMSNorm per head and rotary positions; None: neither, the plain one.
+    bias: of queries, keys and values; the output always has one.
+    """
 
     heads: int
     dtype: jnp.dtype
+    bias: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, angles: jax.Array | None = None, mask: jax.Array | None = None
+    ) -> jax.Array:
         width = x.shape[-1]
         head_dim = width // self.heads
         # The published initialisation is Xavier on the fused [D, 3D] matrix; this is its variance.
@@ -133,11 +171,15 @@ class Attention(nn.Module):
 
         def project(name):
             kernel = self.param(f"{name}_kernel", init, (width, self.heads, head_dim))
-            bias = self.param(f"{name}_bias", zeros, (self.heads, head_dim, 1))
             y = jnp.einsum("bnd,dhk->bhkn", x, kernel.astype(self.dtype))  # [B, H, K, N]
+            if not self.bias:
+                return y
+            bias = self.param(f"{name}_bias", zeros, (self.heads, head_dim, 1))
             return y + bias.astype(self.dtype)
 
         def turned(name):
+            if angles is None:
+                return project(name)
             scale = self.param(f"{name}_norm", nn.initializers.ones, (head_dim,))
             return norm_rotate(project(name), scale, angles).astype(self.dtype)
 
@@ -160,6 +202,23 @@ class SwiGLU(nn.Module):
         gate_value = Dense(2 * self.hidden, kernel_init=xavier, dtype=self.dtype, name="in")(x)
         gate, value = jnp.split(gate_value, 2, -1)
         y = drop(nn.silu(gate) * value)
+        return Dense(x.shape[-1], kernel_init=xavier, dtype=self.dtype, name="out")(y)
+
+
+class FeedForward(nn.Module):
+    """Two layers with a GELU between; `hidden` is the size between. [B, N, D] -> same.
+
+    tanh: GELU by its tanh approximation, as DiT has it, or exact.
+    """
+
+    hidden: int
+    dtype: jnp.dtype
+    tanh: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = Dense(self.hidden, kernel_init=xavier, dtype=self.dtype, name="in")(x)
+        y = nn.gelu(y, approximate=self.tanh)
         return Dense(x.shape[-1], kernel_init=xavier, dtype=self.dtype, name="out")(y)
 
 
@@ -198,3 +257,56 @@ def dropout(x: jax.Array, keys: jax.Array, rate: jax.Array) -> jax.Array:
     """
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def run_blocks(
+    block: type[nn.Module],
+    options: Sequence[Any],
+    numbers: range,
+    h: jax.Array,
+    own: Sequence[Any],
+    shared: Sequence[Any],
+    *,
+    scan: bool,
+    remat: str,
+) -> tuple[jax.Array, list[Any]]:
+    """Run h through the blocks `numbers`, unrolled or as one scanned body, inside a compact call.
+
+    Block i is `block(*options)(h, own of i, *shared) -> (h, more of i)`; `own` has one tree of
+    arrays (or None) for each block, what comes back is the last h and each block's `more`.
+    Parameters are called block_<i>, or where scanned blocks_<first>_to_<last> and stacked.
+    """
+    make: Any = block
+    if (policy := REMAT[remat]) is not None:
+        make = nn.remat(block, policy=policy, prevent_cse=not scan)
+    if not scan or not numbers:
+        more = []
+        for i, part in zip(numbers, own, strict=True):
+            h, found = make(*options, name=f"block_{i}")(h, part, *shared)
+            more.append(found)
+        return h, more
+    make = nn.scan(
+        make,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, *[nn.broadcast] * len(shared)),  # pyright: ignore[reportArgumentType]
+        length=len(numbers),
+    )
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *own)
+    name = f"blocks_{numbers[0]}_to_{numbers[-1]}"
+    h, found = make(*options, name=name)(h, stacked, *shared)
+    return h, [jax.tree.map(lambda a, i=i: a[i], found) for i in range(len(numbers))]
+
+
+def check_choices(**options: tuple[str, Collection[str]]) -> None:
+    """Raise ValueError("<option>: ...") where the value of (value, choices) is not a choice."""
+    for name, (value, choices) in options.items():
+        if value not in choices:
+            raise ValueError(f"{name}: {value!r} is none of {', '.join(choices)}")
+
+
+def check_least(**options: tuple[int, int]) -> None:
+    """Raise ValueError("<option>: ...") where the value of (value, least) is less."""
+    for name, (value, least) in options.items():
+        if value < least:
+            raise ValueError(f"{name}: {value} is less than {least}")

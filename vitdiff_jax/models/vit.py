@@ -10,12 +10,10 @@ before the patches ("in-context" conditioning); they are cut off before the head
 added to the class embedding; the tokens of a text stand before the patches too.
 """
 
-import functools
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vitdiff_jax.models import conditions, layers
 from vitdiff_jax.models.conditions import Sizes
@@ -25,11 +23,6 @@ SIZES = {  # B, L and H are the paper's; S has the dimensions of DiT-S
     "B": dict(width=768, depth=12, heads=12, bottleneck=128, class_tokens_from=4),
     "L": dict(width=1024, depth=24, heads=16, bottleneck=128, class_tokens_from=8),
     "H": dict(width=1280, depth=32, heads=16, bottleneck=256, class_tokens_from=10),
-}
-REMAT = {  # what the backward pass keeps of each block instead of computing it again
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
@@ -104,19 +97,22 @@ class Model(nn.Module):
 
     def check(self, shape: tuple[int, int, int]) -> None:
         """Raise ValueError("<option>: what is wrong") where options and images do not fit."""
-        for name, choices in (
-            ("size", SIZES),
-            ("remat", REMAT),
-            ("dtype", ("float32", "bfloat16")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: {getattr(self, name)!r} is none of {', '.join(choices)}")
-        counts = ("patch", "width", "depth", "heads", "bottleneck", "text_width", "text_depth")
-        least = dict.fromkeys(counts, 1) | dict(class_tokens=0, class_tokens_from=0)
-        for name, bound in least.items():
-            value = self.dim(name) if name in SIZES[self.size] else getattr(self, name)
-            if value < bound:
-                raise ValueError(f"{name}: {value} is less than {bound}")
+        layers.check_choices(
+            size=(self.size, SIZES),
+            remat=(self.remat, layers.REMAT),
+            dtype=(self.dtype, ("float32", "bfloat16")),
+        )
+        layers.check_least(
+            patch=(self.patch, 1),
+            width=(self.dim("width"), 1),
+            depth=(self.dim("depth"), 1),
+            heads=(self.dim("heads"), 1),
+            bottleneck=(self.dim("bottleneck"), 1),
+            text_width=(self.text_width, 1),
+            text_depth=(self.text_depth, 1),
+            class_tokens=(self.class_tokens, 0),
+            class_tokens_from=(self.dim("class_tokens_from"), 0),
+        )
         if self.dim("width") * self.mlp_ratio * 2 / 3 < 1:
             raise ValueError(f"mlp_ratio: {self.mlp_ratio} leaves nothing between the layers")
         conditions.check(self.conditions, self.text_width)
@@ -201,26 +197,10 @@ class Model(nn.Module):
     def _blocks(self, h, layer_range, c, angles, mask, keys):
         """Run blocks `layer_range` on h, unrolled or as one scanned body."""
         depth = self.dim("depth")
-        index = jnp.array(layer_range)
-        middle = (index >= depth // 4) & (index < depth // 4 * 3)
-        rate = jnp.where(middle, self.dropout, 0.0)
-        keys = keys if self.dropout else None
-        make: Any = Block
-        if (policy := REMAT[self.remat]) is not None:
-            make = nn.remat(Block, policy=policy, prevent_cse=not self.scan)
-        if self.scan and layer_range:
-            make = nn.scan(
-                make,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=(0, *[nn.broadcast] * 4),  # pyright: ignore[reportArgumentType]
-                length=len(layer_range),
-            )
+        middle = range(depth // 4, depth // 4 * 3)
+        own = [(np.int32(i), np.float32(self.dropout * (i in middle))) for i in layer_range]
         hidden = int(self.dim("width") * self.mlp_ratio * 2 / 3)
-        make = functools.partial(make, self.dim("heads"), hidden, jnp.dtype(self.dtype))
-        if self.scan and layer_range:
-            name = f"blocks_{layer_range.start}_to_{layer_range.stop - 1}"
-            return make(name=name)(h, (index, rate), c, angles, mask, keys)[0]
-        for i, number in enumerate(layer_range):
-            h, _ = make(name=f"block_{number}")(h, (index[i], rate[i]), c, angles, mask, keys)
-        return h
+        return layers.run_blocks(
+            Block, (self.dim("heads"), hidden, jnp.dtype(self.dtype)), layer_range, h, own,
+            (c, angles, mask, keys if self.dropout else None), scan=self.scan, remat=self.remat,
+        )[0]  # fmt: skip

@@ -1,0 +1,125 @@
+"""The autoencoder of Stable Diffusion (arXiv:2112.10752), as diffusers' AutoencoderKL stores it.
+
+Its network is `models/autoencoder.py`, whose options are all that the config has. The factor of its
+latents is in no tensor: 0.18215 is Stable Diffusion's. Older files have other names for the layers
+of the attention; both are read, and written back as they came.
+"""
+
+from vitdiff_jax.interop import rules as make
+from vitdiff_jax.interop.rules import Constant, Found, Rule, Shapes
+
+SOURCE = "https://huggingface.co/stabilityai/sd-vae-ft-mse"
+LICENCE = (
+    "MIT as sd-vae-ft-mse and sd-vae-ft-ema; as a part of Stable Diffusion 1.x"
+    " CreativeML OpenRAIL-M, which restricts uses"
+)
+PREFIXES = ("vae.", "first_stage_model.")
+
+ATTENTION = {  # old_names -> our names -> theirs
+    False: dict(q="to_q", k="to_k", v="to_v", out="to_out.0"),
+    True: dict(q="query", k="key", v="value", out="proj_attn"),
+}
+
+
+def read(shapes: Shapes) -> Found:
+    """config["autoencoder"] are the options of the network; the shape is its smallest image's."""
+    levels = make.count(shapes, "encoder.down_blocks.")
+    names = [f"encoder.down_blocks.{i}.resnets.0.conv1.weight" for i in range(levels)]
+    options = dict(
+        channels=tuple(make.sizes(shapes, name, 4)[0] for name in names),
+        blocks=make.count(shapes, "encoder.down_blocks.0.resnets."),
+        latent_channels=make.sizes(shapes, "decoder.conv_in.weight", 4)[1],
+    )
+    old = "encoder.mid_block.attentions.0.query.weight" in shapes
+    side = 2 ** (levels - 1)
+    return Found(dict(autoencoder=options, old_names=old), (side, side, 3), {})
+
+
+def rules(found: Found) -> list[Rule | Constant]:
+    """Every tensor's."""
+    options = found.config["autoencoder"]
+    channels, blocks, latent = (options[k] for k in ("channels", "blocks", "latent_channels"))
+    names = ATTENTION[found.config.get("old_names", False)]
+    levels, top = len(channels), channels[-1]
+    found_rules: list[Rule | Constant] = [
+        *make.conv("quant_conv", "to_moments", (1, 1), 2 * latent, 2 * latent),
+        *make.conv("post_quant_conv", "from_latent", (1, 1), latent, latent),
+        *_ends("encoder", 3, channels[0], top, 2 * latent),
+        *_ends("decoder", latent, top, channels[0], 3),
+    ]
+    for half in ("encoder", "decoder"):
+        found_rules += _middle(f"{half}.mid_block", f"{half}/middle", top, names)
+    for i, width in enumerate(channels):
+        down, up = f"encoder.down_blocks.{i}", f"decoder.up_blocks.{levels - 1 - i}"
+        below, above = channels[max(i - 1, 0)], channels[min(i + 1, levels - 1)]
+        for j in range(blocks):
+            ours = f"encoder/level_{i}_block_{j}"
+            found_rules += _block(f"{down}.resnets.{j}", ours, width if j else below, width)
+        for j in range(blocks + 1):
+            ours = f"decoder/level_{i}_block_{j}"
+            found_rules += _block(f"{up}.resnets.{j}", ours, width if j else above, width)
+        if i < levels - 1:
+            theirs = f"{down}.downsamplers.0.conv"
+            found_rules += make.conv(theirs, f"encoder/halve_{i}", (3, 3), width, width)
+        if i:
+            theirs = f"{up}.upsamplers.0.conv"
+            found_rules += make.conv(theirs, f"decoder/double_{i}", (3, 3), width, width)
+    return found_rules
+
+
+def _ends(half: str, inputs: int, first: int, last: int, outputs: int) -> list[Rule]:
+    return [
+        *make.conv(f"{half}.conv_in", f"{half}/in", (3, 3), inputs, first),
+        *_norm(f"{half}.conv_norm_out", f"{half}/out/norm", last),
+        *make.conv(f"{half}.conv_out", f"{half}/out/conv", (3, 3), last, outputs),
+    ]
+
+
+def _block(theirs: str, ours: str, inputs: int, outputs: int) -> list[Rule]:
+    rules = [
+        *_norm(f"{theirs}.norm1", f"{ours}/norm1", inputs),
+        *make.conv(f"{theirs}.conv1", f"{ours}/conv1", (3, 3), inputs, outputs),
+        *_norm(f"{theirs}.norm2", f"{ours}/norm2", outputs),
+        *make.conv(f"{theirs}.conv2", f"{ours}/conv2", (3, 3), outputs, outputs),
+    ]
+    if inputs != outputs:
+        rules += make.conv(f"{theirs}.conv_shortcut", f"{ours}/shortcut", (1, 1), inputs, outputs)
+    return rules
+
+
+def _middle(theirs: str, ours: str, width: int, names: dict[str, str]) -> list[Rule]:
+    """Two blocks and the attention between, of one head: [K, D] each is [D, 1, K] to us."""
+    layers, attention = f"{theirs}.attentions.0", f"{ours}/attention"
+    rules = [
+        *_block(f"{theirs}.resnets.0", f"{ours}/block_0", width, width),
+        *_norm(f"{layers}.group_norm", f"{ours}/norm", width),
+        *_block(f"{theirs}.resnets.1", f"{ours}/block_1", width, width),
+    ]
+    for letter in "qkv":
+        layer, part = f"{layers}.{names[letter]}", f"{attention}/{letter}"
+        rules += [
+            Rule(
+                f"{layer}.weight", (width, width), (f"{part}_kernel",),
+                lambda a: (a.T[:, None],), lambda a: a[:, 0].T,
+            ),
+            Rule(
+                f"{layer}.bias", (width,), (f"{part}_bias",),
+                lambda a: (a[None, :, None],), lambda a: a[0, :, 0],
+            ),
+        ]  # fmt: skip
+    return [
+        *rules,
+        Rule(
+            f"{layers}.{names['out']}.weight", (width, width), (f"{attention}/out_kernel",),
+            lambda a: (a.T[None],), lambda a: a[0].T,
+        ),
+        *make.copied(f"{layers}.{names['out']}.bias", f"{attention}/out_bias", (width,)),
+    ]  # fmt: skip
+
+
+def _norm(theirs: str, ours: str, width: int) -> list[Rule]:
+    """A normalisation with a scale and a shift."""
+    return [
+        *make.copied(f"{theirs}.weight", f"{ours}/scale", (width,)),
+        *make.copied(f"{theirs}.bias", f"{ours}/bias", (width,)),
+    ]

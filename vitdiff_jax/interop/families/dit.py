@@ -1,0 +1,114 @@
+"""DiT, facebookresearch/DiT (arXiv:2212.09748): latents of Stable Diffusion's autoencoder.
+
+Their network is `models/dit.py` with time 0 .. 999, the step of the chain of `DiscreteVP`. It
+predicts eps, then as many channels for the variances (arXiv:2102.09672).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vitdiff_jax.interop import rules as make
+from vitdiff_jax.interop.rules import Constant, Found, Rule, Shapes
+
+SOURCE = "https://github.com/facebookresearch/DiT"
+LICENCE = "CC BY-NC 4.0, code and weights: not for commercial use"
+AVERAGES = {"ema": 0.9999}
+
+SIZES = {  # published: (width, depth, heads)
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+}
+
+
+def read(shapes: Shapes, *, heads: int | None = None, size: tuple[int, int] | None = None) -> Found:
+    """heads: where the width is none of the published; size: (H, W) of latents, if not square."""
+    model, shape, conditions = network(shapes, heads, size)
+    diffusion: dict[str, Any] = dict(
+        schedule=dict(name="DiscreteVP"), prediction="eps", loss_space="eps",
+        times=dict(name="discrete"),
+    )  # fmt: skip
+    if model.get("learned_sigma"):
+        diffusion["learned_variance"] = 1000
+    sampler = "ancestral_learned" if model.get("learned_sigma") else "ancestral"
+    sample = dict(sampler=dict(name=sampler), grid=dict(name="respaced"), steps=250)
+    config = dict(model=model, diffusion=diffusion, sample=sample)
+    return Found(config | latents(sample, shape, conditions), shape, conditions)
+
+
+def latents(
+    sample: dict[str, Any], shape: tuple[int, int, int], conditions: dict[str, Any]
+) -> dict[str, Any]:
+    """More of the config: published FIDs are with guidance 1.5 of three of the four channels."""
+    if conditions:
+        sample |= dict(guidance=1.5, guidance_channels=3)
+    return dict(sample=sample) | (dict(latent=dict(factor=8)) if shape[2] == 4 else {})
+
+
+def network(
+    shapes: Shapes, heads: int | None, size: tuple[int, int] | None
+) -> tuple[dict[str, Any], tuple[int, int, int], dict[str, Any]]:
+    """(config.model, (H, W, C), conditions) from the tensors' shapes."""
+    width, channels, patch, _ = make.sizes(shapes, "x_embedder.proj.weight", 4)
+    patches = make.sizes(shapes, "pos_embed", 3)[1]
+    depth = make.count(shapes, "blocks.")
+    hidden = make.sizes(shapes, "blocks.0.mlp.fc1.weight", 2)[0]
+    outputs = make.sizes(shapes, "final_layer.linear.weight", 2)[0]
+    heads = make.heads_of(width, heads, {w: h for w, _, h in SIZES.values()})
+
+    model: dict[str, Any] = dict(name="dit", patch=patch)
+    dims = (width, depth, heads)
+    known = next((name for name, published in SIZES.items() if published == dims), None)
+    model |= dict(size=known) if known else dict(width=width, depth=depth, heads=heads)
+    if (ratio := make.mlp_ratio(hidden, width)) != 4:
+        model["mlp_ratio"] = ratio
+    if outputs == 2 * patch**2 * channels:
+        model["learned_sigma"] = True
+
+    table = "y_embedder.embedding_table.weight"  # its last row is "no class"
+    conditions = make.classes(make.sizes(shapes, table, 2)[0] - 1) if table in shapes else {}
+    return model, (*make.grid_of(patches, patch, size), channels), conditions
+
+
+def rules(found: Found) -> list[Rule | Constant]:
+    """Every tensor's."""
+    model = make.model_of(found, "dit", "eps", ["DiscreteVP"])
+    return network_rules(model, found.shape, found.conditions)
+
+
+def network_rules(
+    model: dict[str, Any], shape: tuple[int, int, int], conditions: Mapping[str, Any]
+) -> list[Rule | Constant]:
+    """Those of a network of this config.model."""
+    height, width, channels = shape
+    published = SIZES[model.get("size") or "B"]
+    dims = zip(("width", "depth", "heads"), published, strict=True)
+    dim, depth, heads = (model.get(name) or default for name, default in dims)
+    patch = model.get("patch", 2)
+    hidden = int(dim * model.get("mlp_ratio", 4.0))
+    twice = model.get("learned_sigma") or model.get("idle_sigma")
+    outputs = patch**2 * channels * (2 if twice else 1)
+    positions = make.sincos_positions(height // patch, width // patch, dim)
+
+    found_rules: list[Rule | Constant] = [
+        Constant("pos_embed", positions),
+        *make.patches("x_embedder.proj", "patches", patch, channels, dim),
+        *make.linear("t_embedder.mlp.0", "time/in", 256, dim),
+        *make.linear("t_embedder.mlp.2", "time/out", dim, dim),
+    ]
+    if "label" in conditions:
+        found_rules += make.label_table(conditions, dim)
+    for i in range(depth):
+        theirs, ours = f"blocks.{i}", f"block_{i}"
+        found_rules += [
+            *make.attention(f"{theirs}.attn", f"{ours}/attention", dim, heads),
+            *make.linear(f"{theirs}.mlp.fc1", f"{ours}/feed_forward/in", dim, hidden),
+            *make.linear(f"{theirs}.mlp.fc2", f"{ours}/feed_forward/out", hidden, dim),
+            *make.linear(f"{theirs}.adaLN_modulation.1", f"{ours}/mod", dim, 6 * dim),
+        ]
+    return [
+        *found_rules,
+        *make.linear("final_layer.linear", "head", dim, outputs),
+        *make.linear("final_layer.adaLN_modulation.1", "head_mod", dim, 2 * dim),
+    ]

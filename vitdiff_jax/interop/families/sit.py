@@ -1,0 +1,64 @@
+"""SiT, willisma/SiT (arXiv:2401.08740): DiT's network as a velocity, on latents.
+
+Their time runs from noise (0) to data (1), which is what `RectifiedFlow` and `GVP` give a network;
+so their velocity is minus ours, and the last layer is negated. The published SiT-XL/2 also puts out
+the channels of DiT's learned variances, which were not trained: the model's `idle_sigma`.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from vitdiff_jax.interop import rules as make
+from vitdiff_jax.interop.families import dit
+from vitdiff_jax.interop.rules import Constant, Found, Rule, Shapes
+
+SOURCE = "https://github.com/willisma/SiT"
+LICENCE = "MIT"
+AVERAGES = {"ema": 0.9999}
+
+PATHS = {"linear": "RectifiedFlow", "gvp": "GVP"}
+
+
+def read(
+    shapes: Shapes,
+    *,
+    heads: int | None = None,
+    size: tuple[int, int] | None = None,
+    path: str = "linear",
+) -> Found:
+    """heads, size: as in `dit`; path: "linear" (the published one) or "gvp", which no shape tells.
+
+    The network is taken for a velocity, SiT's default.
+    """
+    if path not in PATHS:
+        raise ValueError(f"path: {path!r} is none of {', '.join(PATHS)}")
+    model, shape, conditions = dit.network(shapes, heads, size)
+    if model.pop("learned_sigma", False):
+        model["idle_sigma"] = True
+    diffusion = dict(
+        schedule=dict(name=PATHS[path]), prediction="u", loss_space="u", times=dict(name="uniform")
+    )
+    sample: dict[str, Any] = dict(sampler=dict(name="euler_maruyama"), steps=250)
+    config = dict(model=model, diffusion=diffusion, sample=sample)
+    return Found(config | dit.latents(sample, shape, conditions), shape, conditions)
+
+
+def rules(found: Found) -> list[Rule | Constant]:
+    """DiT's, with the last layer negated."""
+    model = make.model_of(found, "dit", "u", PATHS.values())
+    return [
+        _negated(rule) if rule.theirs.startswith("final_layer.linear.") else rule
+        for rule in dit.network_rules(model, found.shape, found.conditions)
+    ]
+
+
+def _negated(rule: Rule | Constant) -> Rule:
+    assert isinstance(rule, Rule)
+    to_ours, to_theirs = rule.to_ours, rule.to_theirs
+    return dataclasses.replace(
+        rule,
+        to_ours=lambda a: [np.negative(part) for part in to_ours(a)],
+        to_theirs=lambda *parts: np.negative(to_theirs(*parts)),
+    )

@@ -1,0 +1,155 @@
+"""U-ViT, baofff/U-ViT (arXiv:2209.12152): CIFAR-10, CelebA-64, ImageNet-64, and latents (L).
+
+Their network is `models/uvit.py` with time 999 t, on a continuous VP-SDE. It predicts eps. The
+pixel models of ImageNet were trained without dropping classes: their table has 1000 rows and none
+for "no class". Those of latents have it as the last of 1001.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from vitdiff_jax.interop import rules as make
+from vitdiff_jax.interop.rules import Constant, Found, Rule, Shapes
+
+SOURCE = "https://github.com/baofff/U-ViT"
+LICENCE = "MIT"
+
+SIZES = {  # published: (width, depth, heads)
+    "S": (512, 12, 8),
+    "S-deep": (512, 16, 8),
+    "M": (768, 16, 12),
+    "L": (1024, 20, 16),
+    "H": (1152, 28, 16),
+}
+DIMS = ("width", "depth", "heads")
+
+
+def read(
+    shapes: Shapes,
+    *,
+    heads: int | None = None,
+    size: tuple[int, int] | None = None,
+    no_class: bool | None = None,
+) -> Found:
+    """heads: where the width is none of the published; size: (H, W), if not square.
+
+    no_class: whether the table's last row stands for "no class"; None: as published, if it has 1001
+    rows. Without it the network cannot be guided.
+    """
+    if "context_embed.weight" in shapes:
+        raise ValueError("context_embed.weight: models with CLIP's texts are not read")
+    width, channels, patch, _ = make.sizes(shapes, "patch_embed.proj.weight", 4)
+    tokens = make.sizes(shapes, "pos_embed", 3)[1]
+    depth = 2 * make.count(shapes, "in_blocks.")
+    hidden = make.sizes(shapes, "mid_block.mlp.fc1.weight", 2)[0]
+    heads = make.heads_of(width, heads, {w: h for w, _, h in SIZES.values()})
+    dims = (width, depth, heads)
+    known = next((name for name, published in SIZES.items() if published == dims), None)
+    if known == "H":
+        raise ValueError(
+            "size: U-ViT-H was trained on the betas of Stable Diffusion, which no schedule here has"
+        )
+    model: dict[str, Any] = dict(name="uvit", patch=patch)
+    model |= dict(size=known) if known else dict(zip(DIMS, dims, strict=True))
+    if (ratio := make.mlp_ratio(hidden, width)) != 4:
+        model["mlp_ratio"] = ratio
+    if "final_layer.weight" not in shapes:
+        model["final_conv"] = False
+
+    conditions, rows = {}, None
+    if "label_emb.weight" in shapes:
+        rows = make.sizes(shapes, "label_emb.weight", 2)[0]
+        no_class = rows == 1001 if no_class is None else no_class
+        conditions = make.classes(rows - no_class)
+    shape = (*make.grid_of(tokens - 1 - len(conditions), patch, size), channels)
+    config = _config(model, rows, no_class)
+    if channels == 4:
+        config["latent"] = dict(factor=8)
+    return Found(config, shape, conditions)
+
+
+def _config(model: dict[str, Any], rows: int | None, no_class: bool | None) -> dict[str, Any]:
+    """The authors' process, and their sampler or the nearest to it that is here."""
+    diffusion: dict[str, Any] = dict(
+        schedule=dict(name="LinearVP", time_scale=999.0), prediction="eps", loss_space="eps",
+        times=dict(name="uniform"),
+    )  # fmt: skip
+    if rows is None:
+        sample: dict[str, Any] = dict(sampler=dict(name="euler_maruyama"), steps=1000)
+        return dict(model=model, diffusion=diffusion, sample=sample)
+    diffusion["label_dropout"] = 0.15 if no_class else 0.0
+    sample = dict(
+        sampler=dict(name="dpmpp_2m"), steps=50,
+        grid=dict(name="uniform_logsnr", high=11.5),  # down to their t = 1e-4
+    )  # fmt: skip
+    if no_class:
+        sample["guidance"] = 1.4  # their 0.4, which counts from 0
+    return dict(model=model, diffusion=diffusion, sample=sample)
+
+
+def rules(found: Found) -> list[Rule | Constant]:
+    """Every tensor's."""
+    model, (height, width, channels) = found.config["model"], found.shape
+    published = zip(DIMS, SIZES[model.get("size") or "S"], strict=True)
+    dim, depth, heads = (model.get(name) or default for name, default in published)
+    patch, hidden = model.get("patch", 4), int(dim * model.get("mlp_ratio", 4.0))
+    before = 2 if "label" in found.conditions else 1
+
+    found_rules: list[Rule | Constant] = [
+        *make.patches("patch_embed.proj", "patches", patch, channels, dim),
+        _positions(before, height // patch, width // patch, dim),
+    ]
+    if "label" in found.conditions:
+        no_class = found.config["diffusion"].get("label_dropout", 0.1) > 0
+        found_rules.append(_table(len(found.conditions["label"]), no_class, dim))
+    for i in range(depth + 1):
+        half = depth // 2
+        theirs = "mid_block" if i == half else f"in_blocks.{i}"
+        if i > half:
+            theirs = f"out_blocks.{i - half - 1}"
+            found_rules += make.linear(f"{theirs}.skip_linear", f"block_{i}/skip", 2 * dim, dim)
+        found_rules += _block(theirs, f"block_{i}", dim, heads, hidden)
+    found_rules += _norm("norm", "head_norm", dim)
+    found_rules += make.linear("decoder_pred", "head", dim, patch**2 * channels)
+    if model.get("final_conv", True):
+        found_rules += make.conv("final_layer", "final_conv", (3, 3), channels, channels)
+    return found_rules
+
+
+def _block(theirs: str, ours: str, dim: int, heads: int, hidden: int) -> list[Rule]:
+    return [
+        *_norm(f"{theirs}.norm1", f"{ours}/norm1", dim),
+        *make.attention(f"{theirs}.attn", f"{ours}/attention", dim, heads, bias=False),
+        *_norm(f"{theirs}.norm2", f"{ours}/norm2", dim),
+        *make.linear(f"{theirs}.mlp.fc1", f"{ours}/feed_forward/in", dim, hidden),
+        *make.linear(f"{theirs}.mlp.fc2", f"{ours}/feed_forward/out", hidden, dim),
+    ]
+
+
+def _norm(theirs: str, ours: str, dim: int) -> list[Rule]:
+    """A LayerNorm with a scale and a shift."""
+    return [
+        *make.copied(f"{theirs}.weight", f"{ours}/scale", (dim,)),
+        *make.copied(f"{theirs}.bias", f"{ours}/bias", (dim,)),
+    ]
+
+
+def _positions(before: int, rows: int, cols: int, dim: int) -> Rule:
+    """One table of all tokens' positions; ours has those of the patches apart, as an image."""
+    return Rule(
+        "pos_embed", (1, before + rows * cols, dim), ("token_positions", "positions"),
+        lambda a: (a[0, :before], a[0, before:].reshape(rows, cols, dim)),
+        lambda tokens, patches: np.concatenate([tokens, patches.reshape(-1, dim)])[None],
+    )  # fmt: skip
+
+
+def _table(classes: int, no_class: bool, dim: int) -> Rule:
+    """The classes; our table always has a row for "no class", zero where theirs has none."""
+    ours = ("conditions/label/table/embedding",)
+    if no_class:
+        return make.copied("label_emb.weight", ours[0], (classes + 1, dim))[0]
+    return Rule(
+        "label_emb.weight", (classes, dim), ours,
+        lambda a: (np.pad(a, ((0, 1), (0, 0))),), lambda a: a[:-1],
+    )  # fmt: skip

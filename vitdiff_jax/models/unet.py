@@ -1,0 +1,179 @@
+"""A convolutional U-Net in the manner of DDPM++ and ADM (arXiv:2011.13456, 2105.05233).
+
+    3x3 conv -> residual blocks, halving the size -> middle -> blocks on [h, skip], doubling it
+
+What the Transformers are compared with. A block is h += conv(silu(mod(GN(conv(silu(GN(h))))))) with
+mod(y) = y (1 + scale) + shift from the sum of the time and condition vectors; at chosen sizes and
+in the middle self-attention over all pixels follows. Of a text only the mean of its tokens counts,
+which is in the vector. As in ADM the second convolution of every block starts at zero, and the last
+one too: the network begins as the constant 0.
+
+No two neighbouring blocks have the same shape, so that there is no `scan` here.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vitdiff_jax.models import conditions, layers
+from vitdiff_jax.models.conditions import Sizes
+
+
+def groups(channels: int) -> int:
+    """Of a GroupNorm: at most 32, each of at least 4 channels."""
+    return math.gcd(channels, 32, max(1, channels // 4))
+
+
+class Norm(nn.Module):
+    """GroupNorm of [B, H, W, C], with a scale and a shift."""
+
+    @nn.compact
+    def __call__(self, h: jax.Array) -> jax.Array:
+        channels = h.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", layers.zeros, (channels,))
+        return layers.group_norm(h, groups(channels), scale, bias)
+
+
+class Block(nn.Module):
+    """A residual block on h [B, H, W, C'], modulated by c [B, D], to [B, H, W, channels].
+
+    heads: of the self-attention that follows; 0: none.
+    """
+
+    channels: int
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, h: jax.Array, c: jax.Array) -> jax.Array:
+        y = nn.silu(Norm(name="norm")(h))
+        y = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv1")(y)
+        mod = layers.Dense(2 * self.channels, dtype=self.dtype, name="mod")
+        shift, scale = jnp.split(mod(nn.silu(c))[:, None, None], 2, -1)  # [B, 1, 1, channels]
+        y = nn.silu(layers.group_norm(y, groups(self.channels), 1 + scale, shift))
+        y = nn.Conv(
+            self.channels, (3, 3), kernel_init=layers.zeros, dtype=self.dtype, name="conv2"
+        )(y)
+        if h.shape[-1] != self.channels:
+            h = layers.Dense(self.channels, dtype=self.dtype, name="skip")(h)
+        h = h + y
+        if self.heads:
+            attention = layers.Attention(self.heads, self.dtype, name="attention")
+            tokens = Norm(name="attention_norm")(h).reshape(len(h), -1, self.channels)  # [B, HW, C]
+            h = h + attention(tokens).reshape(h.shape)
+        return h
+
+
+class Model(nn.Module):
+    """The denoiser. `conditions` comes from the data set ({}: unconditional), see `conditions.py`.
+
+    multipliers: of the width, one for each size of the feature maps; each is half of the last.
+    blocks: residual blocks at each size on the way down; one more on the way up.
+    attention: after how many halvings the blocks attend (0: at full size); the middle always does.
+    head_width: channels of each head of attention, at most.
+    learned_sigma: twice the channels come out: the prediction, then what stands for its variance.
+    dtype: of convolutions and matrix products, "float32" or "bfloat16"; parameters are float32.
+    remat: "none", "full" or "dots": how much of a block the backward pass computes again
+        (convolutions are not "dots").
+    text_width, text_depth: of the text encoder that is trained along, where there is text.
+    """
+
+    conditions: Sizes
+    width: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    blocks: int = 2
+    attention: tuple[int, ...] = (1, 2)
+    head_width: int = 64
+    learned_sigma: bool = False
+    dtype: str = "float32"
+    remat: str = "none"
+    text_width: int = 256
+    text_depth: int = 4
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """Raise ValueError("<option>: what is wrong") where options and images do not fit."""
+        layers.check_choices(
+            remat=(self.remat, layers.REMAT), dtype=(self.dtype, ("float32", "bfloat16"))
+        )
+        layers.check_least(
+            width=(self.width, 1), multipliers=(min(self.multipliers, default=0), 1),
+            blocks=(self.blocks, 1), attention=(min(self.attention, default=0), 0),
+            head_width=(self.head_width, 1), text_width=(self.text_width, 1),
+            text_depth=(self.text_depth, 1),
+        )  # fmt: skip
+        halvings = len(self.multipliers) - 1
+        if max(self.attention, default=0) > halvings:
+            raise ValueError(
+                f"attention: {max(self.attention)} is more than the {halvings} halvings there are"
+            )
+        for level in (*self.attention, halvings):
+            channels = self.width * self.multipliers[level]
+            if channels % self._heads(channels):
+                raise ValueError(
+                    f"head_width: {self.head_width} does not divide {channels} channels"
+                )
+        conditions.check(self.conditions, self.text_width)
+        if shape[0] % 2**halvings or shape[1] % 2**halvings:
+            raise ValueError(
+                f"multipliers: {halvings} halvings do not divide the {shape[0]}x{shape[1]} images"
+            )
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, time: jax.Array, cond: dict, keys: jax.Array | None = None
+    ) -> jax.Array:
+        """x [B, H, W, C], time [B], cond (see `conditions.py`) -> float32 [B, H, W, C or 2C].
+
+        keys [B]: as all denoisers have them; there is no dropout here.
+        """
+        dtype, last = jnp.dtype(self.dtype), len(self.multipliers) - 1
+        outputs = x.shape[-1] * (2 if self.learned_sigma else 1)
+        c = layers.TimeEmbedding(4 * self.width, dtype, name="time")(time)
+        embed = conditions.Embedding(
+            self.conditions, 4 * self.width, dtype, self.text_width, self.text_depth,
+            name="conditions",
+        )  # fmt: skip
+        vector, _, _ = embed(cond)
+        if vector is not None:
+            c = c + vector.astype(dtype)  # [B, 4 width]
+
+        def conv(channels, name, stride=1):
+            return nn.Conv(channels, (3, 3), (stride, stride), dtype=dtype, name=name)
+
+        x = conditions.with_hint(x, self.conditions, cond).astype(dtype)
+        h = conv(self.width, "in")(x)  # [B, H, W, width]
+        skips = [h]
+        for level in range(last + 1):
+            for i in range(self.blocks):
+                h = self._block(level, f"down_{level}_{i}")(h, c)
+                skips.append(h)
+            if level < last:
+                h = conv(h.shape[-1], f"halve_{level}", stride=2)(h)  # [B, H/2, W/2, C']
+                skips.append(h)
+        for i, attends in enumerate((True, False)):
+            h = self._block(last, f"middle_{i}", attends)(h, c)
+        for level in reversed(range(last + 1)):
+            for i in range(self.blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], -1)
+                h = self._block(level, f"up_{level}_{i}")(h, c)
+            if level > 0:
+                h = h.repeat(2, 1).repeat(2, 2)  # [B, 2H, 2W, C']
+                h = conv(h.shape[-1], f"double_{level}")(h)
+        h = nn.silu(Norm(name="head_norm")(h))
+        out = nn.Conv(outputs, (3, 3), kernel_init=layers.zeros, dtype=dtype, name="head")(h)
+        return out.astype(jnp.float32)
+
+    def _heads(self, channels: int) -> int:
+        return max(1, channels // self.head_width)
+
+    def _block(self, level: int, name: str, attends: bool | None = None):
+        """A block at the size of `level`, with attention where it is chosen."""
+        channels = self.width * self.multipliers[level]
+        attends = level in self.attention if attends is None else attends
+        policy = layers.REMAT[self.remat]
+        make = Block if policy is None else nn.remat(Block, policy=policy)
+        heads = self._heads(channels) if attends else 0
+        return make(channels, heads, jnp.dtype(self.dtype), name=name)
