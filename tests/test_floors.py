@@ -15,8 +15,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "vitdiff_jax"
 FLOORS = [  # from the top; folders stand for all of their files
     ["main", "__init__"],
-    ["train", "sample", "restore", "evaluate", "statistics", "prepare"],
-    ["watch"],
+    ["train", "sample", "restore", "evaluate", "statistics", "prepare", "importing", "exporting"],
+    ["watch", "finetune"],
     ["trained", "yardstick"],
     ["repair"],
     ["draw"],
@@ -25,7 +25,7 @@ FLOORS = [  # from the top; folders stand for all of their files
     ["config"],
     ["evaluation"],
     ["train_step", "parallel", "checkpoint", "logs", "plots", "reports"],
-    ["restoration", "damage", "averages"],
+    ["restoration", "damage", "averages", "codec"],
     ["samplers"],
     ["diffusion", "operators", "models", "data", "interop"],
 ]

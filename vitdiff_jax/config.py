@@ -37,7 +37,8 @@ METRICS = ("vitdiff_jax.evaluation", "Metric")
 
 FREE = (
     "sample", "evaluate", "restore", "log", "checkpoint", "parallel", "train.steps",
-    "train.accumulate", "data.data_dir", "data.path", "data.cache",
+    "train.accumulate", "data.data_dir", "data.path", "data.cache", "latent.autoencoder",
+    "latent.path",
 )  # fmt: skip
 """What a resumed run may change: these do not alter what has been learned so far."""
 
@@ -51,10 +52,15 @@ def defaults() -> dict[str, Any]:
     return dict(
         seed=0,  # of the weights, the order of the data, and all noise
         data=dict(name="digits"),
+        latent=dict(  # what the network sees instead of pixels
+            factor=1,  # pixels of a side for one of a latent's; 1: pixels
+            autoencoder=config_dict.placeholder(str),  # diffusers' AutoencoderKL, its file
+            path=config_dict.placeholder(str),  # folder of what --mode=prepare makes of the images
+        ),
         model=dict(name="vit"),
         diffusion=dict(
             schedule=dict(name="RectifiedFlow"),
-            **options(Process),  # prediction, loss_space, min_snr, floor: see there
+            **options(Process),  # prediction, loss_space, ...: see there
             times=dict(name="logit_normal"),  # the law of training times
             stratified=True,  # spread each batch evenly over that law
             label_dropout=0.1,  # how often the condition is dropped, for guidance
@@ -80,6 +86,7 @@ def defaults() -> dict[str, Any]:
             accumulate=1,  # parts of the batch that are run one after the other
             ema=(0.9999,),  # decays of the parameter averages, each with warm-up
             ema_widths=(),  # of more averages, relative to the run: see sample.ema_width
+            init_from=config_dict.placeholder(str),  # workdir of a model to start from
             max_bad_steps=10,  # stop after so many non-finite losses or gradients in a row
         ),
         parallel=dict(
@@ -110,6 +117,12 @@ def defaults() -> dict[str, Any]:
             guidance=1.0,  # 1: none
             guidance_low=0.0,  # guide only where guidance_low <= t <= guidance_high
             guidance_high=1.0,
+            guidance_channels=0,  # guide the first so many only (DiT: 3); 0: all
+            guidance_rescale=0.0,  # of the contrast that guidance adds, take so much back
+            guide_with=config_dict.placeholder(str),  # workdir of a worse model, to guide instead
+            # of the model without its condition: autoguidance
+            threshold="none",  # of the estimate of x: static, dynamic
+            threshold_quantile=0.995,  # of dynamic
             ema=config_dict.placeholder(float),  # which of train.ema; None: the first
             ema_width=config_dict.placeholder(float),  # instead an average of any width (EDM2),
             # made from those of train.ema_widths in all checkpoints kept by checkpoint.keep_every

@@ -4,7 +4,9 @@ Image i is drawn from the seed `seed + i` alone: the same seed gives the same im
 in any batch, on any number of devices, and shows how one image changes over training.
 """
 
+import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,11 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from vitdiff_jax import codec as codec_lib
 from vitdiff_jax import config as config_lib
-from vitdiff_jax import parallel
+from vitdiff_jax import parallel, samplers
+from vitdiff_jax.config import ConfigError
 from vitdiff_jax.data.pipeline import Dataset
-from vitdiff_jax.diffusion.process import Denoise, guide
+from vitdiff_jax.diffusion import Denoise, guidance
 from vitdiff_jax.diffusion.schedules import Schedule
+from vitdiff_jax.diffusion.threshold import threshold
 from vitdiff_jax.experiment import Experiment, named
 from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.models.conditions import not_told
@@ -30,32 +35,38 @@ class SamplingError(RuntimeError):
     """Sampling that failed; the message is one line."""
 
 
-def make_draw(experiment: Experiment, options: ConfigDict, mesh: jax.sharding.Mesh) -> Draw:
-    """Compile config.sample into (params, seeds [N], cond) -> uint8 images [N, H, W, C].
+def make_draw(
+    experiment: Experiment, options: ConfigDict, mesh: jax.sharding.Mesh,
+    *, latents: bool = False, frames: int = 0,
+) -> Draw:  # fmt: skip
+    """Compile config.sample into (weights, seeds [N], cond) -> uint8 images [N, H, W, C].
 
-    One call of the compiled loop draws `options.batch` images, cut over all devices.
+    weights: (parameters, those of `experiment.guide` or None). One call of the compiled loop draws
+    `options.batch` images, cut over all devices.
+    latents: of a model of latents these, float32, not decoded. frames: so many pictures of each
+    image's way instead, [N, frames, H, W, C], at times as even as the grid allows.
     """
-    whole = ConfigDict({"sample": options})
-    sampler, sampler_options = config_lib.component(whole, "sample.sampler")
-    grid, grid_options = config_lib.component(whole, "sample.grid")
-    schedule = experiment.process.schedule
-    with named("config.sample."):
-        times = grid(schedule, options.steps, **grid_options)
+    times = _times(experiment, options)
     sharding = parallel.batch_sharding(mesh)
-    denoise_of = guided(experiment, options)
+    sample = _sampler(experiment, options)
+    of_latents = experiment.config.latent.factor > 1
+    codec = _codec(experiment.config.latent) if of_latents and not latents else None
 
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
-    def draw(params, seeds, cond):
+    def draw(weights, seeds, cond):
         seeds, cond = jax.lax.with_sharding_constraint((seeds, cond), sharding)
-        x, keys = start(schedule, seeds, experiment.shape)
-        x = sampler(denoise_of(params, cond), schedule, times, x, keys, **sampler_options)
-        return image_lib.to_uint8(x), jnp.isfinite(x).all((1, 2, 3))
+        x, keys = start(experiment.process.schedule, seeds, experiment.shape)
+        with samplers.recording() if frames else contextlib.nullcontext([]) as path:
+            x = sample(weights, cond, times, x, keys)
+        finite = jnp.isfinite(x).all((1, 2, 3))
+        x = _chosen(path[0], frames, experiment, times) if frames else x
+        return x if of_latents else image_lib.to_uint8(x), finite
 
-    def draw_all(params, seeds, cond):
+    def draw_all(weights, seeds, cond):
         batch = batch_size(options.batch, len(seeds), mesh)
         parts, first = [], 0
         for part in whole_batches((seeds.astype(np.uint32), cond), batch):
-            images, finite = draw(params, *part)
+            images, finite = draw(weights, *part)
             finite = np.asarray(finite)[: len(seeds) - first]
             if not finite.all():
                 seed = seeds[first + int(finite.argmin())]
@@ -63,21 +74,83 @@ def make_draw(experiment: Experiment, options: ConfigDict, mesh: jax.sharding.Me
                     f"the image of seed {seed} is not finite: the parameters are not, or"
                     f" config.sample.guidance={options.guidance} is too large"
                 )
-            parts.append(np.asarray(images))
+            parts.append(np.asarray(codec.decode(images) if codec else images))
             first += batch
         return np.concatenate(parts)[: len(seeds)]
 
     return draw_all
 
 
-def guided(experiment: Experiment, options: ConfigDict) -> Callable[[Any, Any], Denoise]:
-    """(params, cond) -> the model's denoiser, guided as config.sample says."""
+def _times(experiment: Experiment, options: ConfigDict) -> np.ndarray:
+    """config.sample.grid of config.sample.steps."""
+    grid, grid_options = config_lib.component(ConfigDict({"sample": options}), "sample.grid")
+    with named("config.sample."):
+        return grid(experiment.process.schedule, options.steps, **grid_options)
 
-    def denoise_of(params, cond):
-        return guide(
-            experiment.denoiser(params, cond), experiment.denoiser(params, not_told(cond)),
-            options.guidance, options.guidance_low, options.guidance_high,
-        )  # fmt: skip
+
+def _sampler(experiment: Experiment, options: ConfigDict) -> Callable[..., jax.Array]:
+    """(weights, cond, times, x, keys) -> x, with all of config.sample but its grid."""
+    sampler, given = config_lib.component(ConfigDict({"sample": options}), "sample.sampler")
+    process, denoise_of = experiment.process, guided(experiment, options)
+    needs_variance = "variance" in inspect.signature(sampler).parameters
+    if needs_variance and not process.learned_variance:
+        raise ConfigError(
+            f"config.sample.sampler.name: {options.sampler.name} needs a model that has learned its"
+            " variance: config.diffusion.learned_variance; ancestral does without"
+        )
+    if options.threshold != "none" and experiment.config.latent.factor > 1:
+        raise ConfigError("config.sample.threshold: latents have no range to be kept in")
+    with named("config.sample."):
+        threshold(lambda x_t, t: x_t, options.threshold, options.threshold_quantile)  # or raises
+
+    def sample(weights, cond, times, x, keys):
+        denoise = threshold(
+            denoise_of(weights, cond), options.threshold, options.threshold_quantile
+        )
+        extra = {}
+        if needs_variance:
+            extra["variance"] = process.variance(experiment.network(weights[0], cond))
+        return sampler(denoise, process.schedule, times, x, keys, **given, **extra)
+
+    return sample
+
+
+def _chosen(path: jax.Array, frames: int, experiment: Experiment, times: np.ndarray) -> jax.Array:
+    """x_t [T, B, H, W, C] at some of its times as images [B, frames, H, W, C] of one contrast."""
+    which = np.linspace(0, len(path) - 1, frames).round().astype(int)
+    at = jnp.asarray(np.append(times, 0.0)[which], path.dtype)
+    alpha, sigma = experiment.process.schedule.alpha_sigma(at)
+    scale = jnp.where(which == len(path) - 1, 1, jax.lax.rsqrt(alpha**2 + sigma**2))
+    return (path[which] * scale[:, None, None, None, None]).swapaxes(0, 1)
+
+
+def _codec(config: ConfigDict) -> codec_lib.Codec:
+    """The autoencoder that makes pictures of what a model of latents draws."""
+    if not config.autoencoder:
+        raise ConfigError(
+            "config.latent.autoencoder: the model draws latents, and pictures of them need the file"
+            " of their autoencoder, diffusers' AutoencoderKL; the latents themselves are written by"
+            " --mode=sample --latents"
+        )
+    return codec_lib.load(config.autoencoder, config.factor)
+
+
+def guided(experiment: Experiment, options: ConfigDict) -> Callable[[Any, Any], Denoise]:
+    """(weights, cond) -> the model's denoiser, guided as config.sample says; see `make_draw`."""
+    guide = experiment.guide
+    how = dict(channels=options.guidance_channels, rescale=options.guidance_rescale)
+    low, high = options.guidance_low, options.guidance_high
+    with named("config.sample.guidance_"):
+        guidance.guide(lambda x_t, t: x_t, lambda x_t, t: x_t, options.guidance, **how)  # or raises
+
+    def denoise_of(weights, cond):
+        params, others = weights
+        if guide:
+            other = guide.denoiser(others, cond)
+        else:
+            other = experiment.denoiser(params, not_told(cond))
+        denoise = experiment.denoiser(params, cond)
+        return guidance.guide(denoise, other, options.guidance, low, high, **how)
 
     return denoise_of
 

@@ -7,6 +7,7 @@ held-out ones.
 
 import dataclasses
 import functools
+import importlib
 import itertools
 import pathlib
 import time
@@ -149,7 +150,7 @@ def _of_model(config: ConfigDict | None, workdir: pathlib.Path, npz: bool) -> di
     known = model.experiment
     yard = Yardstick(known.config, workdir, model.mesh)
     dataset = yard.setting.dataset
-    trained.check_data({"shape": known.shape, "conditions": known.conditions}, dataset)
+    trained.check_data({"shape": known.image_shape, "conditions": known.conditions}, dataset)
     found, average = [], ways[0].average()
     for row in ways:
         if row.average() != average:
@@ -159,8 +160,9 @@ def _of_model(config: ConfigDict | None, workdir: pathlib.Path, npz: bool) -> di
         measured = _measure_row(model, yard, row, npz)
         results = yard.results(measured)
         seconds = round(time.monotonic() - began, 1)
-        found.append(dataclasses.asdict(row) | {"results": results, "seconds": seconds})
-    for line in yard.warnings(measured, known.shape, dataset.crop, False):
+        calls = {"network_calls": _calls(known.config, row)}
+        found.append(dataclasses.asdict(row) | calls | {"results": results, "seconds": seconds})
+    for line in yard.warnings(measured, known.image_shape, dataset.crop, False):
         logs.say(f"warning: {line}")
     report = _report(yard, found, measured.count)
     if jax.process_index() == 0:
@@ -169,12 +171,21 @@ def _of_model(config: ConfigDict | None, workdir: pathlib.Path, npz: bool) -> di
     return report | {"step": model.step, "sample": known.config.sample.to_dict()}
 
 
+def _calls(config: ConfigDict, row: Row) -> int:
+    """Of the network for an image, where nothing guides; guidance may double them."""
+    key = "sample.sampler"
+    sampler = config_lib.find(config_lib.COMPONENTS[key], f"config.{key}.name", row.sampler)
+    given = config.sample.sampler.to_dict() if row.sampler == config.sample.sampler.name else {}
+    options = {name: value for name, value in given.items() if name != "name"}
+    return importlib.import_module(sampler.__module__).calls(row.steps, **options)
+
+
 def _measure_row(model: trained.Trained, yard: Yardstick, row: Row, npz: bool) -> Measured:
     """What a row's samples add up to; npz: they are also written into evaluation/."""
     config, dataset = model.experiment.config, yard.setting.dataset
     count, keep = config.evaluate.images, yard.home / f"{row.name}.npz"
     target = yard.home / f"samples-step{model.step}-{row.name}.npz"
-    shape = (count, *model.experiment.shape)
+    shape = (count, *model.experiment.image_shape)
     draw = functools.partial(model.draw, **row.options())
     batches = drawn(draw, config, dataset, count)
     writes = npz and jax.process_index() == 0

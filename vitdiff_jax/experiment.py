@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vitdiff_jax import averages
+from vitdiff_jax import averages, codec
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import damage as damages
 from vitdiff_jax.config import ConfigError
@@ -22,7 +22,10 @@ from vitdiff_jax.models.conditions import Cond, blank, sizes_of
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a config and the shape of its images determine, without any data."""
+    """What a config and the shape of its images determine, without any data.
+
+    guide: that of the model of config.sample.guide_with, once it was looked up.
+    """
 
     config: ConfigDict
     model: Any
@@ -30,14 +33,22 @@ class Experiment:
     law: Callable[..., jax.Array]
     shape: tuple[int, int, int]
     conditions: Mapping[str, Any]
+    guide: "Experiment | None" = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of the pictures: `shape`, or of what its latents are decoded to."""
+        height, width, channels = self.shape
+        factor = self.config.latent.factor
+        return (height, width, channels) if factor == 1 else (height * factor, width * factor, 3)
 
     def denoiser(self, params: Any, cond: Cond) -> Denoise:
         """The network with these parameters and conditions as an estimate of x."""
+        return self.process.denoiser(self.network(params, cond))
 
-        def network(x, time):
-            return self.model.apply({"params": params}, x, time, cond)
-
-        return self.process.denoiser(network)
+    def network(self, params: Any, cond: Cond) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """The network, with these parameters and conditions, of (scaled x_t, time feature)."""
+        return lambda x, time: cast(jax.Array, self.model.apply({"params": params}, x, time, cond))
 
     def param_shapes(self, **changes: Any) -> Any:
         """The parameters' shapes and types, not computed; `changes` are of the model's options."""
@@ -79,6 +90,7 @@ def build(
             loss_space=diffusion.loss_space,
             min_snr=diffusion.min_snr,
             floor=diffusion.floor,
+            learned_variance=diffusion.learned_variance,
         )
         if not 0 <= diffusion.label_dropout <= 1:
             raise ValueError(f"label_dropout: {diffusion.label_dropout} is not in [0, 1]")
@@ -86,24 +98,35 @@ def build(
     model = make(sizes_of(conditions), **options)
     with named("config.model."):
         model.check(shape)
+    if diffusion.learned_variance and not getattr(model, "learned_sigma", False):
+        raise ConfigError(
+            "config.diffusion.learned_variance: the network must put it out:"
+            f" config.model.learned_sigma=True, which {config.model.name} may not have"
+        )
     _check_numbers(config)
     return Experiment(config, model, process, law, shape, conditions)
 
 
 def undamaged(config: ConfigDict) -> Dataset:
-    """The config's data set as it is, whatever config.damage says."""
+    """The config's images as they are, whatever config.damage and config.latent say."""
     make, options = config_lib.component(config, "data")
     with named("config.data."):
         return make(**options)
 
 
 def dataset(config: ConfigDict) -> Dataset:
-    """The config's data set; with config.damage, it has a hint as a condition.
+    """What the network learns from: the config's data set, or the latents of its images.
 
-    Held-out examples have theirs, by operators of their own, always the same; those of training
-    examples are drawn anew in each step, see `damage_of`.
+    With config.damage it has a hint as a condition. Held-out examples have theirs, by operators of
+    their own, always the same; those of training examples are drawn anew in each step, see
+    `damage_of`.
     """
     found = undamaged(config)
+    if config.latent.factor > 1:
+        if config.damage.operators:
+            raise ConfigError("config.damage.operators: damages are of pixels; latent.factor=1")
+        with named("config.latent."):
+            return codec.latents_of(found, config.latent)
     damage = damage_of(config, found.shape, "heldout")
     if damage is None:
         return found
@@ -114,6 +137,11 @@ def dataset(config: ConfigDict) -> Dataset:
         heldout=Damaged(found.heldout, damage, config.seed),
         conditions={**found.conditions, "hint": found.shape[2]},
     )
+
+
+def pictures(config: ConfigDict) -> Dataset:
+    """What samples are compared with: `dataset`, but of latents the images themselves."""
+    return undamaged(config) if config.latent.factor > 1 else dataset(config)
 
 
 def damage_of(config: ConfigDict, shape: tuple[int, int, int], split: str) -> Damage | None:
@@ -145,7 +173,7 @@ def sampled_ema(config: ConfigDict) -> str:
 def _check_numbers(config: Any) -> None:
     """Refuse counts below their least and averages that do not exist."""
     least = {
-        "damage.noise": 0, "damage.bank": 1,
+        "latent.factor": 1, "damage.noise": 0, "damage.bank": 1,
         "train.steps": 1, "train.batch": 1, "train.accumulate": 1, "train.max_bad_steps": 1,
         "optimizer.warmup": 0, "checkpoint.every": 1, "checkpoint.keep": 1,
         "checkpoint.keep_every": 0, "log.every": 1, "log.sample_every": 0, "log.heldout_every": 0,

@@ -21,6 +21,8 @@ MODES = {  # mode -> the module whose `main` runs it; its keyword arguments are 
     "evaluate": "vitdiff_jax.evaluate",
     "statistics": "vitdiff_jax.statistics",
     "prepare": "vitdiff_jax.prepare",
+    "import": "vitdiff_jax.importing",
+    "export": "vitdiff_jax.exporting",
 }
 FAILED, WRONG, STOPPED = 1, 2, 75
 
@@ -106,7 +108,14 @@ def _check_processes(args, config_lib) -> None:
 
 
 def _workdir_and_config(args, overrides, config_lib):
-    """The workdir, and the config from the file given, else from the workdir."""
+    """The workdir, and the config from the file given, else from the workdir; to import none."""
+    if args.mode == "import":
+        if args.config or overrides or args.workdir is None:
+            raise config_lib.ConfigError(
+                "--mode=import: takes --source, --family and --workdir; the config follows from the"
+                " weights, and its values can be set by the modes that use it"
+            )
+        return args.workdir, None
     if args.config:
         stem = pathlib.Path(args.config.partition(":")[0]).stem
         variant = args.config.partition(":")[2]

@@ -1,14 +1,15 @@
 """`--mode=prepare`: whatever the config's data set needs before it can be read, once.
 
-Builds TFDS data sets, writes the lists of undecodable images, the cache (config.data.cache=True)
-and text embeddings. It can be interrupted and run again: what is whole is kept.
+Builds TFDS data sets, writes the lists of undecodable images, the cache (config.data.cache=True),
+text embeddings, and latents (config.latent). It can be interrupted and run again: what is whole is
+kept.
 """
 
 import pathlib
 
 from ml_collections import ConfigDict
 
-from vitdiff_jax import experiment, logs
+from vitdiff_jax import codec, experiment, logs
 from vitdiff_jax.config import ConfigError
 from vitdiff_jax.data.images import Images
 from vitdiff_jax.data.pipeline import DataError
@@ -44,4 +45,7 @@ def main(
             write_list(images, scan(images, logs.say), logs.say)
         if not unlisted:
             break
+    if config.latent.factor > 1:
+        with experiment.named("config.latent."):
+            codec.prepare(dataset, config.latent, logs.say)
     logs.say(f"ready: {dataset.origin}")

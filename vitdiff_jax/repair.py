@@ -86,12 +86,12 @@ class Program:
         self.seconds, self.done = 0.0, 0  # without compiling; images
         self._compiled: Any = None
 
-    def _repair(self, params, seeds, cond, y, operator, noise_std):
+    def _repair(self, weights, seeds, cond, y, operator, noise_std):
         """What is compiled: float32 [N, *shape]."""
         sharding = parallel.batch_sharding(self.mesh)
         seeds, cond, y = jax.lax.with_sharding_constraint((seeds, cond, y), sharding)
         schedule, config = self.experiment.process.schedule, self.experiment.config
-        denoise_of = functools.partial(guided(self.experiment, config.sample), params)
+        denoise_of = functools.partial(guided(self.experiment, config.sample), weights)
         denoise = tiled(denoise_of, self.tiling, cond, config.restore.tiles or None)
         x, keys = start(schedule, seeds, self.shape)
         return self.restore(
@@ -99,16 +99,17 @@ class Program:
         )
 
     def __call__(
-        self, params: Any, seeds: np.ndarray, cond: Cond, y: np.ndarray, operator: Any,
+        self, weights: Any, seeds: np.ndarray, cond: Cond, y: np.ndarray, operator: Any,
         noise_std: float,
     ) -> np.ndarray:  # fmt: skip
         """Images float32 [N, *shape] from y [N, ...]; image i depends on seeds[i] and y[i] alone.
 
+        weights: as of `draw.make_draw`.
         The operators of all calls must be of one kind. RepairError if a result is not finite.
         """
         parts = []
         for part in whole_batches((seeds.astype(np.uint32), cond, y), self.batch):
-            arguments = (params, *part, operator, np.float32(noise_std))
+            arguments = (weights, *part, operator, np.float32(noise_std))
             if self._compiled is None:
                 program = jax.jit(self._repair, out_shardings=parallel.replicated(self.mesh))
                 with named("method: "):  # of values that an option cannot have
@@ -195,8 +196,8 @@ class Repaired:
 class Repairer:
     """Repairs pictures with a trained model; what was compiled is kept for the next one like it."""
 
-    def __init__(self, experiment: Experiment, params: Any, mesh: jax.sharding.Mesh):
-        self.experiment, self.params, self.mesh = experiment, params, mesh
+    def __init__(self, experiment: Experiment, weights: Any, mesh: jax.sharding.Mesh):
+        self.experiment, self.weights, self.mesh = experiment, weights, mesh
         self._programs: dict[Any, Program] = {}
 
     def repair(self, case: Case, method: str | None, cond: Cond, seeds: np.ndarray) -> Repaired:
@@ -211,7 +212,7 @@ class Repairer:
         )  # fmt: skip
         cond = {name: np.concatenate([value] * planes) for name, value in cond.items()}
         cond = with_hint(self.experiment, cond, np.repeat(case.images, n, 0))
-        found = run(self.params, np.tile(seeds, planes), cond, y, operator, case.noise_std)
+        found = run(self.weights, np.tile(seeds, planes), cond, y, operator, case.noise_std)
         if isinstance(operator, Mask) and not case.noise_std:  # what is known stays, to the bit
             found = np.where(np.asarray(operator.known) > 0, y, found)
         found = found.reshape(planes, n, *case.shape)
@@ -257,7 +258,7 @@ class Repairer:
             lambda: Program(self.experiment, self.mesh, planes.shape[1:], n, _edit, times),
         )  # fmt: skip
         cond = with_hint(self.experiment, cond, np.full_like(y, NOT_TOLD["hint"]))
-        found = run(self.params, seeds, cond, y, kept, 0.0)
+        found = run(self.weights, seeds, cond, y, kept, 0.0)
         if changed is not None:
             found = np.where(kept > 0, y, found)
         samples = np.stack([one_picture(image[None], x.shape[2]) for image in found])

@@ -58,6 +58,7 @@ def main(
     if n < 1:
         raise ConfigError(f"--n: {n} is less than 1")
     model = trained.load(workdir, config)
+    model.check_pixels()
     if input is None:
         _compare(model, workdir)
         return
@@ -162,7 +163,7 @@ def _compare_on(task, methods, model, data, metrics, home) -> Iterator[dict[str,
             seeds = np.arange(first, first + len(x))
             cond = with_hint(model.experiment, model.cond(len(x)), image)
             found.append(
-                run(model.params, seeds, cond, damaged.y, damaged.operator, damaged.noise_std)
+                run(model.weights, seeds, cond, damaged.y, damaged.operator, damaged.noise_std)
             )
             first += len(x)
         columns.append(found)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import logs, parallel, trained, watch
+from vitdiff_jax import finetune, logs, parallel, trained, watch
 from vitdiff_jax import train_step as step_lib
 from vitdiff_jax.checkpoint import Checkpoints, StopRequest
 from vitdiff_jax.data import pipeline
@@ -115,13 +115,21 @@ class Run:
         """The newest undamaged checkpoint's state, or a new one, made in place on the mesh."""
         step = self.checkpoints.newest(set_aside=True)
         if step is None:
-            return jax.jit(self.init, out_shardings=self.shardings)()
+            state = jax.jit(self.init, out_shardings=self.shardings)()
+            source = self.config.train.init_from
+            return state if source is None else finetune.start(state, source, self.workdir)
         target = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
             self.shapes,
             self.shardings,
         )
-        trained.check_data(self.checkpoints.meta(step), self.dataset)
+        meta = self.checkpoints.meta(step)
+        if "imported" in meta:
+            raise TrainingError(
+                f"{self.workdir}: holds imported weights; to train them further, name it as"
+                " config.train.init_from and give another --workdir"
+            )
+        trained.check_data(meta, self.dataset)
         state = self.checkpoints.restore(step, target)
         logs.say(f"resuming at step {step} of {self.config.train.steps}")
         return state

@@ -15,11 +15,12 @@ import optax
 
 from vitdiff_jax import averages
 from vitdiff_jax.diffusion.process import Process
-from vitdiff_jax.interop.images import from_uint8
+from vitdiff_jax.interop.images import as_floats
 from vitdiff_jax.models import conditions
 
 Batch = dict[str, jax.Array]
-"""image uint8 [B, H, W, C], index int32 [B] (place in the global batch), and the conditions."""
+"""image [B, H, W, C], uint8 or float32 as latents are, index int32 [B] (place in the global batch),
+and the conditions."""
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -107,7 +108,7 @@ def draw(process: Process, batch: Batch, law, key: jax.Array, size: int, stratif
     key: of this step; size: of the global batch.
     """
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 4))(batch["index"])
-    x = from_uint8(batch["image"])
+    x = as_floats(batch["image"])
     eps = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(keys[:, 0])
     t = law(quantiles(keys[:, 1], batch["index"], size, stratified), process.schedule)
     return x, eps, t, keys[:, 2], keys[:, 3]

@@ -21,6 +21,8 @@ from vitdiff_jax.models.conditions import NOT_TOLD
 from vitdiff_jax.operators.mask import read as read_mask
 from vitdiff_jax.prompts import Cond
 
+FIXED = ("grid", "ema", "ema_width", "guide_with")
+"""What a loaded model does not take as other options of config.sample."""
 FAR = 0.2
 """An average made of others may differ so much in its weights over time, root mean square. Eight
 checkpoints with the widths 0.05 and 0.10 give all widths from 0.03 to 0.2 to within 0.10.
@@ -28,12 +30,19 @@ checkpoints with the widths 0.05 and 0.10 give all widths from 0.03 to 0.2 to wi
 
 
 class Trained:
-    """A trained model: `sample` draws images. Made by `load`."""
+    """A trained model: `sample` draws images. Made by `load`.
 
-    def __init__(self, experiment: Experiment, params: Any, step: int, mesh: jax.sharding.Mesh):
+    licence: of imported weights. guide_params: of `experiment.guide`.
+    """
+
+    def __init__(
+        self, experiment: Experiment, params: Any, step: int, mesh: jax.sharding.Mesh,
+        licence: str = "", guide_params: Any = None,
+    ):  # fmt: skip
         self.experiment, self.params, self.step, self.mesh = experiment, params, step, mesh
-        self._programs: dict[tuple, Draw] = {}
-        self._repairer = repair.Repairer(experiment, params, mesh)
+        self.licence, self.weights = licence, (params, guide_params)
+        self._programs: dict[tuple, Draw] = {}  # by the options that differ from the config's
+        self._repairer = repair.Repairer(experiment, self.weights, mesh)
 
     def sample(
         self,
@@ -52,7 +61,8 @@ class Trained:
         hint: float [n, H, W, C] in [-1, 1], the damaged images where the model was trained to
         restore such; None: it draws without.
         options: other values for keys of config.sample, such as steps=25, guidance=2.0 or
-        sampler="ddim", which then has its own defaults.
+        sampler="ddim", which then has its own defaults; frames=8: that many pictures of each
+        image's way from noise, [n, 8, H, W, C].
         """
         cond = prompts.ask(self.experiment.conditions, n, label, prompt, attributes)
         return self.draw(cond | self._hint(hint, n), n, seed, **options)
@@ -88,6 +98,7 @@ class Trained:
         in units of [-1, 1]; None: estimated. degrade: the image is whole, damage it first.
         label, prompt, attributes: what is on it, as in `sample`; None: not told.
         """
+        self.check_pixels()
         x = _as_floats(image)
         with named("mask: "):
             file = isinstance(mask, (str, pathlib.Path))
@@ -108,6 +119,13 @@ class Trained:
         found = self._repairer.repair(case, method, cond, seeds)
         return dataclasses.replace(found, truth=x)
 
+    def check_pixels(self) -> None:
+        """Refuse a model of latents, on which no method of restoration works yet."""
+        if self.experiment.config.latent.factor > 1:
+            raise ConfigError(
+                "config.latent.factor: restoration needs a model of pixels, this one is of latents"
+            )
+
     def cond(self, n: int, label=None, prompt=None, attributes=None) -> Cond:
         """Conditions of n images to be restored, in which what is None is not told."""
         known = {k: v for k, v in self.experiment.conditions.items() if k != "hint"}
@@ -115,25 +133,32 @@ class Trained:
             label = -1
         return prompts.ask(known, n, label, prompt, attributes)
 
-    def draw(self, cond: Cond, n: int, seed: int, **options: Any) -> np.ndarray:
-        """The same for conditions that are arrays already, as of `prompts.of_examples`."""
-        seeds = seed + np.arange(n, dtype=np.int64)
-        return self._program(options)(self.params, seeds, cond)
+    def draw(
+        self, cond: Cond, n: int, seed: int, *, latents: bool = False, frames: int = 0,
+        **options: Any,
+    ) -> np.ndarray:  # fmt: skip
+        """The same for conditions that are arrays already, as of `prompts.of_examples`.
 
-    def _program(self, options: dict[str, Any]) -> Draw:
+        latents, frames: what else than images there can be, see `draw.make_draw`.
+        """
+        seeds = seed + np.arange(n, dtype=np.int64)
+        draw = self._program(dict(latents=latents, frames=frames), options)
+        return draw(self.weights, seeds, cond)
+
+    def _program(self, kind: dict[str, Any], options: dict[str, Any]) -> Draw:
         """The compiled sampler with other values of config.sample, kept for the next call."""
-        key = tuple(sorted(options.items()))
+        key = (*kind.values(), *sorted(options.items()))
         if key not in self._programs:
             merged = self.experiment.config.sample.copy_and_resolve_references()
             for name, value in options.items():
-                if name not in merged or name in ("grid", "ema"):
+                if name not in merged or name in FIXED:
                     raise ConfigError(f"{name}: not an option that sampling takes")
                 if name != "sampler":
                     merged[name] = value
                 elif value != merged.sampler.name:
                     make = config_lib.find(config_lib.COMPONENTS["sample.sampler"], name, value)
                     merged.sampler = ConfigDict({"name": value} | config_lib.options(make))
-            self._programs[key] = make_draw(self.experiment, merged, self.mesh)
+            self._programs[key] = make_draw(self.experiment, merged, self.mesh, **kind)
         return self._programs[key]
 
 
@@ -183,7 +208,30 @@ def load(
     else:
         params = checkpoints.restore_emas(step, [name], target)[name]
     checkpoints.close()
-    return Trained(experiment, params, step, mesh)
+    licence = workdir / "LICENCE.txt"
+    text = licence.read_text() if licence.is_file() else ""
+    guide, others = guide_of(experiment)
+    experiment = dataclasses.replace(experiment, guide=guide)
+    return Trained(experiment, params, step, mesh, text, others)
+
+
+def guide_of(experiment: Experiment) -> tuple[Experiment | None, Any]:
+    """The model of config.sample.guide_with and its parameters; ConfigError if it cannot guide."""
+    path = experiment.config.sample.guide_with
+    if path is None:
+        return None, None
+    found = load(path)
+    for what, one, other in (
+        ("schedule", found.experiment.process.schedule, experiment.process.schedule),
+        ("image size", found.experiment.shape, experiment.shape),
+        ("conditions", dict(found.experiment.conditions), dict(experiment.conditions)),
+    ):
+        if one != other:
+            raise ConfigError(
+                f"config.sample.guide_with: {path} has another {what} than the model, so that it"
+                f" cannot guide it: {_short(one)} and {_short(other)}"
+            )
+    return found.experiment, found.params
 
 
 def _blended(

@@ -1,5 +1,6 @@
 """What a run shows as it goes: samples, held-out losses, copies of training images, evaluations."""
 
+import dataclasses
 import pathlib
 import time
 from typing import Any
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax import draw as draw_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import logs, parallel, prompts, yardstick
+from vitdiff_jax import logs, parallel, prompts, trained, yardstick
 from vitdiff_jax import train_step as step_lib
 from vitdiff_jax.data import pipeline
 from vitdiff_jax.evaluation import memorised
@@ -40,11 +41,17 @@ class Watcher:
         heldout = step_lib.make_heldout_step(model, process, law, levels, seed=config.seed)
         self.heldout_step = jax.jit(heldout, out_shardings=parallel.replicated(mesh))
         self.heldout_times = np.asarray(law(step_lib.heldout_quantiles(levels), process.schedule))
-        self.draw = draw_lib.make_draw(experiment, config.sample, mesh)
-        self.grid_cond = prompts.of_examples(dataset, config.log.images)
-        self.yard = None
-        if config.log.evaluate_every:
-            self.yard = yardstick.Yardstick(config, workdir, mesh, dataset)
+        guide, self.guide_params = trained.guide_of(experiment)
+        experiment = dataclasses.replace(experiment, guide=guide)
+        log, self.yard = config.log, None
+        if log.sample_every or log.nearest_every or log.evaluate_every:
+            self.draw = draw_lib.make_draw(experiment, config.sample, mesh)
+            self.grid_cond = prompts.of_examples(dataset, log.images)
+        self.pictures = dataset
+        if config.latent.factor > 1 and (log.nearest_every or log.evaluate_every):
+            self.pictures = experiment_lib.pictures(config)
+        if log.evaluate_every:
+            self.yard = yardstick.Yardstick(config, workdir, mesh, self.pictures)
 
     def look(self, step: int, emas: dict[str, Any], metrics: logs.Metrics, last: bool) -> None:
         """Held-out losses, a grid of samples, copies, at their intervals and at the end."""
@@ -52,7 +59,7 @@ class Watcher:
         if log.heldout_every and (last or step % log.heldout_every == 0):
             metrics.write(step, self._heldout(params))
         if log.sample_every and (last or step % log.sample_every == 0):
-            images = self.draw(params, np.arange(log.images), self.grid_cond)
+            images = self._drawn(params, np.arange(log.images), self.grid_cond)
             if "hint" in self.grid_cond:
                 sheet = draw_lib.beside(images, self.grid_cond["hint"], self.dataset)
             else:
@@ -70,14 +77,17 @@ class Watcher:
         for name, params in emas.items():
 
             def draw(cond, n, seed, params=params):
-                return self.draw(params, seed + np.arange(n), cond)
+                return self._drawn(params, seed + np.arange(n), cond)
 
-            batches = yardstick.drawn(draw, self.config, self.dataset, count)
+            batches = yardstick.drawn(draw, self.config, self.pictures, count)
             measured = yardstick.measure(yard.parts, count, batches, None, {})
             for metric, found in yard.results(measured).items():
                 values |= {f"{metric}/ema{name}/{key}": value for key, value in found.items()}
                 logs.say(f"step {step}, ema {name}: {metric} {found['value']:.4f}, {count} images")
         metrics.write(step, values | {"evaluation_seconds": time.monotonic() - began})
+
+    def _drawn(self, params, seeds, cond):
+        return self.draw((params, self.guide_params), seeds, cond)
 
     def _picture(self, step, name, file, sheet, metrics):
         metrics.image(step, name, sheet)
@@ -88,8 +98,8 @@ class Watcher:
 
     def _copies(self, step, params, metrics):
         """Warn of samples that repeat training images, and show them."""
-        images = self.draw(params, np.arange(self.config.log.images), self.grid_cond)
-        found = memorised.compare(images, self.dataset.train)
+        images = self._drawn(params, np.arange(self.config.log.images), self.grid_cond)
+        found = memorised.compare(images, self.pictures.train)
         metrics.write(step, {"memorised": float(found.memorised.mean())})
         if found.memorised.any():
             sheet = memorised.picture(images, found)

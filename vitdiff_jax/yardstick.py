@@ -78,7 +78,7 @@ class Yardstick:
         self.config, self.home = config, workdir / "evaluation"
         if not config.evaluate.metrics:
             raise ConfigError("config.evaluate.metrics: empty; name what to measure")
-        read = functools.partial(experiment_lib.dataset, config)
+        read = functools.partial(experiment_lib.pictures, config)
         self.setting = Setting(
             read if dataset is None else lambda: dataset, mesh, config.evaluate.inception
         )

@@ -3,6 +3,8 @@
 Its archives have to be fetched by a person with an account; 50,000 validation images are held out.
 """
 
+import pathlib
+
 from vitdiff_jax.data import images, tfds_images
 from vitdiff_jax.data.pipeline import Dataset
 
@@ -15,6 +17,17 @@ TFDS = tfds_images.Tfds(
     home="https://image-net.org/download-images",
     fetched=False,
 )
+
+
+CLASSES = 1000
+
+
+def class_names() -> tuple[str, ...]:
+    """The WordNet numbers of the classes, in their usual order, which is TFDS's."""
+    import tensorflow_datasets as tfds
+
+    home = pathlib.Path(tfds.__file__).parent / "datasets" / "imagenet2012" / "labels.txt"
+    return tuple(home.read_text().split())
 
 
 def dataset(

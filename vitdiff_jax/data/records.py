@@ -169,13 +169,16 @@ def written(
 
 
 def scan(
-    images: Images, say: Say, use: Callable[[np.ndarray, Facts], None] = lambda *_: None
+    images: Images,
+    say: Say,
+    use: Callable[[np.ndarray, Facts], None] = lambda *_: None,
+    which: range | None = None,
 ) -> dict[int, str]:
     """Decode every picture once, in order, on all cores: {number: reason} of the broken ones.
 
-    use: is given the pixels and facts of each good one.
+    use: is given the pixels and facts of each good one. which: only these places of `images.good`.
     """
-    total, said = len(images), time.monotonic()
+    which, said = range(len(images)) if which is None else which, time.monotonic()
 
     def decode(i):
         try:
@@ -185,12 +188,12 @@ def scan(
 
     threads = os.cpu_count() or 1
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16 * threads)
-    found = grain.MapDataset.range(total).map(decode).to_iter_dataset(options)
+    found = grain.MapDataset.source(which).map(decode).to_iter_dataset(options)
     broken = {}
-    for i, result in enumerate(found):
+    for i, result in zip(which, found):
         if time.monotonic() > said + 10:
             said = time.monotonic()
-            say(f"{images.name}: {i:,} of {total:,}")
+            say(f"{images.name}: {i:,} of {len(images):,}")
         if isinstance(result, str):
             broken[int(images.good[i])] = result
         else:
