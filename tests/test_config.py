@@ -108,7 +108,7 @@ def test_values_from_the_command_line_have_their_key_s_type(override, key, value
         (dict(diffusion=dict(prediction=1)), "config.diffusion.prediction: 1 is not a text"),
         (dict(train=dict(ema=0.9)), "config.train.ema: 0.9 is not a list of values"),
         (dict(model=dict(width="wide")), "config.model.width: 'wide' is not a whole number"),
-        (dict(model=dict(name="vitt")), "config.model.name: there is no 'vitt' here, only vit"),
+        (dict(model=dict(name="vitt")), "config.model.name: there is no 'vitt' here, only dit,"),
         (dict(data=dict(name="imagnet")), "config.data.name: there is no 'imagnet' here, only"),
         (dict(model=dict(name=3)), "config.model.name: 3 is not a text"),
         (dict(diffusion=dict(schedule=dict(name="Schedule"))), "config.diffusion.schedule.name: "),
@@ -134,7 +134,7 @@ def test_what_cannot_be_meant_is_refused(given, message):
         ("--config.train=3", "config.train: no such key; did you mean config.train."),
         ("train.steps=3", "train.steps=3: not understood; values are given as --config.key=value"),
         ("-x", ""),
-        ("--config.model.name=resnet", "config.model.name: there is no 'resnet' here, only vit"),
+        ("--config.model.name=resnet", "config.model.name: there is no 'resnet' here, only dit,"),
     ],
 )
 def test_what_cannot_be_meant_on_the_command_line_is_refused(override, message):

@@ -293,9 +293,13 @@ def test_a_network_without_the_variance_is_refused(out):
             use()
 
 
-def test_a_network_with_a_variance_that_nobody_wants_is_refused():
-    """Not broadcast: one channel of images against two of the output."""
-    with pytest.raises(ValueError, match=r"^learned_variance: with 0 .* 1 channels .* puts out 2$"):
-        Process(DiscreteVP()).loss(BOTH, X, EPS, jnp.asarray(T))
+def test_a_variance_that_nobody_wants_is_not_looked_at():
+    """As in the published SiT; but other numbers of channels are refused, not broadcast."""
+    plain, t = Process(DiscreteVP()), jnp.asarray(T)
+    np.testing.assert_array_equal(plain.loss(BOTH, X, EPS, t), plain.loss(OUT, X, EPS, t))
+    np.testing.assert_array_equal(plain.to_x(BOTH, X, t), plain.to_x(OUT, X, t))
+    three = np.concatenate([BOTH, OUT], -1)
+    with pytest.raises(ValueError, match=r"^learned_variance: with 0 .* 1 channels .* puts out 3$"):
+        plain.loss(three, X, EPS, t)
     with pytest.raises(ValueError, match=r"^learned_variance: this model's is 0"):
         Process(DiscreteVP()).variance(lambda x, time: BOTH)

@@ -71,7 +71,7 @@ def test_is_zero_at_the_start(sizes, options):
     [
         ((4, 4, 3), LABEL, dict()),
         ((8, 4, 1), LABEL, dict(patch=4, learned_sigma=True)),
-        ((2, 6, 4), LABEL, dict(scan=True, idle_sigma=True)),
+        ((2, 6, 4), LABEL, dict(scan=True, learned_sigma=True)),
         ((6, 3, 3), {}, dict(patch=3, remat="full", dtype="bfloat16", learned_sigma=True)),
         ((4, 4, 3), {}, dict(size="S", width=None, heads=None)),
     ],
@@ -106,13 +106,6 @@ def test_scanned_is_unrolled():
     plain = compiled()(tiny_params(), *inputs())
     assert abs(plain).max() > 0.1
     np.testing.assert_allclose(compiled(scan=True)(rolled, *inputs()), plain, atol=1e-5)
-
-
-def test_idle_channels_change_nothing():
-    """The published SiT's: what comes out is the first half of what would."""
-    params = tiny_params(learned_sigma=True)
-    both = compiled(learned_sigma=True)(params, *inputs())
-    np.testing.assert_array_equal(compiled(idle_sigma=True)(params, *inputs()), both[..., :3])
 
 
 @functools.cache
@@ -211,7 +204,6 @@ def test_bytes_after_the_end_of_a_text_are_not_there():
         (dict(width=18), SHAPE, "width: 18 must divide by 4"),
         (dict(depth=0), SHAPE, "depth: 0"),
         (dict(mlp_ratio=0.05), SHAPE, "mlp_ratio: 0.05"),
-        (dict(learned_sigma=True, idle_sigma=True), SHAPE, "idle_sigma: "),
         (dict(size="H"), SHAPE, "size: 'H' is none of S, B, L, XL"),
         (dict(remat="some"), SHAPE, "remat: 'some' is none of none, full, dots"),
         (dict(dtype="float16"), SHAPE, "dtype: 'float16' is none of float32, bfloat16"),

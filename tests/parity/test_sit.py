@@ -41,6 +41,7 @@ def test_velocity_is_minus_sits(case, path):
     np.testing.assert_array_equal(scale, 1)
     out = ours(x, time, label)
     wanted = torch_apply(theirs, options["classes"])(x, 1 - t, label)
+    out = out[..., : wanted.shape[-1]]  # without the variances that nobody uses
     assert difference(-out, wanted) < TOLERANCE
 
 

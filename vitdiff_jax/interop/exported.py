@@ -7,24 +7,26 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from vitdiff_jax.interop.families import flatten, nested
 from vitdiff_jax.interop.images import partial_of
 
 KIND = "vitdiff_jax"
+FACTS = ("config", "shape", "conditions", "family", "ema", "step", "licence")
+"""What a file says of its parameters. family: whose names and shapes they have, None: ours."""
 
 
 def save(path: pathlib.Path, params: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Write nested dicts of arrays, and facts as JSON has them, whole or not at all."""
+    """Write nested dicts of arrays, and `FACTS` as JSON has them, whole or not at all."""
     tensors = {name: np.ascontiguousarray(a) for name, a in flatten(params).items()}
     partial = partial_of(path)
-    save_file(tensors, partial, {KIND: json.dumps(about)})
+    save_file(tensors, partial, {KIND: json.dumps({name: about[name] for name in FACTS})})
     partial.replace(path)
 
 
-def load(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """(params, facts) as `save` wrote them; None where it did not write this file.
+def about(path: pathlib.Path) -> dict[str, Any] | None:
+    """The facts that `save` wrote; None where it did not write this file.
 
     Raises ValueError for damaged files.
     """
@@ -32,10 +34,18 @@ def load(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
         return None
     try:
         with safe_open(path, "numpy") as file:
-            about = (file.metadata() or {}).get(KIND)
-            if about is None:
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return nested(tensors), json.loads(about)
+            text = (file.metadata() or {}).get(KIND)
+        found = None if text is None else json.loads(text)
     except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path}: damaged: {error}") from error
+    if found is not None and not (isinstance(found, dict) and found.keys() == set(FACTS)):
+        raise ValueError(f"{path}: damaged: it does not say what it holds")
+    return found
+
+
+def load(path: pathlib.Path) -> dict[str, Any]:
+    """The parameters that `save` wrote. Raises ValueError for damaged files."""
+    try:
+        return nested(load_file(path))
+    except SafetensorError as error:
         raise ValueError(f"{path}: damaged: {error}") from error

@@ -144,6 +144,12 @@ def linear(theirs: str, ours: str, inputs: int, outputs: int, bias: bool = True)
     return [rule, *copied(f"{theirs}.bias", f"{ours}/bias", (outputs,)) * bias]
 
 
+def norm(theirs: str, ours: str, width: int) -> list[Rule]:
+    """A normalisation with a scale and a shift."""
+    parts = [("weight", "scale"), ("bias", "bias")]
+    return [rule for a, b in parts for rule in copied(f"{theirs}.{a}", f"{ours}/{b}", (width,))]
+
+
 def conv(
     theirs: str, ours: str, kernel: tuple[int, int], inputs: int, outputs: int, bias: bool = True
 ) -> list[Rule]:

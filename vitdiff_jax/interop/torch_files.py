@@ -4,6 +4,7 @@
 `torch`); safetensors need nothing.
 """
 
+import argparse
 import pathlib
 import re
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file
 
 
 def read(path: pathlib.Path) -> Any:
-    """What a safetensors, .pt or .pth file holds: {name: array}, or one array, as it was saved.
+    """What a safetensors, .pt or .pth file holds: {name: array}, nested or not, or one array.
 
     Tensors of 16 bits that NumPy does not know (bfloat16) become float32. Raises ValueError for
     other files.
@@ -33,6 +34,7 @@ def read(path: pathlib.Path) -> Any:
         ) from error
     arrays = [
         np.ndarray, np.dtype, *(type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8")),
+        argparse.Namespace,  # the options that training checkpoints hold
         _reconstruct, (_reconstruct, "numpy.core.multiarray._reconstruct"),  # NumPy 2, NumPy 1
     ]  # fmt: skip
     try:
@@ -45,14 +47,14 @@ def read(path: pathlib.Path) -> Any:
         reason = found[1] if found else f"{type(error).__name__} {error}".partition("\n")[0]
         raise ValueError(f"{path}: not a file of tensors that PyTorch reads: {reason}") from error
 
-    def array(value):
+    def arrays(value):
+        if isinstance(value, dict):
+            return {name: arrays(part) for name, part in value.items()}
         if not isinstance(value, torch.Tensor):
             return value
         return (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
 
-    if isinstance(found, dict):
-        return {name: array(value) for name, value in found.items()}
-    return array(found)
+    return arrays(found)
 
 
 def _known(array: np.ndarray) -> np.ndarray:

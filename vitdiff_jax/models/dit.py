@@ -52,8 +52,6 @@ class Model(nn.Module):
 
     size: S, B, L or XL; width, depth and heads replace its values.
     learned_sigma: twice the channels come out: the prediction, then what stands for its variance.
-    idle_sigma: the head has the parameters of these channels, but they do not come out: the
-        published SiT has them left over from DiT.
     dtype: of the matrix products, "float32" or "bfloat16"; parameters are always float32.
     scan: roll the blocks into one compiled body: faster to compile, slower to run on a TPU.
     remat: "none", "full" or "dots": how much of a block the backward pass computes again.
@@ -68,7 +66,6 @@ class Model(nn.Module):
     heads: int | None = None
     mlp_ratio: float = 4.0
     learned_sigma: bool = False
-    idle_sigma: bool = False
     dtype: str = "float32"
     scan: bool = False
     remat: str = "none"
@@ -92,8 +89,6 @@ class Model(nn.Module):
             patch=(self.patch, 1), width=(width, 1), depth=(depth, 1), heads=(heads, 1),
             text_width=(self.text_width, 1), text_depth=(self.text_depth, 1),
         )  # fmt: skip
-        if self.idle_sigma and self.learned_sigma:
-            raise ValueError("idle_sigma: channels that learned_sigma puts out are not idle")
         if width * self.mlp_ratio < 1:
             raise ValueError(f"mlp_ratio: {self.mlp_ratio} leaves nothing between the layers")
         conditions.check(self.conditions, self.text_width)
@@ -144,7 +139,6 @@ class Model(nn.Module):
         mod = layers.Dense(2 * dim, kernel_init=layers.zeros, dtype=dtype, name="head_mod")
         shift, scale = jnp.split(mod(nn.silu(c))[:, None], 2, -1)
         h = layers.layer_norm(h, 1 + scale, shift)
-        outputs = self.patch**2 * channels * (2 if self.learned_sigma or self.idle_sigma else 1)
+        outputs = self.patch**2 * channels * (2 if self.learned_sigma else 1)
         out = layers.Dense(outputs, kernel_init=layers.zeros, dtype=dtype, name="head")(h)
-        out = layers.unpatchify(out.astype(jnp.float32), self.patch, height, width)
-        return out[..., :channels] if self.idle_sigma else out
+        return layers.unpatchify(out.astype(jnp.float32), self.patch, height, width)

@@ -70,16 +70,16 @@ def rules(found: Found) -> list[Rule | Constant]:
 def _ends(half: str, inputs: int, first: int, last: int, outputs: int) -> list[Rule]:
     return [
         *make.conv(f"{half}.conv_in", f"{half}/in", (3, 3), inputs, first),
-        *_norm(f"{half}.conv_norm_out", f"{half}/out/norm", last),
+        *make.norm(f"{half}.conv_norm_out", f"{half}/out/norm", last),
         *make.conv(f"{half}.conv_out", f"{half}/out/conv", (3, 3), last, outputs),
     ]
 
 
 def _block(theirs: str, ours: str, inputs: int, outputs: int) -> list[Rule]:
     rules = [
-        *_norm(f"{theirs}.norm1", f"{ours}/norm1", inputs),
+        *make.norm(f"{theirs}.norm1", f"{ours}/norm1", inputs),
         *make.conv(f"{theirs}.conv1", f"{ours}/conv1", (3, 3), inputs, outputs),
-        *_norm(f"{theirs}.norm2", f"{ours}/norm2", outputs),
+        *make.norm(f"{theirs}.norm2", f"{ours}/norm2", outputs),
         *make.conv(f"{theirs}.conv2", f"{ours}/conv2", (3, 3), outputs, outputs),
     ]
     if inputs != outputs:
@@ -92,7 +92,7 @@ def _middle(theirs: str, ours: str, width: int, names: dict[str, str]) -> list[R
     layers, attention = f"{theirs}.attentions.0", f"{ours}/attention"
     rules = [
         *_block(f"{theirs}.resnets.0", f"{ours}/block_0", width, width),
-        *_norm(f"{layers}.group_norm", f"{ours}/norm", width),
+        *make.norm(f"{layers}.group_norm", f"{ours}/norm", width),
         *_block(f"{theirs}.resnets.1", f"{ours}/block_1", width, width),
     ]
     for letter in "qkv":
@@ -115,11 +115,3 @@ def _middle(theirs: str, ours: str, width: int, names: dict[str, str]) -> list[R
         ),
         *make.copied(f"{layers}.{names['out']}.bias", f"{attention}/out_bias", (width,)),
     ]  # fmt: skip
-
-
-def _norm(theirs: str, ours: str, width: int) -> list[Rule]:
-    """A normalisation with a scale and a shift."""
-    return [
-        *make.copied(f"{theirs}.weight", f"{ours}/scale", (width,)),
-        *make.copied(f"{theirs}.bias", f"{ours}/bias", (width,)),
-    ]

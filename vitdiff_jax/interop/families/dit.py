@@ -87,8 +87,7 @@ def network_rules(
     dim, depth, heads = (model.get(name) or default for name, default in dims)
     patch = model.get("patch", 2)
     hidden = int(dim * model.get("mlp_ratio", 4.0))
-    twice = model.get("learned_sigma") or model.get("idle_sigma")
-    outputs = patch**2 * channels * (2 if twice else 1)
+    outputs = patch**2 * channels * (2 if model.get("learned_sigma") else 1)
     positions = make.sincos_positions(height // patch, width // patch, dim)
 
     found_rules: list[Rule | Constant] = [

@@ -2,7 +2,7 @@
 
 Their time runs from noise (0) to data (1), which is what `RectifiedFlow` and `GVP` give a network;
 so their velocity is minus ours, and the last layer is negated. The published SiT-XL/2 also puts out
-the channels of DiT's learned variances, which were not trained: the model's `idle_sigma`.
+the channels of DiT's learned variances, which were not trained and are not looked at.
 """
 
 import dataclasses
@@ -35,8 +35,6 @@ def read(
     if path not in PATHS:
         raise ValueError(f"path: {path!r} is none of {', '.join(PATHS)}")
     model, shape, conditions = dit.network(shapes, heads, size)
-    if model.pop("learned_sigma", False):
-        model["idle_sigma"] = True
     diffusion = dict(
         schedule=dict(name=PATHS[path]), prediction="u", loss_space="u", times=dict(name="uniform")
     )

@@ -90,7 +90,9 @@ def _config(model: dict[str, Any], rows: int | None, no_class: bool | None) -> d
 
 def rules(found: Found) -> list[Rule | Constant]:
     """Every tensor's."""
-    model, (height, width, channels) = found.config["model"], found.shape
+    model, (height, width, channels) = (
+        make.model_of(found, "uvit", "eps", ["LinearVP"]), found.shape
+    )  # fmt: skip
     published = zip(DIMS, SIZES[model.get("size") or "S"], strict=True)
     dim, depth, heads = (model.get(name) or default for name, default in published)
     patch, hidden = model.get("patch", 4), int(dim * model.get("mlp_ratio", 4.0))
@@ -110,7 +112,7 @@ def rules(found: Found) -> list[Rule | Constant]:
             theirs = f"out_blocks.{i - half - 1}"
             found_rules += make.linear(f"{theirs}.skip_linear", f"block_{i}/skip", 2 * dim, dim)
         found_rules += _block(theirs, f"block_{i}", dim, heads, hidden)
-    found_rules += _norm("norm", "head_norm", dim)
+    found_rules += make.norm("norm", "head_norm", dim)
     found_rules += make.linear("decoder_pred", "head", dim, patch**2 * channels)
     if model.get("final_conv", True):
         found_rules += make.conv("final_layer", "final_conv", (3, 3), channels, channels)
@@ -119,19 +121,11 @@ def rules(found: Found) -> list[Rule | Constant]:
 
 def _block(theirs: str, ours: str, dim: int, heads: int, hidden: int) -> list[Rule]:
     return [
-        *_norm(f"{theirs}.norm1", f"{ours}/norm1", dim),
+        *make.norm(f"{theirs}.norm1", f"{ours}/norm1", dim),
         *make.attention(f"{theirs}.attn", f"{ours}/attention", dim, heads, bias=False),
-        *_norm(f"{theirs}.norm2", f"{ours}/norm2", dim),
+        *make.norm(f"{theirs}.norm2", f"{ours}/norm2", dim),
         *make.linear(f"{theirs}.mlp.fc1", f"{ours}/feed_forward/in", dim, hidden),
         *make.linear(f"{theirs}.mlp.fc2", f"{ours}/feed_forward/out", hidden, dim),
-    ]
-
-
-def _norm(theirs: str, ours: str, dim: int) -> list[Rule]:
-    """A LayerNorm with a scale and a shift."""
-    return [
-        *make.copied(f"{theirs}.weight", f"{ours}/scale", (dim,)),
-        *make.copied(f"{theirs}.bias", f"{ours}/bias", (dim,)),
     ]
 
 
