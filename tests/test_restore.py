@@ -87,7 +87,7 @@ def test_a_hole_is_filled_and_nothing_else_is_touched(workdir, tmp_path):
         name: data for name, data in before.items() if not name.startswith("run")
     }
     (row,) = report["rows"]
-    assert (row["task"], row["method"]) == ("inpaint", "dps")
+    assert (row["task"], row["method"]) == ("inpaint", "ddrm")
     assert row["tiles"] > 1
 
 

@@ -27,7 +27,7 @@ SPLITS = ("train", "heldout")
 
 
 class Codec:
-    """An autoencoder with its weights. name: which weights, for people and to compare."""
+    """An autoencoder with its weights. name: which weights, to compare."""
 
     def __init__(self, model: Autoencoder, params: Any, name: str):
         self.model, self.params, self.name = model, params, name
@@ -51,8 +51,9 @@ class Codec:
         return np.asarray(self._encode(self.params, images))
 
     def decode(self, z: jax.Array) -> jax.Array:
-        """Images uint8 [N, H, W, 3] of latents [N, h, w, C]."""
-        return self._decode(self.params, z)
+        """Images uint8 [..., H, W, 3] of latents [..., h, w, C]."""
+        images = self._decode(self.params, z.reshape(-1, *z.shape[-3:]))
+        return images.reshape(*z.shape[:-3], *images.shape[1:])
 
 
 def load(path: str, factor: int) -> Codec:
@@ -72,29 +73,35 @@ def load(path: str, factor: int) -> Codec:
         )
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    return Codec(model, jax.device_put(params), f"{file.name}, SHA-256 {digest[:16]}")
+    return Codec(model, jax.device_put(params), f"SHA-256 {digest[:16]}")
 
 
-def shape_of(pictures: Dataset, factor: int) -> tuple[int, int]:
-    """Height and width of the latents of a data set's images; ValueError if they have none."""
+def shape_of(pictures: Dataset, config: Any) -> tuple[int, int]:
+    """Height and width of the latents of a config's images; ValueError if they have none."""
+    factor = config.latent.factor
     height, width, channels = pictures.shape
     if factor < 1 or height % factor or width % factor or channels != 3:
         raise ValueError(f"factor: {factor} does not fit images of {height}x{width}x{channels}")
     if not all(isinstance(getattr(pictures, split), Images) for split in SPLITS):
         raise ValueError("factor: latents are of photographs in files, as of imagenet or folder")
-    if "random" in pictures.crop:
-        raise ValueError("factor: latents are of one crop of each picture; data.random_area=0")
+    if config.data.get("random_area"):
+        raise ValueError(
+            "factor: latents are of one crop of each picture; use config.data.random_area=0"
+        )
     return height // factor, width // factor
 
 
 def latents_of(pictures: Dataset, config: Any) -> Dataset:
-    """The prepared latents of a data set's images, in their place.
+    """The prepared latents of a config's images, in their place.
 
-    config: the section `latent` of a config. ValueError starts with the key that is wrong.
+    ValueError starts with the key of config.latent that is wrong.
     """
-    size, folder = shape_of(pictures, config.factor), _folder(config)
-    name = load(config.autoencoder, config.factor).name if config.autoencoder else None
-    found = [Latents(folder / split, getattr(pictures, split), name) for split in SPLITS]
+    size, latent = shape_of(pictures, config), config.latent
+    folder = _folder(latent)
+    name = load(latent.autoencoder, latent.factor).name if latent.autoencoder else None
+    found = [
+        Latents(folder / split, getattr(pictures, split), pictures.crop, name) for split in SPLITS
+    ]
     shape = tuple(found[0].shape[1:])  # (h, w, 2C)
     if shape[:2] != size:
         raise DataError(
@@ -109,16 +116,17 @@ def latents_of(pictures: Dataset, config: Any) -> Dataset:
 
 def prepare(pictures: Dataset, config: Any, say: Say) -> None:
     """Write what `latents_of` reads; what is there already stays."""
-    shape_of(pictures, config.factor)
-    folder = _folder(config)
-    if not config.autoencoder:
+    shape_of(pictures, config)
+    latent, folder = config.latent, _folder(config.latent)
+    if not latent.autoencoder:
         raise ValueError(
             "autoencoder: needed to make latents: the file of diffusers' AutoencoderKL, such as"
             " sd-vae-ft-ema's diffusion_pytorch_model.safetensors"
         )
-    codec = load(config.autoencoder, config.factor)
+    codec = load(latent.autoencoder, latent.factor)
     for split in SPLITS:
-        write(folder / split, getattr(pictures, split), codec.encode, codec.name, say)
+        images = getattr(pictures, split)
+        write(folder / split, images, pictures.crop, codec.encode, codec.name, say)
 
 
 def _folder(config: Any) -> pathlib.Path:

@@ -46,6 +46,8 @@ def make_draw(
     latents: of a model of latents these, float32, not decoded. frames: so many pictures of each
     image's way instead, [N, frames, H, W, C], at times as even as the grid allows.
     """
+    if frames < 0 or frames == 1:
+        raise ConfigError(f"frames: {frames} is neither 0, for none, nor 2 or more")
     times = _times(experiment, options)
     sharding = parallel.batch_sharding(mesh)
     sample = _sampler(experiment, options)
@@ -59,6 +61,8 @@ def make_draw(
         with samplers.recording() if frames else contextlib.nullcontext([]) as path:
             x = sample(weights, cond, times, x, keys)
         finite = jnp.isfinite(x).all((1, 2, 3))
+        if frames and not path:
+            raise ConfigError(f"frames: {options.sampler.name} does not show its way")
         x = _chosen(path[0], frames, experiment, times) if frames else x
         return x if of_latents else image_lib.to_uint8(x), finite
 

@@ -126,7 +126,7 @@ def dataset(config: ConfigDict) -> Dataset:
         if config.damage.operators:
             raise ConfigError("config.damage.operators: damages are of pixels; latent.factor=1")
         with named("config.latent."):
-            return codec.latents_of(found, config.latent)
+            return codec.latents_of(found, config)
     damage = damage_of(config, found.shape, "heldout")
     if damage is None:
         return found

@@ -11,7 +11,6 @@ from vitdiff_jax import experiment as experiment_lib
 from vitdiff_jax import logs, trained
 from vitdiff_jax.interop import exported, families
 from vitdiff_jax.interop.rules import Found
-from vitdiff_jax.interop.weights import WeightsError
 
 
 def main(config: ConfigDict | None, workdir: pathlib.Path, *, family: str | None = None) -> None:
@@ -23,16 +22,16 @@ def main(config: ConfigDict | None, workdir: pathlib.Path, *, family: str | None
     model = trained.load(workdir, config)
     name = experiment_lib.sampled_ema(model.experiment.config)
     params = jax.tree.map(np.asarray, model.params)
-    path = workdir / "export" / f"{family or 'ema'}-{name}-step{model.step}.safetensors"
-    path.parent.mkdir(exist_ok=True)
-    about = {
-        "config": model.experiment.config.to_dict(), "shape": model.experiment.shape,
-        "conditions": dict(model.experiment.conditions), "ema": name, "step": model.step,
-        "licence": model.licence,
-    }  # fmt: skip
     if family is not None:
         params = _theirs(family, model.experiment, params)
+    about = {
+        "config": model.experiment.config.to_dict(), "shape": model.experiment.shape,
+        "conditions": dict(model.experiment.conditions), "family": family, "ema": name,
+        "step": model.step, "licence": model.licence,
+    }  # fmt: skip
+    path = workdir / "export" / f"{family or 'ema'}-{name}-step{model.step}.safetensors"
     if jax.process_index() == 0:
+        path.parent.mkdir(exist_ok=True)
         exported.save(path, params, about)
     logs.say(f"{name} of step {model.step} in {path}")
 
@@ -40,7 +39,9 @@ def main(config: ConfigDict | None, workdir: pathlib.Path, *, family: str | None
 def _theirs(family: str, experiment: experiment_lib.Experiment, params: Any) -> Any:
     """The parameters as a family's authors keep them."""
     found = Found(experiment.config.to_dict(), experiment.shape, experiment.conditions)
-    try:
-        return families.to_torch(family, found, params)
-    except ValueError as error:
-        raise WeightsError(f"--family: {error}") from error
+    with experiment_lib.named("--family: "):
+        try:
+            return families.to_torch(family, found, params)
+        except KeyError as error:
+            name = experiment.config.model.name
+            raise ValueError(f"{family} has no place for the model {name}") from error

@@ -47,5 +47,5 @@ def main(
             break
     if config.latent.factor > 1:
         with experiment.named("config.latent."):
-            codec.prepare(dataset, config.latent, logs.say)
+            codec.prepare(dataset, config, logs.say)
     logs.say(f"ready: {dataset.origin}")

@@ -42,8 +42,8 @@ def main(
     """
     if n < 1:
         raise ConfigError(f"--n: {n} is less than 1")
-    if frames < 0 or frames == 1:
-        raise ConfigError(f"--frames: {frames} is not 0, for none, or 2 and more")
+    if latents and (npz or nearest or frames):
+        raise ConfigError("--latents: makes no pictures; leave out --npz, --nearest and --frames")
     model = load(workdir, config)
     asked = {"label": label, "prompt": prompt, "attributes": attributes}
     which = "".join(f"-{k}-{_slug(v)}" for k, v in asked.items() if v is not None)

@@ -31,6 +31,12 @@ def train(config: ConfigDict | dict[str, Any], workdir: str | pathlib.Path) -> s
     config: complete (from `config.load`), or a part, which is completed with the defaults.
     """
     config, workdir = config_lib.complete(config), pathlib.Path(workdir)
+    if (workdir / trained.IMPORTED).exists():
+        raise TrainingError(
+            f"{workdir}: holds imported weights; to train them further, name it as"
+            " config.train.init_from and give another --workdir"
+        )
+    finetune.check(config, workdir)
     dataset = experiment_lib.dataset(config)
     experiment = experiment_lib.build(config, dataset.shape, dataset.conditions)
     with experiment_lib.named("config.parallel."):
@@ -116,20 +122,14 @@ class Run:
         step = self.checkpoints.newest(set_aside=True)
         if step is None:
             state = jax.jit(self.init, out_shardings=self.shardings)()
-            source = self.config.train.init_from
-            return state if source is None else finetune.start(state, source, self.workdir)
+            given = self.config.train.init_from is not None
+            return finetune.start(state, self.experiment, self.workdir) if given else state
         target = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
             self.shapes,
             self.shardings,
         )
-        meta = self.checkpoints.meta(step)
-        if "imported" in meta:
-            raise TrainingError(
-                f"{self.workdir}: holds imported weights; to train them further, name it as"
-                " config.train.init_from and give another --workdir"
-            )
-        trained.check_data(meta, self.dataset)
+        trained.check_data(self.checkpoints.meta(step), self.dataset)
         state = self.checkpoints.restore(step, target)
         logs.say(f"resuming at step {step} of {self.config.train.steps}")
         return state

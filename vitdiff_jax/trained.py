@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,6 +24,9 @@ from vitdiff_jax.prompts import Cond
 
 FIXED = ("grid", "ema", "ema_width", "guide_with")
 """What a loaded model does not take as other options of config.sample."""
+LICENCE, IMPORTED = "LICENCE.txt", "imported.json"
+"""Files of a workdir whose weights come from elsewhere; the second only if none were trained in it.
+"""
 FAR = 0.2
 """An average made of others may differ so much in its weights over time, root mean square. Eight
 checkpoints with the widths 0.05 and 0.10 give all widths from 0.03 to 0.2 to within 0.10.
@@ -208,7 +212,7 @@ def load(
     else:
         params = checkpoints.restore_emas(step, [name], target)[name]
     checkpoints.close()
-    licence = workdir / "LICENCE.txt"
+    licence = workdir / LICENCE
     text = licence.read_text() if licence.is_file() else ""
     guide, others = guide_of(experiment)
     experiment = dataclasses.replace(experiment, guide=guide)
@@ -218,13 +222,15 @@ def load(
 def guide_of(experiment: Experiment) -> tuple[Experiment | None, Any]:
     """The model of config.sample.guide_with and its parameters; ConfigError if it cannot guide."""
     path = experiment.config.sample.guide_with
-    if path is None:
+    if not path:
         return None, None
-    found = load(path)
+    own = config_lib.read(pathlib.Path(path) / "config.json")
+    own.sample.guide_with = None  # it need not be guided itself
+    found = load(path, own)
     for what, one, other in (
         ("schedule", found.experiment.process.schedule, experiment.process.schedule),
         ("image size", found.experiment.shape, experiment.shape),
-        ("conditions", dict(found.experiment.conditions), dict(experiment.conditions)),
+        ("conditions", *(_as_json(e.conditions) for e in (found.experiment, experiment))),
     ):
         if one != other:
             raise ConfigError(
@@ -258,18 +264,23 @@ def _blended(
 
 def meta_of(dataset: Dataset) -> dict[str, Any]:
     """What a checkpoint says of the data that it was trained on, as JSON has it."""
-    return json.loads(json.dumps({"shape": dataset.shape, "conditions": dict(dataset.conditions)}))
+    return _as_json({"shape": dataset.shape, "conditions": dict(dataset.conditions)})
 
 
 def check_data(meta: dict[str, Any], dataset: Dataset) -> None:
     """Refuse data of another size, or with other classes, than a model was trained on."""
-    trained = json.loads(json.dumps({**meta, "conditions": dict(meta["conditions"])}))
+    trained = _as_json({**meta, "conditions": dict(meta["conditions"])})
     for name, value in meta_of(dataset).items():
         if value != trained[name]:
             raise ConfigError(
                 f"config.data: has the {name} {_short(value)}, but the model was trained with"
                 f" {_short(trained[name])}; use the old data or another --workdir"
             )
+
+
+def _as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes out of a file, where there are no tuples."""
+    return json.loads(json.dumps(dict(facts)))
 
 
 def _short(value: Any) -> str:
@@ -282,7 +293,10 @@ def check_same(workdir: pathlib.Path, config: ConfigDict) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    if lines := config_lib.differences(config_lib.read(path, beside=config), config):
+    lines = config_lib.differences(config_lib.read(path, beside=config), config)
+    if (workdir / IMPORTED).exists():  # it is not known which data they are from; see `check_data`
+        lines = [line for line in lines if not line.startswith("data.")]
+    if lines:
         raise ConfigError(
             f"{workdir} was trained with another config ({'; '.join(lines)});"
             " use the old values or another --workdir"

@@ -24,51 +24,34 @@ FILES = ("latents.array_record", "latents.json")
 
 Encode = Callable[[np.ndarray], np.ndarray]
 """uint8 [N, H, W, 3] -> mean and log-variance [N, h, w, 2C] of their latents."""
+DAMAGED = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
+"""What reading a shard may raise that is not as it was written."""
 
 
 class Latents:
     """A `Source` of latents float32 [h, w, C], drawn anew by each rng; None: their means.
 
-    images: the pictures whose latents they are. encoder: what must have made them, in words; None:
-    whatever it was. shape: (1 or 2, h, w, 2C).
+    images: the pictures whose latents they are. crop: what was done to these, in words. encoder:
+    what must have made them, in words; None: whatever it was. shape: (1 or 2, h, w, 2C).
     """
 
-    def __init__(self, folder: pathlib.Path, images: Images, encoder: str | None):
-        self.folder, self.images = folder, images
-        self._shards = [self._open(first, encoder) for first in range(0, len(images), SHARD)]
-
-    def _open(self, first: int, encoder: str | None) -> Any:
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-        shard, wanted = _shard(self.folder, first), _about(self.images, first, encoder)
-        if not (shard / FILES[1]).is_file():
-            raise DataError(f"{shard}: no latents here: run the same config with --mode=prepare")
-        try:
-            about = json.loads((shard / FILES[1]).read_text())
-            self.shape = tuple(about.pop("shape"))
-            if encoder is None:
-                wanted["encoder"] = about["encoder"]
-            source = ArrayRecordDataSource(str(shard / FILES[0]))
-            if len(source) != wanted["count"]:
-                raise ValueError(f"{len(source)} records instead of {wanted['count']}")
-        except (OSError, RuntimeError, ValueError, KeyError, AttributeError) as error:
-            raise DataError(
-                f"{shard}: damaged latents ({error}); delete it and prepare again"
-            ) from error
-        if about != wanted:
-            wrong = next(key for key in wanted if about.get(key) != wanted[key])
-            raise DataError(
-                f"{shard}: latents of other data: {wrong} is {about.get(wrong)!r} there and"
-                f" {wanted[wrong]!r} here; use another config.latent.path"
-            )
-        return source
+    def __init__(self, folder: pathlib.Path, images: Images, crop: str, encoder: str | None):
+        self.folder, self.images, self.shape = folder, images, (0, 0, 0, 0)
+        self._shards = []
+        for first in range(0, len(images), SHARD):
+            shard, wanted = _shard(folder, first), _about(images, first, crop, encoder)
+            self.shape, source = _read(shard, wanted)
+            self._shards.append(source)
 
     def __len__(self):
         return len(self.images)
 
     def example(self, index: int, rng: np.random.Generator | None = None) -> Example:
         """See `pipeline.Source`."""
-        record = read_record(self._shards[index // SHARD], index % SHARD)
+        try:
+            record = read_record(self._shards[index // SHARD], index % SHARD)
+        except OSError as error:
+            raise _damaged(_shard(self.folder, index), error) from error
         size = 2 * int(np.prod(self.shape))
         moments = np.frombuffer(record[:size], np.float16).reshape(self.shape)
         mirrored = len(moments) > 1 and rng is not None and rng.random() < 0.5
@@ -79,17 +62,51 @@ class Latents:
         return {"image": mean} | self.images.annotate(json.loads(record[size:]), rng)
 
 
-def write(folder: pathlib.Path, images: Images, encode: Encode, encoder: str, say: Say) -> None:
-    """Write the latents of all good pictures; shards that are there already stay."""
+def write(
+    folder: pathlib.Path, images: Images, crop: str, encode: Encode, encoder: str, say: Say
+) -> None:
+    """Write the latents of all good pictures; shards of them that are there already stay."""
     for first in range(0, len(images), SHARD):
-        shard = _shard(folder, first)
-        if not (shard / FILES[1]).is_file():
+        shard, about = _shard(folder, first), _about(images, first, crop, encoder)
+        if (shard / FILES[1]).is_file():
+            _read(shard, about)  # or raises
+        else:
             say(f"{images.name}: latents {first:,} of {len(images):,}, into {shard}")
-            _write_shard(shard, images, first, encode, encoder, say)
+            _write_shard(shard, images, first, encode, about, say)
+
+
+def _read(shard: pathlib.Path, wanted: dict[str, Any]) -> tuple[tuple[int, ...], Any]:
+    """(shape, records) of a shard; DataError where it is not what is wanted."""
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    if not (shard / FILES[1]).is_file():
+        raise DataError(f"{shard}: no latents here: run the same config with --mode=prepare")
+    try:
+        about = json.loads((shard / FILES[1]).read_text())
+        shape = tuple(about.pop("shape"))
+        if wanted["encoder"] is None:
+            wanted = wanted | {"encoder": about["encoder"]}
+        source = ArrayRecordDataSource(str(shard / FILES[0]))
+        if len(source) != about["count"]:
+            raise ValueError(f"{len(source)} records instead of {about['count']}")
+    except DAMAGED as error:
+        raise _damaged(shard, error) from error
+    if about != wanted:
+        wrong = next(key for key in wanted if about.get(key) != wanted[key])
+        raise DataError(
+            f"{shard}: latents of other data: {wrong} is {about.get(wrong)!r} there and"
+            f" {wanted[wrong]!r} here; use another config.latent.path"
+        )
+    return shape, source
+
+
+def _damaged(shard: pathlib.Path, error: Exception) -> DataError:
+    reason = str(error) or type(error).__name__
+    return DataError(f"{shard}: damaged latents ({reason}); delete it and prepare again")
 
 
 def _write_shard(
-    shard: pathlib.Path, images: Images, first: int, encode: Encode, encoder: str, say: Say
+    shard: pathlib.Path, images: Images, first: int, encode: Encode, of: dict[str, Any], say: Say
 ) -> None:
     waiting: list[tuple[np.ndarray, Facts]] = []
     shard.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +128,7 @@ def _write_shard(
             if len(waiting) == BATCH:
                 flush()
 
-        about.update(_about(images, first, encoder))
+        about.update(of)
         which = range(first, min(first + SHARD, len(images)))
         if broken := scan(images, say, use, which):
             number, reason = next(iter(broken.items()))
@@ -123,7 +140,9 @@ def _shard(folder: pathlib.Path, first: int) -> pathlib.Path:
     return folder / f"{first // SHARD:05d}"
 
 
-def _about(images: Images, first: int, encoder: str | None) -> dict[str, Any]:
-    """What the latents of a shard must be of."""
-    count = min(SHARD, len(images) - first)
-    return {"images": images.name, "count": count, "mirrored": images.flip, "encoder": encoder}
+def _about(images: Images, first: int, crop: str, encoder: str | None) -> dict[str, Any]:
+    """What the latents of a shard must be of; wherever the pictures lie by now."""
+    return {
+        "images": images.name.rpartition("/")[2], "crop": crop, "mirrored": images.flip,
+        "encoder": encoder, "count": min(SHARD, len(images) - first),
+    }  # fmt: skip

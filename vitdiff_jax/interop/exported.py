@@ -35,10 +35,12 @@ def about(path: pathlib.Path) -> dict[str, Any] | None:
     try:
         with safe_open(path, "numpy") as file:
             text = (file.metadata() or {}).get(KIND)
-        found = None if text is None else json.loads(text)
+        if text is None:
+            return None
+        found = json.loads(text)
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: damaged: {error}") from error
-    if found is not None and not (isinstance(found, dict) and found.keys() == set(FACTS)):
+    if not (isinstance(found, dict) and found.keys() == set(FACTS)):
         raise ValueError(f"{path}: damaged: it does not say what it holds")
     return found
 

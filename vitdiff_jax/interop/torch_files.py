@@ -32,13 +32,13 @@ def read(path: pathlib.Path) -> Any:
         raise ValueError(
             f"{path}: reading it needs PyTorch, once: pip install 'vitdiff_jax[torch]'"
         ) from error
-    arrays = [
+    allowed = [
         np.ndarray, np.dtype, *(type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8")),
         argparse.Namespace,  # the options that training checkpoints hold
         _reconstruct, (_reconstruct, "numpy.core.multiarray._reconstruct"),  # NumPy 2, NumPy 1
     ]  # fmt: skip
     try:
-        with torch.serialization.safe_globals(arrays):
+        with torch.serialization.safe_globals(allowed):
             found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
