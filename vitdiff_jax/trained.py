@@ -224,7 +224,7 @@ def guide_of(experiment: Experiment) -> tuple[Experiment | None, Any]:
     path = experiment.config.sample.guide_with
     if not path:
         return None, None
-    own = config_lib.read(pathlib.Path(path) / "config.json")
+    own: Any = config_lib.read(pathlib.Path(path) / "config.json")
     own.sample.guide_with = None  # it need not be guided itself
     found = load(path, own)
     for what, one, other in (
