@@ -1,5 +1,6 @@
 """DPS, which is not linear, step by step against NumPy with the gradient written out."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,6 +9,7 @@ from tests.restoration import recursions
 from tests.restoration.gaussians import OPERATORS, PRIORS, SHAPE, SIZE, draw, keys, noise, problem
 from vitdiff_jax.diffusion import grids
 from vitdiff_jax.diffusion.schedules import EDM, LinearVP, RectifiedFlow
+from vitdiff_jax.restoration import dps
 from vitdiff_jax.samplers import fresh_noise
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -60,6 +62,23 @@ def test_an_operator_that_is_not_linear():
     )  # fmt: skip
     found = draw("dps", case, RectifiedFlow(), times, COUNT, scale=0.3)
     np.testing.assert_allclose(found.reshape(COUNT, SIZE), wanted, atol=1e-8)
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_the_default_step_does_not_depend_on_the_size(copies):
+    """Copies of an image side by side, each damaged alike, become copies of what it becomes."""
+    schedule, times = RectifiedFlow(), np.array([0.8, 0.0])  # the last step adds no noise
+    x = noise(schedule, COUNT, times[0])
+    y = 0.3 * np.cos(np.arange(x.size)).reshape(x.shape)
+
+    def run(side):
+        whole = [np.tile(part, (1, 1, side, 1)) for part in (x, y)]
+        return dps.restore(
+            lambda x_t, t: 0.5 * x_t + 0.1 * jnp.sin(x_t), schedule, times, whole[0], keys(COUNT),
+            operator=make(dict(name="denoise"), whole[0].shape[1:]), y=whole[1], noise_std=0.1,
+        )  # fmt: skip
+
+    np.testing.assert_allclose(run(copies), np.tile(run(1), (1, 1, copies, 1)), atol=1e-12)
 
 
 @pytest.mark.parametrize(("operator", "value"), [("denoise", 1), ("average", 1 / 2)])

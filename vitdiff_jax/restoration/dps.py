@@ -5,12 +5,19 @@
 with the derivative through the network, for any operator that has one. It is the paper's step of
 zeta' / |y - A(x_hat)| down the gradient of the square, with 2 zeta' = scale, as its authors run it.
 
+The slope of a norm is at most as long as the largest singular value, whatever the size of the
+image, where the noise to be undone is sqrt(H W C) long. So a scale fits one size of images and one
+number of steps; by default all steps together are as long as that noise. The paper's 0.3 to 1, in
+1000 steps on 256 px, make 0.7 to 2.3 of it.
+
 Bias: the slope of a norm has one length, however small the misfit is. Near the end each step goes
 there and back over y, whether y has noise or not: for Gaussian images and an operator whose
 singular values are all s, |y - A x| is scale s^2 / 2 on average, however many the steps. So the
 noise of y is reproduced, and a y without noise not quite. Where the operator is zero, it is
 ancestral sampling.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +41,10 @@ def calls(steps: int, **_) -> int:
 def restore(
     denoise: Denoise, schedule: Schedule, times: np.ndarray, x: jax.Array, keys: jax.Array, *,
     operator: Operator, y: jax.Array, noise_std: jax.Array | float,
-    scale: float = 1.0,
+    scale: float = 0.0,
 ) -> jax.Array:  # fmt: skip
-    """See `restoration`; noise_std is not used. scale: 0.3 to 1 in the paper."""
+    """See `restoration`; noise_std is not used. scale: of a step; 0: sqrt(H W C) / steps."""
+    scale = scale or math.sqrt(x[0].size) / (len(times) - 1)
 
     def misfit(x_t, t):
         x_hat = denoise(x_t, t)
