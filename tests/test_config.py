@@ -12,6 +12,7 @@ from tests import tiny
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import train
 from vitdiff_jax.config import ConfigError
+from vitdiff_jax.defaults import defaults
 
 
 def refused(call, *arguments):
@@ -45,7 +46,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 def test_nothing_given_is_the_defaults():
     config = config_lib.complete({})
-    assert config.to_dict() == config_lib.complete(config_lib.defaults()).to_dict()
+    assert config.to_dict() == config_lib.complete(defaults()).to_dict()
     assert config.model.name == "vit"
     assert config.model.patch == 16  # of the component
     assert config.train.steps == 100_000

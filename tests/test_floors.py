@@ -23,6 +23,7 @@ FLOORS = [  # from the top; folders stand for all of their files
     ["prompts", "tasks"],
     ["experiment"],
     ["config"],
+    ["defaults"],
     ["evaluation"],
     ["train_step", "parallel", "checkpoint", "logs", "plots", "reports"],
     ["restoration", "damage", "averages", "codec"],
