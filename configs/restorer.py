@@ -7,7 +7,7 @@ Needs no download. For photographs of your own, add --config.data.name=folder
 --config.data.path=FOLDER and --config.data.size=64. Any other config becomes a restorer in the same
 way: --config.damage.operators="('mask:kind=strokes','downsample:factor=2')".
 
-Not yet run at full length. Variant "small" is for a first look on a laptop.
+Variant "small" is for a first look on a laptop.
 """
 
 
@@ -17,6 +17,9 @@ def get_config(variant=""):
     One model for all of them, which is told the damaged image and not what happened to it. The
     noise is up to 0.2, that of a bad photograph, so that it also learns to leave a clean one alone.
     No guidance is needed: the hint says nearly all, and dropping it costs training.
+
+    Measured: 57 minutes on two CPU cores beside other work. It restores worse than scenes.py does
+    with DDRM in the same number of steps (README).
     """
     if variant not in ("", "small"):
         raise ValueError(f"no variant {variant!r}, only small")

@@ -7,8 +7,8 @@ zeta' / |y - A(x_hat)| down the gradient of the square, with 2 zeta' = scale, as
 
 The slope of a norm is at most as long as the largest singular value, whatever the size of the
 image, where the noise to be undone is sqrt(H W C) long. So a scale fits one size of images and one
-number of steps; by default all steps together are as long as that noise. The paper's 0.3 to 1, in
-1000 steps on 256 px, make 0.7 to 2.3 of it.
+number of steps; by default all steps together are 1.5 times as long as that noise. The paper's 0.3
+to 1, in 1000 steps on 256 px, make 0.7 to 2.3 times.
 
 Bias: the slope of a norm has one length, however small the misfit is. Near the end each step goes
 there and back over y, whether y has noise or not: for Gaussian images and an operator whose
@@ -43,8 +43,8 @@ def restore(
     operator: Operator, y: jax.Array, noise_std: jax.Array | float,
     scale: float = 0.0,
 ) -> jax.Array:  # fmt: skip
-    """See `restoration`; noise_std is not used. scale: of a step; 0: sqrt(H W C) / steps."""
-    scale = scale or math.sqrt(x[0].size) / (len(times) - 1)
+    """See `restoration`; noise_std is not used. scale: of a step; 0: 1.5 sqrt(H W C) / steps."""
+    scale = scale or 1.5 * math.sqrt(x[0].size) / (len(times) - 1)
 
     def misfit(x_t, t):
         x_hat = denoise(x_t, t)
