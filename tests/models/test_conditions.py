@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.test_vit import SHAPE, TINY, param_shapes, random_params, stacked
+from tests.models.tiny_models import SHAPE, TINY, param_shapes, random_params, stacked
 from vitdiff_jax.data.text import to_bytes
 from vitdiff_jax.models import conditions
 from vitdiff_jax.models.vit import Model
 
 SIZES = {"label": (5,), "attributes": (3,), "text": (16,), "embedding": (4, 6), "hint": (2,)}
-OPTIONS = TINY | dict(text_width=8, text_depth=2)
+OPTIONS = TINY["vit"] | dict(text_depth=2)
 TEXTS = ("a", "déjà", "sixteen bytes!!!")  # 1, 6 and 16 bytes: 1, 2 and 4 tokens
 each = pytest.mark.parametrize("name", SIZES)
 
