@@ -235,32 +235,6 @@ def run(cond, weights, **options):
     return np.asarray(jax.jit(model.apply)({"params": weights}, *images(), cond))
 
 
-def test_all_at_once_start_at_zero():
-    """The images have their own channels only, whatever the hint's."""
-    small = dict(depth=1, class_tokens_from=0, text_depth=1)
-    model = Model(SIZES, **OPTIONS | small)
-    model.check(SHAPE)
-    out = jax.jit(model.init_with_output)(jax.random.key(0), *images(), told())[0]
-    assert out.shape == (3, *SHAPE)
-    assert not out.any()
-
-
-def test_bfloat16_is_close():
-    plain, rounded = run(told(), params()), run(told(), params(), dtype="bfloat16")
-    assert rounded.dtype == np.float32
-    assert 0 < abs(rounded - plain).max() < 0.05 * abs(plain).max()
-
-
-@each
-def test_each_matters_to_its_own_image_only(name):
-    """A hint or a text reaches every patch of its image, and no other image."""
-    cond = told()
-    changed = cond | {name: cond[name].at[1].set(cond[name][2])}
-    moved = abs(run(changed, params()) - run(cond, params()))
-    assert moved[[0, 2]].max() == 0
-    assert (moved[1].reshape(2, 2, 3, 2, 3).max((1, 3, 4)) > 1e-4).all()  # every patch
-
-
 def without(weights, name):
     """The parameters of the network without this condition, out of those with it."""
     kernel = weights["bottleneck_in"]["kernel"]
