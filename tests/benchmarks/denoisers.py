@@ -52,12 +52,18 @@ TRIAL, PART = 350, 50
 compiled, so that a moment of other work does not count."""
 
 
+def trained_for(given: dict, workdir: pathlib.Path) -> None:
+    """Train to the end, or end here, when a signal stops it."""
+    if train.train(given, workdir) != "finished":
+        sys.exit(75)
+
+
 def speed(given: dict, workdir: pathlib.Path) -> float:
     """Steps per second, from a short run of its own."""
     trial = copy.deepcopy(given)
     trial["train"]["steps"] = TRIAL
     trial["log"]["every"] = PART
-    train.train(trial, workdir)
+    trained_for(trial, workdir)
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return statistics.median(line["steps_per_second"] for line in lines if line["step"] > PART)
 
@@ -67,7 +73,7 @@ def row_of(name: str, rate: float, given: dict, steps: int, workdir: pathlib.Pat
     given = copy.deepcopy(given)
     given["train"]["steps"] = steps
     given["optimizer"]["learning_rate"] = rate
-    train.train(given, workdir)
+    trained_for(given, workdir)
     evaluate.main(None, workdir)
     report = json.loads((workdir / "evaluation.json").read_text())
     parameters = trained.load(workdir).weights
