@@ -51,8 +51,10 @@ def errors(case, schedule, steps, options):
 
 
 def tweedie(case):
-    """As many conjugate gradients as the matrix has different directions."""
-    return TWEEDIE | dict(iterations=int(np.linalg.matrix_rank(case.matrix)))
+    """As many conjugate gradients as the matrix has directions, and a quarter more: rounding spoils
+    the directions (of 16 for a mask the mean is off by 2e-6, of 20 by 1e-15)."""
+    rank = int(np.linalg.matrix_rank(case.matrix))
+    return TWEEDIE | dict(iterations=rank + rank // 4)
 
 
 def test_the_exact_methods_are_those_that_say_so():
@@ -65,13 +67,13 @@ def test_error_falls_at_the_samplers_order(operator):
     """The second for Heun, with every prior; schedules change from one operator to the next.
 
     Not on LinearVP, where so few steps that are even in log-SNR are not yet in that regime. Where
-    paths are straight the mean is exact, up to the rounding of conjugate gradients.
+    paths are straight the mean is exact.
     """
     schedule = [RectifiedFlow(), Cosine(), EDM()][list(OPERATORS).index(operator) % 3]
     for kind in PRIORS if operator != "radon" else ["full"]:  # which is slow to transpose
         case = problem(operator, kind, NOISE_STD)
         few, many = (errors(case, schedule, n, tweedie(case)) for n in (16, 32))
-        assert (many < np.maximum(few / 2**1.8, 1e-5)).all()
+        assert (many < np.maximum(few / 2**1.8, 1e-9)).all()
         assert (many < 0.01 * np.sqrt(case.prior.variances.max())).all()
 
 
