@@ -24,6 +24,22 @@ def test_every_task_can_be_made_and_has_a_method(task):
     restoration.find(restoration.recommended(found), found)
 
 
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [
+        ("denoise", "ddrm"),
+        ("downsample:factor=2+mask:share=0.3", "pnpflow"),
+        ("radon:angles=4", "diffpir"),
+        ("colourise+radon:angles=4", "diffpir"),
+        ("artefacts", "dps"),
+    ],
+)
+def test_what_is_recommended_follows_from_what_an_operator_says_of_itself(task, method):
+    found = operator(task, (16, 16, 3))
+    assert restoration.recommended(found) == method
+    assert restoration.recommended(found, hint=True) == "palette"
+
+
 def test_options_stand_over_those_of_the_task():
     assert operator("upscale").forward(jnp.zeros((1, 12, 16, 3))).shape == (1, 3, 4, 3)
     assert operator("upscale:factor=2").forward(jnp.zeros((1, 12, 16, 3))).shape == (1, 6, 8, 3)

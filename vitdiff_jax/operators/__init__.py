@@ -10,7 +10,9 @@ pytree, so that it can go through `jit`, and says only its forward map:
     operator.linear              whether it is
 
 The adjoint follows (`adjoint`): adjoints written by hand are where published codes are wrong. Where
-there is a cheap one, an operator also has `pseudo_inverse(y)`, or `svd()` (see `svd.py`).
+there is a cheap one, an operator also has `pseudo_inverse(y)`, or `svd()` (see `svd.py`). If there
+is none and y has all but lost what is fine, as in tomography, it says `ill_posed = True`: steps
+down a slope will not bring that back, solving will.
 Units are those of [-1, 1], of noise too.
 """
 

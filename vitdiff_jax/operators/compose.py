@@ -18,6 +18,11 @@ class Composed:
     parts: tuple[Any, ...]
     linear: bool = static()
 
+    @property
+    def ill_posed(self) -> bool:
+        """Whether a part is."""
+        return any(getattr(part, "ill_posed", False) for part in self.parts)
+
     def forward(self, x: jax.Array) -> jax.Array:
         for part in self.parts:
             x = part.forward(x)

@@ -21,6 +21,7 @@ class Radon:
 
     directions: jax.Array | np.ndarray
     linear: bool = static(default=True)
+    ill_posed = True
 
     def forward(self, x: jax.Array) -> jax.Array:
         whole = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
