@@ -20,7 +20,7 @@ FLOORS = [  # from the top; folders stand for all of their files
     ["trained", "yardstick"],
     ["repair"],
     ["draw"],
-    ["prompts", "tasks"],
+    ["prompts", "tasks", "program"],
     ["experiment"],
     ["config"],
     ["defaults"],
@@ -28,7 +28,7 @@ FLOORS = [  # from the top; folders stand for all of their files
     ["train_step", "parallel", "checkpoint", "logs", "plots", "reports"],
     ["restoration", "damage", "averages", "codec"],
     ["samplers"],
-    ["diffusion", "operators", "models", "data", "interop"],
+    ["diffusion", "operators", "models", "data", "interop", "chips", "hlo"],
 ]
 ONLY_IN = {  # a library -> the parts that may import it
     "flax.linen": {"models"},

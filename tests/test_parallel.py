@@ -29,6 +29,8 @@ VARIANTS = {  # name -> (config.parallel, parts of a batch)
     "data parallel": (dict(), 1),
     "fsdp 4": (dict(fsdp=4), 1),
     "fsdp 2x2, accumulated": (dict(fsdp=2), 2),
+    "zero1": (dict(zero1=True), 1),
+    "zero1, fsdp 2x2, accumulated": (dict(zero1=True, fsdp=2), 2),
     "pmap": (dict(compiler="pmap"), 1),
     "pmap, accumulated": (dict(compiler="pmap"), 2),
 }
@@ -153,8 +155,9 @@ def test_dropout_is_at_work(place):
 @pytest.mark.parametrize("when", ["created", "trained"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_who_holds_what(facts, name, when):
-    """FSDP over n devices leaves each an n-th of every large array, from the first on."""
-    n = VARIANTS[name][0].get("fsdp", 1)
+    """FSDP and ZeRO-1 leave each device its share of every large array, from the first on."""
+    options = VARIANTS[name][0]
+    n = 4 if options.get("zero1") else options.get("fsdp", 1)
     cut = []
     for path, (whole, *parts) in facts[name][when].items():
         large = np.prod(whole) >= 4096 and any(size % n == 0 for size in whole)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests import tiny
@@ -249,6 +250,29 @@ def test_weight_decay_shrinks_matrices_only():
     vectors = ("bias']", "norm", "scale']", "embedding']", "class_positions']")
     assert kept == {name for name in share if any(word in name for word in vectors)}
     assert len(shrunk) == 13  # 2 bottleneck, 2 time, 4 attention, 2 feed-forward, 2 mod, 1 head
+
+
+def test_bfloat16_gradients_are_the_gradients_rounded():
+    """The network casts its matrices anyway, so that only their gradients are rounded."""
+    model = vit.Model(
+        conditions={"label": (CLASSES,)}, patch=1, width=16, depth=1, heads=2, bottleneck=4,
+        class_tokens=0, dtype="bfloat16",
+    )  # fmt: skip
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        init = step_lib.make_init(model, optax.sgd(1.0), (), SEED, SHAPE)
+        step = step_lib.make_train_step(
+            model, PROCESS, times.uniform, optax.sgd(1.0), lambda step: 1.0,
+            seed=SEED, batch_size=BATCH, gradient_dtype=dtype,
+        )  # fmt: skip
+        state = init()
+        state = state.replace(params=jax.tree.map(lambda a: a + 0.1, state.params))
+        new, metrics = jax.jit(step)(state, batch(0))
+        assert {a.dtype for a in jax.tree.leaves(new.params)} == {jnp.dtype("float32")}
+        found[dtype] = metrics["loss"], jax.tree.map(jnp.subtract, new.params, state.params)
+    assert found["float32"][0] == found["bfloat16"][0]
+    for exact, rounded in zip(*(jax.tree.leaves(found[d][1]) for d in found), strict=True):
+        np.testing.assert_allclose(rounded, exact, rtol=2**-7, atol=2**-7 * np.abs(exact).max())
 
 
 @pytest.mark.parametrize("stratified", [True, False])

@@ -199,8 +199,24 @@ def _check_numbers(config: Any) -> None:
         raise ConfigError(
             f"config.parallel.compiler: {config.parallel.compiler!r} is none of jit, pmap"
         )
-    if config.parallel.compiler == "pmap" and config.parallel.fsdp != 1:
-        raise ConfigError("config.parallel.fsdp: pmap keeps the whole state on every device; use 1")
+    if config.parallel.compiler == "pmap" and (config.parallel.fsdp != 1 or config.parallel.zero1):
+        key = "zero1" if config.parallel.zero1 else "fsdp"
+        raise ConfigError(
+            f"config.parallel.{key}: pmap keeps the whole state on every device; leave it out"
+        )
+    _check_gradients(config)
+
+
+def _check_gradients(config: Any) -> None:
+    """Refuse gradients of a type that the network does not compute in."""
+    dtype = config.train.gradient_dtype
+    if dtype not in ("float32", "bfloat16"):
+        raise ConfigError(f"config.train.gradient_dtype: {dtype!r} is none of float32, bfloat16")
+    if dtype == "bfloat16" and config.model.get("dtype") != "bfloat16":
+        raise ConfigError(
+            "config.train.gradient_dtype: bfloat16 is for networks that compute in it:"
+            " config.model.dtype=bfloat16"
+        )
 
 
 def _check_averages(config: Any) -> None:

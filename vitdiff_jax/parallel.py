@@ -2,14 +2,17 @@
 
 The mesh has two axes, "data" and "fsdp". A batch is cut over both. Parameters, optimiser and EMAs
 are cut over "fsdp" by one rule, the largest dimension that divides, and are whole where that axis
-is 1 (plain data parallelism).
+is 1 (plain data parallelism). With ZeRO-1 (arXiv:1910.02054) they are kept cut over both axes, and
+the step gathers the parameters once, over "data".
 """
 
 import contextlib
+import dataclasses
 import glob
 import importlib.util
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -49,13 +52,15 @@ def use_compilation_cache() -> str:
     return where
 
 
-def make_mesh(fsdp: int = 1) -> Mesh:
-    """All devices as ("data", "fsdp") with `fsdp` along the second axis, which must divide."""
-    if fsdp < 1 or jax.device_count() % fsdp:
-        raise ValueError(f"fsdp: {fsdp} does not divide the {jax.device_count()} devices")
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices (None: all) as ("data", "fsdp"), `fsdp` along the second axis, which must divide."""
+    count = jax.device_count() if devices is None else len(devices)
+    if fsdp < 1 or count % fsdp:
+        raise ValueError(f"fsdp: {fsdp} does not divide the {count} devices")
     # Auto, not make_mesh's default Explicit: flax.linen does not know explicit shardings.
     auto = (jax.sharding.AxisType.Auto,) * 2
-    return jax.make_mesh((jax.device_count() // fsdp, fsdp), ("data", "fsdp"), axis_types=auto)
+    shape, names = (count // fsdp, fsdp), ("data", "fsdp")
+    return jax.make_mesh(shape, names, axis_types=auto, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -68,18 +73,42 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def state_shardings(mesh: Mesh, shapes: Any) -> Any:
-    """A sharding for each array of a state: its largest divisible dimension cut over "fsdp"."""
-    size = mesh.shape["fsdp"]
+def state_shardings(mesh: Mesh, shapes: Any, *, zero: bool = False) -> Any:
+    """A sharding for each array of a state: its largest divisible dimension cut over "fsdp".
+
+    zero: over all devices, as ZeRO-1 keeps it between steps.
+    """
+    axes = mesh.axis_names if zero else ("fsdp",)
+    size = math.prod(mesh.shape[axis] for axis in axes)
 
     def rule(a):
         divisible = [i for i, n in enumerate(a.shape) if n % size == 0]
         if size == 1 or not divisible or np.prod(a.shape) < FSDP_LEAST:
             return replicated(mesh)
         largest = max(divisible, key=lambda i: a.shape[i])
-        return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
+        return NamedSharding(mesh, PartitionSpec(*[None] * largest, axes))
 
     return jax.tree.map(rule, shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Zero:
+    """ZeRO-1's two moves within a step, for parameters of these shapes."""
+
+    mesh: Mesh
+    shapes: Any
+
+    def gather(self, params: Any) -> Any:
+        """Parameters as the network needs them: whole, or cut over "fsdp"."""
+        return self._laid(params, zero=False)
+
+    def scatter(self, grads: Any) -> Any:
+        """Gradients as the optimiser needs them: each device the part whose state it keeps."""
+        return self._laid(grads, zero=True)
+
+    def _laid(self, tree: Any, zero: bool) -> Any:
+        shardings = state_shardings(self.mesh, self.shapes, zero=zero)
+        return jax.lax.with_sharding_constraint(tree, shardings)
 
 
 def agree(value: int) -> int:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
 from vitdiff_jax import finetune, logs, parallel, trained, watch
+from vitdiff_jax import program as program_lib
 from vitdiff_jax import train_step as step_lib
 from vitdiff_jax.checkpoint import Checkpoints, StopRequest
 from vitdiff_jax.data import pipeline
@@ -96,26 +97,9 @@ class Run:
     def __init__(self, config, workdir, dataset, experiment, mesh, checkpoints):
         self.config, self.workdir, self.dataset = config, workdir, dataset
         self.experiment, self.mesh, self.checkpoints = experiment, mesh, checkpoints
-        options = config.optimizer.to_dict()
-        rate = step_lib.learning_rate(
-            peak=options.pop("learning_rate"), warmup=options.pop("warmup"),
-            decay=options.pop("decay"), steps=config.train.steps,
-        )  # fmt: skip
-        optimizer = step_lib.adamw(rate, **options)
-        model, process, law = experiment.model, experiment.process, experiment.law
-        names = experiment_lib.tracked_emas(config)
-        self.init = step_lib.make_init(model, optimizer, names, config.seed, dataset.shape)
-        self.shapes = jax.eval_shape(self.init)
-        self.shardings = parallel.state_shardings(mesh, self.shapes)
-        step = step_lib.make_train_step(
-            model, process, law, optimizer, rate,
-            seed=config.seed, batch_size=config.train.batch,
-            label_dropout=config.diffusion.label_dropout, stratified=config.diffusion.stratified,
-            accumulate=config.train.accumulate,
-            damage=experiment_lib.damage_of(config, dataset.shape, "train"),
-            axis_name="data" if config.parallel.compiler == "pmap" else None,
-        )  # fmt: skip
-        self.step = parallel.compile_step(step, mesh, self.shardings, config.parallel.compiler)
+        program = program_lib.build(config, experiment, mesh)
+        self.init, self.shapes, self.shardings = program.init, program.shapes, program.shardings
+        self.step = program.step
 
     def state(self) -> step_lib.TrainState:
         """The newest undamaged checkpoint's state, or a new one, made in place on the mesh."""

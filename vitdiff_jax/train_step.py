@@ -57,19 +57,27 @@ def adamw(
 
     Weight decay is for matrices only, not for biases, norms and embeddings.
     """
-
-    def is_kernel(path, _):
-        return path[-1].key.endswith("kernel")
-
     adam = optax.adamw(
         rate,
         b1=b1,
         b2=b2,
         eps=eps,
         weight_decay=weight_decay,
-        mask=lambda params: jax.tree_util.tree_map_with_path(is_kernel, params),
+        mask=lambda params: jax.tree_util.tree_map_with_path(_is_kernel, params),
     )
     return optax.chain(optax.clip_by_global_norm(clip), adam) if clip else adam
+
+
+def _is_kernel(path, _) -> bool:
+    """Whether a parameter is the matrix of a product."""
+    return path[-1].key.endswith("kernel")
+
+
+def cast_kernels(params: Any, dtype: str) -> Any:
+    """Parameters with their matrices in this type, as the network casts each of them itself."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, a: a.astype(dtype) if _is_kernel(path, a) else a, params
+    )
 
 
 def make_init(
@@ -137,7 +145,7 @@ def accumulated(grad: Callable, count: int) -> Callable:
         def add(total, part):
             return jax.tree.map(jnp.add, total, grad(params, part, key)), None
 
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        zero = (jnp.zeros(()), jax.tree.map(lambda a: jnp.zeros(a.shape), params))
         total, _ = jax.lax.scan(add, zero, parts)
         return jax.tree.map(lambda a: a / count, total)
 
@@ -156,12 +164,19 @@ def make_train_step(
     label_dropout: float = 0.1,
     stratified: bool = True,
     accumulate: int = 1,
+    gradient_dtype: str = "float32",
     damage: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    gather: Callable[[Any], Any] = lambda params: params,
+    scatter: Callable[[Any], Any] = lambda grads: grads,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """One training step as a function (state, batch) -> (state, metrics).
 
     batch_size: of the global batch; `accumulate` parts of it are run one after the other.
+    gradient_dtype: "bfloat16": matrices are cast once before the network, so that their gradients
+    and what is sent between devices are bfloat16 too.
+    gather, scatter: what lays parameters out for the network and gradients for the optimiser, see
+    `parallel.Zero`.
     damage: (images [B, H, W, C], keys [B]) -> their hints; None: the batch has all conditions.
     axis_name: of pmap's axis, over which gradients are averaged; None under jit.
     A step with a non-finite loss or gradient changes nothing but the counters.
@@ -185,9 +200,12 @@ def make_train_step(
 
     def train_step(state, batch):
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
-        value, grads = gradient(state.params, batch, step_key)
+        working = gather(cast_kernels(state.params, gradient_dtype))
+        value, grads = gradient(working, batch, step_key)
+        grads = scatter(grads)
         if axis_name:
             value, grads = jax.lax.pmean((value, grads), axis_name)
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
 

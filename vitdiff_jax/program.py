@@ -1,0 +1,71 @@
+"""What training compiles: the first state and the step of a config, laid out on a mesh.
+
+Training runs it; `--mode=plan` compiles the very same for devices that are not there.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vitdiff_jax import experiment as experiment_lib
+from vitdiff_jax import parallel
+from vitdiff_jax import train_step as step_lib
+from vitdiff_jax.models import conditions
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """init() -> state, its shapes and shardings, and the compiled step(state, batch)."""
+
+    init: Callable[[], step_lib.TrainState]
+    shapes: step_lib.TrainState
+    shardings: step_lib.TrainState
+    step: Callable[[step_lib.TrainState, step_lib.Batch], tuple[step_lib.TrainState, Any]]
+
+
+def build(
+    config: ConfigDict, experiment: experiment_lib.Experiment, mesh: jax.sharding.Mesh
+) -> Program:
+    """The program of a complete config on this mesh; nothing is compiled or computed yet."""
+    options, kind = config.optimizer.to_dict(), config.parallel
+    rate = step_lib.learning_rate(
+        peak=options.pop("learning_rate"), warmup=options.pop("warmup"),
+        decay=options.pop("decay"), steps=config.train.steps,
+    )  # fmt: skip
+    optimizer = step_lib.adamw(rate, **options)
+    model, process, law = experiment.model, experiment.process, experiment.law
+    names = experiment_lib.tracked_emas(config)
+    init = step_lib.make_init(model, optimizer, names, config.seed, experiment.shape)
+    shapes = jax.eval_shape(init)
+    shardings = parallel.state_shardings(mesh, shapes, zero=kind.zero1)
+    zero = parallel.Zero(mesh, shapes.params)
+    step = step_lib.make_train_step(
+        model, process, law, optimizer, rate,
+        seed=config.seed, batch_size=config.train.batch,
+        label_dropout=config.diffusion.label_dropout, stratified=config.diffusion.stratified,
+        accumulate=config.train.accumulate,
+        gradient_dtype=config.train.gradient_dtype,
+        damage=experiment_lib.damage_of(config, experiment.shape, "train"),
+        **(dict(gather=zero.gather, scatter=zero.scatter) if kind.zero1 else {}),
+        axis_name="data" if kind.compiler == "pmap" else None,
+    )  # fmt: skip
+    return Program(
+        init, shapes, shardings, parallel.compile_step(step, mesh, shardings, kind.compiler)
+    )
+
+
+def batch_shapes(
+    config: ConfigDict, experiment: experiment_lib.Experiment
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of a global batch, as the data pipeline makes it."""
+    size, shape = config.train.batch, experiment.shape
+    kind = jnp.float32 if config.latent.factor > 1 else jnp.uint8
+    cond = jax.eval_shape(lambda: conditions.blank(experiment.model.conditions, size, *shape[:2]))
+    if config.damage.operators:  # made within the step
+        cond.pop("hint")
+    image = jax.ShapeDtypeStruct((size, *shape), kind)
+    return {"image": image, "index": jax.ShapeDtypeStruct((size,), "int32")} | cond
