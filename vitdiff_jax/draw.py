@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax import codec as codec_lib
 from vitdiff_jax import config as config_lib
-from vitdiff_jax import parallel, samplers
+from vitdiff_jax import parallel, samplers, together
 from vitdiff_jax.config import ConfigError
+from vitdiff_jax.data import pipeline
 from vitdiff_jax.data.pipeline import Dataset
 from vitdiff_jax.diffusion import Denoise, guidance
 from vitdiff_jax.diffusion.schedules import Schedule
@@ -78,7 +79,7 @@ def make_draw(
                     f"the image of seed {seed} is not finite: the parameters are not, or"
                     f" config.sample.guidance={options.guidance} is too large"
                 )
-            parts.append(np.asarray(codec.decode(images) if codec else images))
+            parts.append(_decoded(codec, images) if codec else np.asarray(images))
             first += batch
         return np.concatenate(parts)[: len(seeds)]
 
@@ -95,8 +96,9 @@ def _times(experiment: Experiment, options: ConfigDict) -> np.ndarray:
 def _sampler(experiment: Experiment, options: ConfigDict) -> Callable[..., jax.Array]:
     """(weights, cond, times, x, keys) -> x, with all of config.sample but its grid."""
     sampler, given = config_lib.component(ConfigDict({"sample": options}), "sample.sampler")
-    process, denoise_of = experiment.process, guided(experiment, options)
+    process = experiment.process
     needs_variance = "variance" in inspect.signature(sampler).parameters
+    denoise_of = guided(experiment, options, apart=needs_variance)
     if needs_variance and not process.learned_variance:
         raise ConfigError(
             f"config.sample.sampler.name: {options.sampler.name} needs a model that has learned its"
@@ -139,8 +141,19 @@ def _codec(config: ConfigDict) -> codec_lib.Codec:
     return codec_lib.load(config.autoencoder, config.factor)
 
 
-def guided(experiment: Experiment, options: ConfigDict) -> Callable[[Any, Any], Denoise]:
-    """(weights, cond) -> the model's denoiser, guided as config.sample says; see `make_draw`."""
+def _decoded(codec: codec_lib.Codec, z: jax.Array) -> np.ndarray:
+    """Pictures of latents that every process has; each decodes its share."""
+    mine = pipeline.share(0, len(z), jax.process_index(), jax.process_count())
+    return together.gathered(np.asarray(codec.decode(np.asarray(z)[mine])), len(z))
+
+
+def guided(
+    experiment: Experiment, options: ConfigDict, *, apart: bool = False
+) -> Callable[[Any, Any], Denoise]:
+    """(weights, cond) -> the model's denoiser, guided as config.sample says; see `make_draw`.
+
+    apart: ask the network with and without its condition in two calls.
+    """
     guide = experiment.guide
     how = dict(channels=options.guidance_channels, rescale=options.guidance_rescale)
     low, high = options.guidance_low, options.guidance_high
@@ -149,12 +162,11 @@ def guided(experiment: Experiment, options: ConfigDict) -> Callable[[Any, Any], 
 
     def denoise_of(weights, cond):
         params, others = weights
-        if guide:
-            other = guide.denoiser(others, cond)
-        else:
-            other = experiment.denoiser(params, not_told(cond))
-        denoise = experiment.denoiser(params, cond)
-        return guidance.guide(denoise, other, options.guidance, low, high, **how)
+        own = functools.partial(experiment.denoiser, params)
+        null = not_told(cond)
+        other = guide.denoiser(others, cond) if guide else own(null)
+        both = None if guide or apart else guidance.doubled(own, cond, null)
+        return guidance.guide(own(cond), other, options.guidance, low, high, **how, both=both)
 
     return denoise_of
 

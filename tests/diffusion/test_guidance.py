@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vitdiff_jax.diffusion.guidance import guide
+from vitdiff_jax.diffusion.guidance import doubled, guide
 
 SHAPE = (7, 2, 3, 1)
 RANDOM = np.random.default_rng(0)
@@ -108,3 +108,62 @@ def test_autoguidance_is_the_other_models():
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         guide(flat(5.0), flat(2.0), 1.0, **options)
+
+
+# --- Both estimates in one call ---
+
+
+def denoise_of(cond):
+    """A network that looks at its conditions, and whose images do not mix."""
+    calls.append(cond)
+
+    def denoise(x_t, t):
+        told = cond["label"][:, None, None, None] + cond["hint"]
+        return jnp.sin(x_t + told) * (1 + t[:, None, None, None])
+
+    return denoise
+
+
+calls = []
+COND = {"label": jnp.arange(3.0), "hint": jnp.asarray(NULL, jnp.float32)}
+UNTOLD = jax.tree.map(lambda a: jnp.full_like(a, -1), COND)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.5, 0.6), (0.6, 1.0)])
+def test_one_call_of_a_doubled_batch_is_two_calls(low, high):
+    """Also its derivative, which methods of restoration take."""
+    x_t, ways = jnp.asarray(X, jnp.float32), []
+    for both in (None, doubled(denoise_of, COND, UNTOLD)):
+        guided = guide(
+            denoise_of(COND), denoise_of(UNTOLD), 3.0, low, high, channels=3, rescale=0.7, both=both
+        )  # fmt: skip
+        slope = jax.grad(lambda x, f=guided: (f(x, HALF) ** 3).sum())(x_t)
+        ways.append((guided(x_t, HALF), slope))
+    for apart, together in zip(*ways):
+        np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-5 * abs(apart).max())
+
+
+@pytest.mark.parametrize(("t", "images"), [(0.0, [3]), (0.5, [6]), (0.71, [3])])
+def test_outside_of_the_interval_a_batch_is_not_doubled(t, images):
+    seen = []
+
+    def seeing(cond):
+        def denoise(x_t, t):
+            jax.debug.callback(lambda: seen.append(len(x_t)))
+            return denoise_of(cond)(x_t, t)
+
+        return denoise
+
+    both = doubled(seeing, COND, UNTOLD)
+    guided = jax.jit(guide(seeing(COND), seeing(UNTOLD), 3.0, 0.2, 0.7, both=both))
+    guided(ZEROS, jnp.full(3, t))
+    jax.effects_barrier()
+    assert seen == images
+
+
+def test_a_guided_loop_compiles_one_network():
+    """Without an interval; a network that comes alone need not be compiled as well."""
+    calls.clear()
+    guided = guide(flat(jnp.nan), None, 3.0, both=doubled(denoise_of, COND, UNTOLD))
+    assert np.isfinite(jax.jit(guided)(ZEROS, HALF)).all()
+    assert len(calls) == 1
