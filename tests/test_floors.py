@@ -16,7 +16,7 @@ PACKAGE = ROOT / "vitdiff_jax"
 FLOORS = [  # from the top; folders stand for all of their files
     ["main", "__init__"],
     ["train", "sample", "restore", "evaluate", "statistics", "prepare", "importing", "exporting"],
-    ["watch", "finetune"],
+    ["watch", "finetune", "profiling"],
     ["trained", "yardstick"],
     ["repair"],
     ["draw"],

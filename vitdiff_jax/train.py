@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import finetune, logs, parallel, trained, watch
+from vitdiff_jax import finetune, logs, parallel, profiling, trained, watch
 from vitdiff_jax import program as program_lib
 from vitdiff_jax import train_step as step_lib
 from vitdiff_jax.checkpoint import Checkpoints, StopRequest
@@ -26,12 +26,16 @@ class TrainingError(RuntimeError):
     """Training that cannot go on; the message is one line."""
 
 
-def train(config: ConfigDict | dict[str, Any], workdir: str | pathlib.Path) -> str:
+def train(
+    config: ConfigDict | dict[str, Any], workdir: str | pathlib.Path, *, profile: str | None = None
+) -> str:
     """Train, or resume, until config.train.steps; "finished", or "stopped" by a signal.
 
     config: complete (from `config.load`), or a part, which is completed with the defaults.
+    profile: "first:last", the steps to trace into <workdir>/profile, see `profiling`.
     """
     config, workdir = config_lib.complete(config), pathlib.Path(workdir)
+    traced = profiling.Profile(profiling.parse(profile, config.train.steps), workdir / "profile")
     if (workdir / trained.IMPORTED).exists():
         raise TrainingError(
             f"{workdir}: holds imported weights; to train them further, name it as"
@@ -55,14 +59,15 @@ def train(config: ConfigDict | dict[str, Any], workdir: str | pathlib.Path) -> s
     with StopRequest(checkpoints) as stop:
         run = Run(config, workdir, dataset, experiment, mesh, checkpoints)
         try:
-            return run.go(stop, watcher)
+            return run.go(stop, watcher, traced)
         finally:
+            traced.close()
             checkpoints.close()
 
 
-def main(config: ConfigDict, workdir: pathlib.Path) -> str:
-    """`--mode=train`."""
-    return train(config, workdir)
+def main(config: ConfigDict, workdir: pathlib.Path, *, profile: str | None = None) -> str:
+    """`--mode=train`; --profile: see `train`."""
+    return train(config, workdir, profile=profile)
 
 
 def _check_devices(config: ConfigDict, dataset: pipeline.Dataset) -> None:
@@ -118,7 +123,7 @@ class Run:
         logs.say(f"resuming at step {step} of {self.config.train.steps}")
         return state
 
-    def go(self, stop: StopRequest, watcher: watch.Watcher) -> str:
+    def go(self, stop: StopRequest, watcher: watch.Watcher, profile: profiling.Profile) -> str:
         """Train to the end, or to a signal."""
         state, steps = self.state(), self.config.train.steps
         start = int(state.step)
@@ -130,14 +135,16 @@ class Run:
             return FINISHED
         if start == 0:
             logs.say(logs.parameter_table(state.params))
+        if profile.steps and start >= profile.steps[-1]:
+            logs.say(f"no profile: steps {profile.text} are done, this run goes on at {start}")
         flops = self.experiment.forward_flops() if logs.peak_flops() else 0.0
         metrics = logs.Metrics(self.workdir, start, steps, self.config.train.batch, flops)
         try:
-            return self._loop(state, start, steps, metrics, stop, watcher)
+            return self._loop(state, start, steps, metrics, stop, watcher, profile)
         finally:
             metrics.close()
 
-    def _loop(self, state, start, steps, metrics, stop, watcher) -> str:
+    def _loop(self, state, start, steps, metrics, stop, watcher, profile) -> str:
         """Step after step; metrics are read one step late, so that the device never waits."""
         source = self.dataset.train
         host_batches = pipeline.batches(
@@ -148,10 +155,12 @@ class Run:
         batches = parallel.put_ahead(self.mesh, host_batches)
         before = None
         for step in range(start + 1, steps + 1):
-            asked = time.monotonic()
-            batch = next(batches)
-            waited = time.monotonic() - asked
-            state, values = self.step(state, batch)
+            with profile.begin(step):
+                asked = time.monotonic()
+                batch = next(batches)
+                waited = time.monotonic() - asked
+                state, values = self.step(state, batch)
+            profile.end(step, values)
             if before is not None:
                 self._check(step - 1, before)
             before = values
