@@ -10,6 +10,7 @@ import inspect
 import os
 import pathlib
 import sys
+import traceback
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from vitdiff_jax.data.pipeline import DataError
     from vitdiff_jax.draw import SamplingError
     from vitdiff_jax.interop.weights import WeightsError
+    from vitdiff_jax.peers import Peers
     from vitdiff_jax.repair import RepairError
     from vitdiff_jax.train import STOPPED as STOPPED_RUN
     from vitdiff_jax.train import TrainingError
@@ -76,22 +78,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     full = parser()
     names = add_mode_flags(full, entry)
     args, overrides = full.parse_known_args(argv)
+    others = Peers()
     try:
         _check_processes(args, config_lib)
         parallel.start_distributed(args.coordinator, args.processes, args.process)
+        others.join()
         workdir, config = _workdir_and_config(args, overrides, config_lib)
         logs.say(f"workdir {workdir}, compiled programs in {parallel.use_compilation_cache()}")
         result = entry(config, workdir, **{name: getattr(args, name) for name in names})
+        others.finish()
     except config_lib.ConfigError as error:
-        return _fail(WRONG, error)
+        return _fail(others, WRONG, error)
     except (
         CheckpointError, DataError, RepairError, SamplingError, TrainingError, WeightsError
     ) as error:  # fmt: skip
-        return _fail(FAILED, error)
+        return _fail(others, FAILED, error)
     except KeyboardInterrupt:  # training has a handler of its own
-        return _fail(FAILED, "interrupted; the same command may be run again")
+        return _fail(others, FAILED, "interrupted; the same command may be run again")
     except OSError as error:
-        return _fail(FAILED, f"{error.filename}: {error.strerror}" if error.filename else error)
+        text = f"{error.filename}: {error.strerror}" if error.filename else error
+        return _fail(others, FAILED, text)
+    except Exception as error:
+        if others.alone:
+            raise
+        others.expect_cause()
+        traceback.print_exc()
+        return _fail(others, FAILED, f"{type(error).__name__}: {error}")
     return STOPPED if result == STOPPED_RUN else 0
 
 
@@ -126,8 +138,9 @@ def _workdir_and_config(args, overrides, config_lib):
     return args.workdir, config_lib.read(args.workdir / "config.json", overrides)
 
 
-def _fail(code: int, error: object) -> int:
+def _fail(others, code: int, error: object) -> int:
     print(f"error: {error}", file=sys.stderr)
+    others.fail(code, error)
     return code
 
 

@@ -20,6 +20,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vitdiff_jax.peers import FROZEN
+
 FSDP_LEAST = 2**12
 """Arrays with fewer elements stay whole: cutting a bias costs more messages than it saves bytes."""
 
@@ -32,14 +34,16 @@ def start_distributed(
     Cloud TPU pods, SLURM and Open MPI are recognised by JAX; a single machine stays alone.
     """
     if coordinator:
-        jax.distributed.initialize(coordinator, processes, process)
+        jax.distributed.initialize(
+            coordinator, processes, process, heartbeat_timeout_seconds=FROZEN
+        )
         return
     chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
     on_tpu = chips and importlib.util.find_spec("libtpu")
     tasks = os.environ.get("SLURM_NTASKS") or os.environ.get("OMPI_COMM_WORLD_SIZE") or "1"
     if on_tpu or int(tasks) > 1:
         with contextlib.suppress(ValueError):  # a TPU without a pod around it, such as Colab's
-            jax.distributed.initialize()
+            jax.distributed.initialize(heartbeat_timeout_seconds=FROZEN)
 
 
 def use_compilation_cache() -> str:
