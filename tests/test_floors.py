@@ -15,8 +15,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "vitdiff_jax"
 FLOORS = [  # from the top; folders stand for all of their files
     ["main", "__init__"],
-    ["train", "sample", "restore", "evaluate", "statistics", "prepare", "importing", "exporting"],
-    ["watch", "finetune", "profiling"],
+    ["train", "sample", "restore", "evaluate", "statistics", "prepare", "plan"],
+    ["importing", "exporting"],
+    ["watch", "finetune", "profiling", "ahead"],
     ["trained", "yardstick"],
     ["repair"],
     ["draw"],
@@ -25,10 +26,11 @@ FLOORS = [  # from the top; folders stand for all of their files
     ["config"],
     ["defaults"],
     ["evaluation"],
-    ["train_step", "parallel", "checkpoint", "logs", "plots", "reports"],
-    ["restoration", "damage", "averages", "codec"],
+    ["train_step", "parallel", "together", "checkpoint", "logs", "plots", "reports"],
+    ["restoration", "damage", "averages", "codec", "costs", "peers"],
     ["samplers"],
-    ["diffusion", "operators", "models", "data", "interop", "chips", "hlo"],
+    ["diffusion", "operators", "models", "data", "interop", "hlo", "flops"],
+    ["chips"],
 ]
 ONLY_IN = {  # a library -> the parts that may import it
     "flax.linen": {"models"},

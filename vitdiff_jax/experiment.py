@@ -10,14 +10,18 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vitdiff_jax import averages, codec
+from vitdiff_jax import averages, codec, flops
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import damage as damages
 from vitdiff_jax.config import ConfigError
 from vitdiff_jax.damage import Damage, Damaged
 from vitdiff_jax.data.pipeline import Dataset
+from vitdiff_jax.data.records import NotPrepared
 from vitdiff_jax.diffusion.process import Denoise, Process
 from vitdiff_jax.models.conditions import Cond, blank, sizes_of
+
+LATENT_CHANNELS = 4
+"""Of the autoencoders that published latents are made with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,19 +54,15 @@ class Experiment:
         """The network, with these parameters and conditions, of (scaled x_t, time feature)."""
         return lambda x, time: cast(jax.Array, self.model.apply({"params": params}, x, time, cond))
 
-    def param_shapes(self, **changes: Any) -> Any:
-        """The parameters' shapes and types, not computed; `changes` are of the model's options."""
-        init = self.model.clone(**changes).init
+    def param_shapes(self) -> Any:
+        """The parameters' shapes and types, not computed."""
+        init = self.model.init
         shapes = jax.eval_shape(lambda: init(jax.random.key(0), *self._one()))
         return cast(Any, shapes)["params"]
 
     def forward_flops(self) -> float:
-        """Floating-point operations of the network on one image, as XLA counts them, no remat."""
-        plain = dict(scan=False, remat="none")  # XLA counts the body of a loop once
-        params = {"params": self.param_shapes(**plain)}
-        forward = jax.jit(self.model.clone(**plain).apply)
-        cost: Any = forward.lower(params, *self._one()).cost_analysis()
-        return cost["flops"]
+        """Floating-point operations of the network's matrix products on one image."""
+        return flops.of(self.model.apply, {"params": self.param_shapes()}, *self._one())
 
     def _one(self):
         """The network's arguments for one image."""
@@ -137,6 +137,26 @@ def dataset(config: ConfigDict) -> Dataset:
         heldout=Damaged(found.heldout, damage, config.seed),
         conditions={**found.conditions, "hint": found.shape[2]},
     )
+
+
+def outline(config: ConfigDict) -> tuple[tuple[int, int, int], Mapping[str, Any]]:
+    """The shape and conditions of `dataset`, also where the data are not there yet.
+
+    Then the names of classes and attributes are numbers.
+    """
+    try:
+        found = undamaged(config)
+        shape, conditions = found.shape, found.conditions
+    except NotPrepared as error:
+        if error.outline is None:
+            raise
+        shape, conditions = error.outline
+    factor = config.latent.factor
+    if factor > 1:
+        shape = (shape[0] // factor, shape[1] // factor, LATENT_CHANNELS)
+    if config.damage.operators:
+        conditions = {**conditions, "hint": shape[2]}
+    return shape, conditions
 
 
 def pictures(config: ConfigDict) -> Dataset:

@@ -11,22 +11,12 @@ import clu.parameter_overview
 import jax
 import tqdm
 
-PEAK_FLOPS = {  # bf16 matrix products per second and device, from the makers' data sheets
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
+from vitdiff_jax import chips
 
 
 def peak_flops() -> float | None:
     """The peak of all devices together, None where it is not known (CPUs)."""
-    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    peak = chips.peak_flops(jax.devices()[0].device_kind)
     return peak and peak * jax.device_count()
 
 

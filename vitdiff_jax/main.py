@@ -22,6 +22,7 @@ MODES = {  # mode -> the module whose `main` runs it; its keyword arguments are 
     "evaluate": "vitdiff_jax.evaluate",
     "statistics": "vitdiff_jax.statistics",
     "prepare": "vitdiff_jax.prepare",
+    "plan": "vitdiff_jax.plan",
     "import": "vitdiff_jax.importing",
     "export": "vitdiff_jax.exporting",
 }
@@ -62,9 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     flags = [a for a in argv if a in ("-h", "--help")]
     base, _ = parser().parse_known_args([a for a in argv if a not in flags])
+    if base.mode == "plan":  # no chip that is there is needed, nor may it be kept from its user
+        os.environ["JAX_PLATFORMS"] = "cpu"
     # Only now: these imports take seconds, a wrong mode should not.
     from vitdiff_jax import config as config_lib
     from vitdiff_jax import logs, parallel
+    from vitdiff_jax.ahead import CompileError
     from vitdiff_jax.checkpoint import CheckpointError
     from vitdiff_jax.data.pipeline import DataError
     from vitdiff_jax.draw import SamplingError
@@ -90,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except config_lib.ConfigError as error:
         return _fail(others, WRONG, error)
     except (
-        CheckpointError, DataError, RepairError, SamplingError, TrainingError, WeightsError
+        CheckpointError, CompileError, DataError, RepairError, SamplingError, TrainingError,
+        WeightsError,
     ) as error:  # fmt: skip
         return _fail(others, FAILED, error)
     except KeyboardInterrupt:  # training has a handler of its own

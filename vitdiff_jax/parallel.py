@@ -56,7 +56,7 @@ def use_compilation_cache() -> str:
     return where
 
 
-def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """Devices (None: all) as ("data", "fsdp"), `fsdp` along the second axis, which must divide."""
     count = jax.device_count() if devices is None else len(devices)
     if fsdp < 1 or count % fsdp:
@@ -149,19 +149,33 @@ def compile_step(step: Callable, mesh: Mesh, shardings: Any, compiler: str) -> C
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
         )
-    mapped = jax.pmap(
-        step, "data", in_axes=(None, 0), out_axes=None, donate_argnums=0,
-        devices=list(mesh.devices.flat),
-    )  # fmt: skip
+    return Pmapped(step, mesh)
 
-    whole = replicated(mesh)
 
-    def pmapped(state, batch):
-        outputs = mapped(state, {name: _per_device(a) for name, a in batch.items()})
+class Pmapped:
+    """A step compiled by pmap that takes and gives what one compiled by jit does."""
+
+    def __init__(self, step: Callable, mesh: Mesh):
+        self.mesh = mesh
+        self.mapped = jax.pmap(
+            step, "data", in_axes=(None, 0), out_axes=None, donate_argnums=0,
+            devices=list(mesh.devices.flat),
+        )  # fmt: skip
+
+    def __call__(self, state: Any, batch: dict[str, jax.Array]) -> Any:
+        outputs = self.mapped(state, {name: _per_device(a) for name, a in batch.items()})
         # pmap's outputs lie on this process's devices only; whatever comes next wants all of them.
+        whole = replicated(self.mesh)
         return jax.tree.map(lambda a: _everywhere(a, whole), outputs)
 
-    return pmapped
+    def lower(self, state: Any, batch: dict[str, jax.ShapeDtypeStruct]) -> Any:
+        """As that of a jitted step, for global shapes."""
+        count = self.mesh.size
+        cut = {
+            name: jax.ShapeDtypeStruct((count, a.shape[0] // count, *a.shape[1:]), a.dtype)
+            for name, a in batch.items()
+        }
+        return self.mapped.lower(state, cut)
 
 
 def _everywhere(a: jax.Array, whole: NamedSharding) -> jax.Array:

@@ -31,15 +31,9 @@ def build(
     config: ConfigDict, experiment: experiment_lib.Experiment, mesh: jax.sharding.Mesh
 ) -> Program:
     """The program of a complete config on this mesh; nothing is compiled or computed yet."""
-    options, kind = config.optimizer.to_dict(), config.parallel
-    rate = step_lib.learning_rate(
-        peak=options.pop("learning_rate"), warmup=options.pop("warmup"),
-        decay=options.pop("decay"), steps=config.train.steps,
-    )  # fmt: skip
-    optimizer = step_lib.adamw(rate, **options)
+    kind, (optimizer, rate) = config.parallel, _optimizer(config)
     model, process, law = experiment.model, experiment.process, experiment.law
-    names = experiment_lib.tracked_emas(config)
-    init = step_lib.make_init(model, optimizer, names, config.seed, experiment.shape)
+    init = make_init(config, experiment)
     shapes = jax.eval_shape(init)
     shardings = parallel.state_shardings(mesh, shapes, zero=kind.zero1)
     zero = parallel.Zero(mesh, shapes.params)
@@ -56,6 +50,25 @@ def build(
     return Program(
         init, shapes, shardings, parallel.compile_step(step, mesh, shardings, kind.compiler)
     )
+
+
+def make_init(
+    config: ConfigDict, experiment: experiment_lib.Experiment
+) -> Callable[[], step_lib.TrainState]:
+    """A function of nothing that makes the first state."""
+    names = experiment_lib.tracked_emas(config)
+    optimizer, _ = _optimizer(config)
+    return step_lib.make_init(experiment.model, optimizer, names, config.seed, experiment.shape)
+
+
+def _optimizer(config: ConfigDict):
+    """(config.optimizer, its learning rate)."""
+    options = config.optimizer.to_dict()
+    rate = step_lib.learning_rate(
+        peak=options.pop("learning_rate"), warmup=options.pop("warmup"),
+        decay=options.pop("decay"), steps=config.train.steps,
+    )  # fmt: skip
+    return step_lib.adamw(rate, **options), rate
 
 
 def batch_shapes(

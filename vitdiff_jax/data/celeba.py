@@ -8,6 +8,7 @@ import numpy as np
 from vitdiff_jax.data import images, tfds_images, transforms
 from vitdiff_jax.data.pipeline import Dataset
 
+ATTRIBUTES = 40
 BOXES = {  # left, top, right, bottom of the 178x218 picture
     "128": (25, 57, 153, 185),  # DDIM's and U-ViT's, for which their FID statistics are
     "140": (19, 39, 159, 179),  # the central square of score_sde (arXiv:2011.13456)
@@ -61,6 +62,7 @@ def dataset(
         conditions=lambda builder: {
             "attributes": tuple(sorted(builder.info.features["attributes"]))
         },
+        outline={"attributes": range(ATTRIBUTES)},
         annotate=lambda builder, split: annotate,
         shape=(size, size, 3),
         crop=lambda image, rng: transforms.fixed_crop(image, size, BOXES[crop]),

@@ -17,6 +17,7 @@ from vitdiff_jax.data.pipeline import Dataset
 from vitdiff_jax.data.records import NotPrepared
 from vitdiff_jax.data.text import to_bytes
 
+OBJECT_KINDS = 80
 HOME = "https://cocodataset.org/#download"
 
 
@@ -91,9 +92,12 @@ def dataset(
         made = parts(builder, split)
         return lambda facts, rng: {name: make(facts, rng) for name, (_, make) in made.items()}
 
+    known = {"attributes": range(OBJECT_KINDS)} if objects else {}
+    known |= {"text": length} if text == "bytes" else {}
     return tfds_images.dataset(
         spec,
         conditions=conditions,
+        outline=known if text in ("bytes", "none") else None,
         annotate=annotate,
         shape=(size, size, 3),
         crop=images.crop_of(size, random_area, cache),

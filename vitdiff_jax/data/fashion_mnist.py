@@ -70,6 +70,7 @@ def dataset(
     return tfds_images.dataset(
         TFDS,
         conditions=lambda builder: {"label": NAMES},
+        outline={"label": NAMES},
         annotate=lambda builder, split: images.label_only,
         shape=(32, 32, 1),
         crop=pad,

@@ -49,6 +49,7 @@ def dataset(
     return tfds_images.dataset(
         TFDS,
         conditions=lambda builder: {"label": tuple(builder.info.features["label"].names)},
+        outline={"label": range(CLASSES)},
         annotate=lambda builder, split: images.label_only,
         shape=(size, size, 3),
         crop=images.crop_of(size, random_area, cache),

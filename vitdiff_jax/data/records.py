@@ -10,7 +10,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -23,11 +23,27 @@ Say = Callable[[str], None]
 
 
 class NotPrepared(DataError):
-    """Data that is not there yet; `make(manual_dir, say)` is how `--mode=prepare` makes it."""
+    """Data that is not there yet; `make(manual_dir, say)` is how `--mode=prepare` makes it.
+
+    outline: the (shape, conditions) that it will have, names of classes and attributes being
+    numbers; None where they are not known before.
+    """
+
+    outline: tuple[tuple[int, int, int], Mapping[str, Any]] | None = None
 
     def __init__(self, missing: str, make: Callable[[pathlib.Path | None, Say], None]):
         super().__init__(f"{missing}: run the same config once with --mode=prepare")
         self.missing, self.make = missing, make
+
+
+@contextlib.contextmanager
+def outlined(shape: tuple[int, int, int], conditions: Mapping[str, Any] | None) -> Iterator[None]:
+    """Say in a NotPrepared what the data will be; conditions None: nobody knows."""
+    try:
+        yield
+    except NotPrepared as error:
+        error.outline = None if conditions is None else (shape, conditions)
+        raise
 
 
 class TfdsRecords:

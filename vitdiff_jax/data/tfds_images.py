@@ -146,6 +146,7 @@ def dataset(
     spec: Tfds,
     *,
     conditions: Callable[[Any], Mapping[str, Any]],
+    outline: Mapping[str, Any] | None,
     annotate: Callable[[Any, str], Annotate],
     shape: tuple[int, int, int],
     crop: Crop,
@@ -158,27 +159,28 @@ def dataset(
     """Both splits of a TFDS data set, from its own files or from the cache.
 
     conditions, annotate: of TFDS's builder, which knows the names of classes; annotate also of the
-    split.
+    split. outline: the conditions as far as they are known before, see `NotPrepared`.
     crop_name: what the crop is called in the name of the cache.
     """
-    builder = spec.open(data_dir)
-    home = data_root(data_dir) / "vitdiff_jax"
+    with records_lib.outlined(shape, outline):
+        builder = spec.open(data_dir)
+        home = data_root(data_dir) / "vitdiff_jax"
 
-    def split(name, **options):
-        title = f"{spec.name.replace('/', '-')}-{builder.version}-{name}"
-        make = functools.partial(
-            Images, name=title, channels=shape[2], crop=crop, annotate=annotate(builder, name),
-            max_broken=max_broken, **options,
-        )  # fmt: skip
-        records = TfdsRecords(builder, name, spec.read)
-        whole = records_lib.with_list(make, records, home / f"{title}.broken.json")
-        if not cache:
-            return whole, str(builder.data_dir)
-        folder = home / f"{title}-{crop_name}-{shape[0]}x{shape[1]}x{shape[2]}"
-        return make(records_lib.open_cache(folder, whole)), f"the cache {folder}"
+        def split(name, **options):
+            title = f"{spec.name.replace('/', '-')}-{builder.version}-{name}"
+            make = functools.partial(
+                Images, name=title, channels=shape[2], crop=crop, annotate=annotate(builder, name),
+                max_broken=max_broken, **options,
+            )  # fmt: skip
+            records = TfdsRecords(builder, name, spec.read)
+            whole = records_lib.with_list(make, records, home / f"{title}.broken.json")
+            if not cache:
+                return whole, str(builder.data_dir)
+            folder = home / f"{title}-{crop_name}-{shape[0]}x{shape[1]}x{shape[2]}"
+            return make(records_lib.open_cache(folder, whole)), f"the cache {folder}"
 
-    train, where = split(spec.train, flip=flip)
-    heldout, _ = split(spec.heldout)
-    origin = f"{train.name} ({len(train):,} images, {len(heldout):,} held out) from {where}"
-    crop_line = f"{crop_name} to {shape[0]}x{shape[1]}"
-    return Dataset(train, heldout, shape, conditions(builder), origin, crop_line)
+        train, where = split(spec.train, flip=flip)
+        heldout, _ = split(spec.heldout)
+        origin = f"{train.name} ({len(train):,} images, {len(heldout):,} held out) from {where}"
+        crop_line = f"{crop_name} to {shape[0]}x{shape[1]}"
+        return Dataset(train, heldout, shape, conditions(builder), origin, crop_line)

@@ -1,0 +1,108 @@
+"""Compiling for chips that are not there: by the real compilers where they are installed."""
+
+import importlib.util
+
+import pytest
+
+from vitdiff_jax import ahead
+from vitdiff_jax import config as config_lib
+from vitdiff_jax import experiment as experiment_lib
+from vitdiff_jax.ahead import Compiled, Request
+
+CONFIGS = ("imagenet", "coco", "celeba")
+TOPOLOGIES = ("v5e:2x2", "v6e:2x2", "h100:4")
+installed = {
+    "tpu": importlib.util.find_spec("libtpu"),
+    "cuda": importlib.util.find_spec("jax_cuda12_plugin"),
+}
+needs = {
+    platform: pytest.mark.skipif(not found, reason='needs pip install "vitdiff_jax[plan]"')
+    for platform, found in installed.items()
+}
+
+
+def request(path, topology, overrides=(), blocks=None):
+    """Of a config file of the project, with few images on each chip."""
+    config = config_lib.load(path, [f"--config.{key}" for key in overrides])
+    shape, conditions = experiment_lib.outline(config)
+    conditions = {name: list(v) if isinstance(v, range) else v for name, v in conditions.items()}
+    return Request(config.to_dict(), shape, conditions, topology, blocks)
+
+
+def test_growth_is_linear_in_the_blocks_of_each_kind():
+    def model(a, b):
+        return Compiled(
+            bytes={"arguments": 100 + 7 * a + 5 * b},
+            operations={"head": 1.0, **{f"block_{i}/mod": 2.0 for i in range(a)},
+                        **({"late": 3.0 * b} if b else {})},
+            messages={"all-reduce": 10.0 * (a + b)},
+            message_seconds=0.5 + 0.1 * a, hidden=0.2 * b,
+        )  # fmt: skip
+
+    found = ahead.extrapolate(
+        model(1, 1), {"a": (model(2, 1), 1), "b": (model(1, 3), 2)}, {"a": 4, "b": 6}
+    )
+    assert found.bytes == {"arguments": pytest.approx(100 + 7 * 5 + 5 * 7)}
+    assert found.operations == pytest.approx({"head": 1.0, "block/mod": 10.0, "late": 21.0})
+    assert found.messages == pytest.approx({"all-reduce": 120.0})
+    assert (found.message_seconds, found.hidden) == pytest.approx((1.0, 1.4))
+
+
+def test_a_compiler_that_finds_no_room_says_how_much_it_needs():
+    text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
+    assert ahead._needed(RuntimeError(text)) == 20.5 * 2**30
+    with pytest.raises(RuntimeError, match="something else"):
+        ahead._needed(RuntimeError("something else"))
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_without_a_compiler_one_line_names_the_extra(monkeypatch, topology):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ahead.CompileError, match=r'pip install "vitdiff_jax\[plan\]"$'):
+        ahead.compile_all([request("configs/digits.py", topology)])
+
+
+def test_a_process_that_fails_is_one_line(monkeypatch):
+    monkeypatch.setattr(ahead, "check", lambda platform: None)
+    given = request("configs/digits.py", "v5e:2x2", ["train.batch=64"])
+    broken = Request(given.config | {"seed": "x"}, given.shape, given.conditions, given.topology)
+    with pytest.raises(ahead.CompileError, match=r"^compiling for v5e:2x2 failed: .*config.seed"):
+        ahead.compile_all([broken])
+
+
+@needs["tpu"]
+@pytest.mark.parametrize("compiler", ["jit", "pmap"])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_configs_compile_for_tpus_and_gpus(name, topology, compiler):
+    """One block of each kind; what is compiled is the step that training runs."""
+    if topology.startswith("h100") and not installed["cuda"]:
+        pytest.skip('needs pip install "vitdiff_jax[plan]"')
+    overrides = ["train.batch=32", f"parallel.compiler={compiler}"]
+    asked = request(f"configs/{name}.py", topology, overrides)
+    config = config_lib.complete(asked.config)
+    model = experiment_lib.build(config, asked.shape, asked.conditions).model
+    blocks = dict.fromkeys(model.blocks(), 1)
+    (found,) = ahead.compile_all([request(f"configs/{name}.py", topology, overrides, blocks)])
+    assert not found.too_large
+    assert sum(found.operations.values()) > 0
+    assert found.messages["all-reduce"] > 0
+
+
+@needs["tpu"]
+@pytest.mark.parametrize("zero1", [False, True])
+def test_what_a_tpu_step_sends_is_its_gradients(zero1):
+    """Plain: all-reduced, 2 x 3/4 of them leave each chip; ZeRO-1: cut, and parameters gathered."""
+    overrides = ["train.batch=64", f"parallel.zero1={zero1}", "model.width=256"]
+    asked = request("configs/digits.py", "v5e:2x2", overrides)
+    experiment = experiment_lib.build(
+        config_lib.complete(asked.config), asked.shape, asked.conditions
+    )
+    import jax
+    import numpy as np
+
+    size = sum(np.prod(a.shape) for a in jax.tree.leaves(experiment.param_shapes()))
+    (found,) = ahead.compile_all([asked])
+    sent = sum(found.messages.values())
+    assert 0.9 * 1.5 * 2 * size < sent < 1.1 * 1.5 * 4 * size  # in bfloat16 or float32
+    assert ("all-gather" in found.messages) == zero1

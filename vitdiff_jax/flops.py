@@ -1,0 +1,44 @@
+"""Floating-point operations of a function's matrix products, counted in its jaxpr.
+
+Two for each multiply-add; nothing else counts. This is what "model FLOPs" means where a share of a
+chip's peak (MFU, arXiv:2204.02311, appendix B) is given.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+
+def of(function: Callable, *arguments: Any) -> float:
+    """Of function(*arguments), which may be shapes; a loop counts as often as it runs."""
+    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _count(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        shapes = [v.aval.shape for v in (*equation.invars, *equation.outvars)]
+        inside = [_count(one) for one in _inner(params)]
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            total += 2 * math.prod(shapes[-1]) * math.prod(shapes[0][i] for i in contracted)
+        elif name == "conv_general_dilated":
+            outputs = shapes[1][params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * math.prod(shapes[-1]) * math.prod(shapes[1]) / outputs
+        elif name == "cond":
+            total += max(inside)
+        else:
+            total += params.get("length", 1) * sum(inside) if name == "scan" else sum(inside)
+    return total
+
+
+def _inner(params: dict[str, Any]) -> Iterator[Any]:
+    """The jaxprs among an equation's parameters."""
+    for value in params.values():
+        for one in value if isinstance(value, (tuple, list)) else [value]:
+            one = getattr(one, "jaxpr", one)
+            if hasattr(one, "eqns"):
+                yield one
