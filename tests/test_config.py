@@ -252,7 +252,7 @@ def test_a_garbled_config_json_is_named(tmp_path, text):
 def test_differences_are_those_that_change_what_is_learned():
     old = config_lib.complete(tiny.config())
     free = ["train.steps=99", "train.accumulate=2", "sample.steps=9", "log.every=1",
-            "checkpoint.keep=1", "parallel.fsdp=2", "evaluate.images=9",
+            "checkpoint.keep=1", "parallel.fsdp=2", "evaluate.images=9", "model.dtype=bfloat16",
             "sample.sampler.name=ddim"]  # fmt: skip
     new = config_lib.complete(tiny.config(), [f"--config.{change}" for change in free])
     assert config_lib.differences(old, new) == []

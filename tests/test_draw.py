@@ -279,6 +279,20 @@ def test_watching_with_a_second_workdir(home):
     assert abs(shown - pixels(home / "run" / "samples" / "step1-seed0-n4.png")).max() > 10
 
 
+def test_sampling_in_bfloat16_what_was_trained_in_float32(home):
+    """Near to it, and not the same."""
+    flags = [f"--workdir={home / 'model'}", "--mode=sample", "--n=4", "--npz"]
+    path, found = home / "model" / "samples" / "step0-seed0-n4.npz", []
+    for dtype in ("float32", "bfloat16"):
+        code, _, error = homes.run(*flags, f"--config.model.dtype={dtype}")
+        assert code == 0, error
+        with np.load(path) as file:
+            found.append(file["arr_0"].astype(int))
+    away = abs(found[1] - found[0])
+    assert 0 < away.mean() < 2
+    assert np.ptp(found[0]) > 50
+
+
 @pytest.mark.parametrize(
     ("diffusion", "shape", "classes", "what"),
     [

@@ -2,6 +2,9 @@
 
 Image i is drawn from the seed `seed + i` alone: the same seed gives the same image (to rounding)
 in any batch, on any number of devices, and shows how one image changes over training.
+
+Parameters go in as float32 even where the matrix products are bfloat16: XLA casts them once, before
+the loop (compiled for a TPU v5e, a ViT's loop carries 42 bfloat16 matrices and none of float32).
 """
 
 import contextlib
