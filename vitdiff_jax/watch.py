@@ -114,11 +114,13 @@ class Watcher:
         source, batch = self.dataset.heldout, self.config.train.batch
         count = min(self.config.log.heldout_images, len(source))
         batch = min(batch, count - count % jax.device_count())
-        share, p = batch // jax.process_count(), jax.process_index()
+        parts = pipeline.in_order(
+            source, range(count - count % batch), batch,
+            process=jax.process_index(), processes=jax.process_count(),
+        )  # fmt: skip
         losses = []
-        for part in pipeline.in_order(source, range(count - count % batch), batch):
-            mine = {name: a[p * share : (p + 1) * share] for name, a in part.items()}
-            losses.append(self.heldout_step(params, parallel.put_batch(self.mesh, mine)))
+        for part in parts:
+            losses.append(self.heldout_step(params, parallel.put_batch(self.mesh, part)))
         mean = np.mean(np.asarray(losses), 0)
         named = {f"heldout/t={t:.3f}": float(v) for t, v in zip(self.heldout_times, mean)}
         return {"heldout/loss": float(mean.mean())} | named

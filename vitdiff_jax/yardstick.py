@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 import vitdiff_jax
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import logs, parallel, prompts
+from vitdiff_jax import logs, parallel, prompts, together
 from vitdiff_jax.config import ConfigError
-from vitdiff_jax.data import pictures, pipeline
+from vitdiff_jax.data import pictures
 from vitdiff_jax.data.pipeline import DataError, Dataset
 from vitdiff_jax.evaluation.frechet import Moments
 from vitdiff_jax.evaluation.measuring import Batch, Measure, Measured, Part, Setting
@@ -147,7 +147,7 @@ class Yardstick:
         threads = self.config.parallel.data_threads
 
         def batches(first):
-            for part in pipeline.in_order(source, which[first:], BATCH, threads):
+            for part in together.read(source, which[first:], BATCH, threads):
                 yield Batch(part.pop("image"), part)
 
         about = about_data(self.config, dataset) | {"split": split}
@@ -228,8 +228,12 @@ def drawn(
     def batches(first):
         for start in range(first, count, config.sample.batch):
             n = min(config.sample.batch, count - start)
-            prior = config.evaluate.labels == "prior"
-            cond = prompts.of_examples(dataset, n, start, prior=prior)
+            share = -(-n // jax.process_count())  # of conditions, which lie with images to decode
+            cond = prompts.of_examples(
+                dataset, share, start + jax.process_index() * share,
+                prior=config.evaluate.labels == "prior",
+            )  # fmt: skip
+            cond = together.gathered(cond, n)
             yield Batch(draw(cond, n, config.evaluate.seed + start), cond)
 
     return batches
@@ -238,9 +242,14 @@ def drawn(
 def of_pictures(images: pictures.Pictures, truth: pictures.Pictures | None = None) -> Batches:
     """Pictures as batches, with the true ones."""
 
+    def read(found, first):
+        mine = found.read(BATCH, first, jax.process_index(), jax.process_count())
+        for start, part in zip(range(first, len(found), BATCH), mine):
+            yield together.gathered(part, min(BATCH, len(found) - start))
+
     def batches(first):
-        others = truth.read(BATCH, first) if truth else itertools.repeat(None)
-        for part, true in zip(images.read(BATCH, first), others):
+        others = read(truth, first) if truth else itertools.repeat(None)
+        for part, true in zip(read(images, first), others):
             yield Batch(part, {}, true)
 
     return batches

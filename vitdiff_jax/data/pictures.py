@@ -12,7 +12,7 @@ from PIL import Image
 
 from vitdiff_jax.data import transforms
 from vitdiff_jax.data.files import Folder, Zip, open_path
-from vitdiff_jax.data.pipeline import DataError
+from vitdiff_jax.data.pipeline import DataError, share
 
 LOSSY = (".jpg", ".jpeg", ".jfif", ".webp")
 
@@ -29,8 +29,13 @@ class Pictures(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, batch: int, first: int = 0) -> Iterator[np.ndarray]:
-        """uint8 [batch, H, W, C] from image `first` on; the last may be smaller."""
+    def read(
+        self, batch: int, first: int = 0, process: int = 0, processes: int = 1
+    ) -> Iterator[np.ndarray]:
+        """uint8 [batch, H, W, C] from image `first` on; the last may be smaller.
+
+        With several processes of each batch this one's part, see `pipeline.share`.
+        """
         ...
 
 
@@ -60,9 +65,10 @@ class Files:
         """The files, in the order of the images."""
         return self._names
 
-    def read(self, batch, first=0):
+    def read(self, batch, first=0, process=0, processes=1):
         for start in range(first, len(self), batch):
-            yield np.stack([self._pixels(name) for name in self._names[start : start + batch]])
+            mine = share(start, min(start + batch, len(self)), process, processes)
+            yield np.stack([self._pixels(self._names[i]) for i in mine])
 
     def _pixels(self, name: str) -> np.ndarray:
         found = transforms.pixels(self._decode(name, self.shape[2]))
@@ -92,17 +98,17 @@ class Npz:
     def __len__(self):
         return self._count
 
-    def read(self, batch, first=0):
-        size = int(np.prod(self.shape))
+    def read(self, batch, first=0, process=0, processes=1):
+        size, place = int(np.prod(self.shape)), 0
         with self._open() as (file, _):
-            for _ in range(first):
-                file.read(size)
             for start in range(first, self._count, batch):
-                count = min(batch, self._count - start)
-                data = file.read(count * size)
-                if len(data) != count * size:
-                    raise DataError(f"{self._path}: ends in image {start + len(data) // size}")
-                yield np.frombuffer(data, np.uint8).reshape(count, *self.shape)
+                mine = share(start, min(start + batch, self._count), process, processes)
+                _skip(file, (mine[0] - place) * size)
+                place = mine[-1] + 1
+                data = file.read((place - mine[0]) * size)
+                if len(data) != (place - mine[0]) * size:
+                    raise DataError(f"{self._path}: ends in image {mine[0] + len(data) // size}")
+                yield np.frombuffer(data, np.uint8).reshape(-1, *self.shape)[mine - mine[0]]
 
     @contextlib.contextmanager
     def _open(self):
@@ -127,6 +133,12 @@ class Npz:
             raise DataError(f"{self._path}: has no array arr_0 of images") from error
         except (zipfile.BadZipFile, ValueError, zlib.error) as error:
             raise DataError(f"{self._path}: not an .npz file that can be read: {error}") from error
+
+
+def _skip(file, count: int) -> None:
+    """Read so many bytes away: to seek would leave the zip file's checksum unchecked."""
+    while count > 0 and (data := file.read(min(count, 2**24))):
+        count -= len(data)
 
 
 def names_of(files: Folder | Zip) -> dict[str, list[int]]:

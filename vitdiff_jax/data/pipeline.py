@@ -100,20 +100,33 @@ def batches(
         yield part | {"index": index}
 
 
+def share(first: int, end: int, process: int, processes: int) -> np.ndarray:
+    """This process's part of the numbers from `first` to `end` - 1, of one length in all processes.
+
+    So the last of them may have the last number several times.
+    """
+    length = -(-(end - first) // processes)
+    start = first + process * length
+    return np.minimum(np.arange(start, start + length), end - 1)
+
+
 def in_order(
-    source: Source, which: Sequence[int], batch: int, threads: int = 1
-) -> Iterator[dict[str, np.ndarray]]:
+    source: Source, which: Sequence[int], batch: int, threads: int = 1,
+    process: int = 0, processes: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
     """These examples as they are, with their "index" in `which`, in batches (the last smaller).
 
-    `threads` read ahead, a part of a batch each.
+    Of each batch this process's `share`. `threads` read ahead, a part of a batch each.
     """
-    places = grain.MapDataset.range(len(which))
+    ends = [min(first + batch, len(which)) for first in range(0, len(which), batch)]
+    parts = [share(i * batch, end, process, processes) for i, end in enumerate(ends)]
+    places = grain.MapDataset.source(np.concatenate([np.arange(0), *parts]))
     examples = places.map(
         lambda i: source.example(int(which[i])) | {"index": np.array(i, np.int32)}
     )
-    parts = examples.batch(batch, drop_remainder=False)
+    batches = examples.batch(-(-batch // processes), drop_remainder=False)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
-    yield from parts.to_iter_dataset(options)
+    yield from batches.to_iter_dataset(options)
 
 
 def stacked(source: Source, which: range | None = None) -> dict[str, np.ndarray]:

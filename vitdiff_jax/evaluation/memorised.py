@@ -6,8 +6,10 @@ next one, in pixels (Yoon et al., 2023; arXiv:2310.02664). Mirrored images count
 
 import dataclasses
 
+import jax
 import numpy as np
 
+from vitdiff_jax import together
 from vitdiff_jax.data.pipeline import Source
 from vitdiff_jax.interop.images import grid
 
@@ -33,23 +35,37 @@ class Nearest:
 
 
 def compare(samples: np.ndarray, source: Source) -> Nearest:
-    """Search all of `source` for the images nearest to samples uint8 [N, H, W, C]."""
+    """Search all of `source` for the images nearest to samples uint8 [N, H, W, C].
+
+    Each process searches a part of it.
+    """
+    processes, count = jax.process_count(), len(samples)
+    mine = np.array_split(np.arange(len(source)), processes)[jax.process_index()]
+    found = together.gathered(_search(samples, source, mine), processes * count)
+    images, nearest, second = (a.reshape(processes, count, *a.shape[1:]) for a in found)
+    where = nearest.argmin(0)
+    both = np.sort(np.concatenate([nearest, second]), 0)  # [2 processes, N]
+    first, second = np.sqrt(np.maximum(both[:2], 0) / np.prod(samples.shape[1:]))
+    return Nearest(images[where, np.arange(count)], first, second)
+
+
+def _search(
+    samples: np.ndarray, source: Source, which: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The nearest of some images [N, H, W, C], squared distances [N] to it and to the next one."""
     count = len(samples)
     flat = samples.reshape(count, -1).astype(np.float32)
     mirrored = samples[:, :, ::-1].reshape(count, -1).astype(np.float32)
     best = np.full((count, 2), np.inf)
     found = np.zeros_like(samples)
-    for start in range(0, len(source), BATCH):
-        part = np.stack(
-            [source.example(i)["image"] for i in range(start, min(start + BATCH, len(source)))]
-        )
+    for start in range(0, len(which), BATCH):
+        part = np.stack([source.example(int(i))["image"] for i in which[start : start + BATCH]])
         distance = np.minimum(_squares(flat, part), _squares(mirrored, part))  # [N, P]
         nearest = distance.argmin(1)
         better = distance[np.arange(count), nearest] < best[:, 0]
         found[better] = part[nearest[better]]
         best = np.sort(np.concatenate([best, distance], 1), 1)[:, :2]
-    first, second = np.sqrt(np.maximum(best, 0) / flat.shape[1]).T
-    return Nearest(found, first, second)
+    return found, best[:, 0], best[:, 1]
 
 
 def _squares(samples: np.ndarray, images: np.ndarray) -> np.ndarray:
