@@ -6,6 +6,7 @@ Networks have random parameters and are asked by hand too, in a loop of Euler st
 import dataclasses
 import re
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from PIL import Image
 import vitdiff_jax
 from tests import tiny
 from tests.data import homes
-from vitdiff_jax import averages, experiment, parallel, restoration, train_step
+from vitdiff_jax import averages, draw, experiment, parallel, restoration, train_step
 from vitdiff_jax import config as config_lib
 from vitdiff_jax.checkpoint import Checkpoints
 from vitdiff_jax.config import ConfigError
@@ -520,3 +521,26 @@ def test_what_is_not_finite_is_one_line():
     for frames in (0, 2):
         with pytest.raises(SamplingError, match=r"^the image of seed 7 is not finite: the param"):
             model.sample(label=0, n=2, seed=7, frames=frames)
+
+
+# --- One call after the other ---
+
+
+def test_the_next_call_begins_before_the_last_one_is_taken():
+    """So that devices never wait for the host; never more than two at once."""
+    done = []
+    for result in draw.one_ahead(lambda i: done.append(f"begin {i}") or i, range(3)):
+        done.append(f"take {result}")
+    assert done == ["begin 0", "begin 1", "take 0", "begin 2", "take 1", "take 2"]
+    assert list(draw.one_ahead(str, [])) == []
+
+
+@pytest.mark.parametrize(
+    ("most", "count", "devices", "batch"),
+    [(256, 1, 1, 1), (256, 256, 4, 256), (256, 260, 4, 132), (256, 5, 4, 8), (6, 24, 4, 8)],
+)
+def test_calls_are_of_equal_batches(most, count, devices, batch):
+    """A last call that is filled up with zeros costs as much as a whole one."""
+    mesh = types.SimpleNamespace(size=devices)
+    assert draw.batch_size(most, count, mesh) == batch
+    assert batch * -(-count // most) - count < devices * -(-count // most)

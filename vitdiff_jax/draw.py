@@ -10,7 +10,7 @@ the loop (compiled for a TPU v5e, a ViT's loop carries 42 bfloat16 matrices and 
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -73,8 +73,8 @@ def make_draw(
     def draw_all(weights, seeds, cond):
         batch = batch_size(options.batch, len(seeds), mesh)
         parts, first = [], 0
-        for part in whole_batches((seeds.astype(np.uint32), cond), batch):
-            images, finite = draw(weights, *part)
+        inputs = whole_batches((seeds.astype(np.uint32), cond), batch)
+        for images, finite in one_ahead(lambda part: draw(weights, *part), inputs):
             finite = np.asarray(finite)[: len(seeds) - first]
             if not finite.all():
                 seed = seeds[first + int(finite.argmin())]
@@ -185,8 +185,9 @@ def start(
 
 
 def batch_size(most: int, count: int, mesh: jax.sharding.Mesh) -> int:
-    """For `count` images, about `most` at once: a multiple of the devices."""
-    return -(-min(most, count) // mesh.size) * mesh.size
+    """For `count` images, about `most` at once: equal batches, each a multiple of the devices."""
+    calls = -(-count // most)
+    return -(-count // (calls * mesh.size)) * mesh.size
 
 
 def whole_batches(inputs: Any, batch: int) -> Iterator[Any]:
@@ -196,6 +197,19 @@ def whole_batches(inputs: Any, batch: int) -> Iterator[Any]:
     inputs = jax.tree.map(lambda a: np.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)), inputs)
     for first in range(0, count, batch):
         yield jax.tree.map(lambda a, i=first: a[i : i + batch], inputs)
+
+
+def one_ahead(run: Callable[[Any], Any], inputs: Iterable[Any]) -> Iterator[Any]:
+    """What `run` makes of each input, the next one begun before one is given out.
+
+    JAX does not wait for what it starts: so devices work while the host takes what they made.
+    """
+    begun = []
+    for given in inputs:
+        begun.append(run(given))
+        if len(begun) > 1:
+            yield begun.pop(0)
+    yield from begun
 
 
 def picture(images: np.ndarray, classes: int | None) -> np.ndarray:

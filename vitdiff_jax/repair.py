@@ -13,7 +13,7 @@ from vitdiff_jax import config as config_lib
 from vitdiff_jax import parallel, restoration
 from vitdiff_jax.config import ConfigError
 from vitdiff_jax.diffusion.tiles import Tiling, tiled
-from vitdiff_jax.draw import batch_size, guided, start, whole_batches
+from vitdiff_jax.draw import batch_size, guided, one_ahead, start, whole_batches
 from vitdiff_jax.experiment import Experiment, named
 from vitdiff_jax.interop.images import to_uint8
 from vitdiff_jax.models.conditions import NOT_TOLD
@@ -107,19 +107,18 @@ class Program:
         weights: as of `draw.make_draw`.
         The operators of all calls must be of one kind. RepairError if a result is not finite.
         """
-        parts = []
-        for part in whole_batches((seeds.astype(np.uint32), cond, y), self.batch):
-            arguments = (weights, *part, operator, np.float32(noise_std))
-            if self._compiled is None:
-                program = jax.jit(self._repair, out_shardings=parallel.replicated(self.mesh))
-                with named("method: "):  # of values that an option cannot have
-                    lowered = program.lower(*arguments)
-                self._compiled = lowered.compile()
-                analysis = self._compiled.memory_analysis()
-                self.memory = analysis.temp_size_in_bytes * self.mesh.size // self.batch
-            began = time.monotonic()
-            parts.append(np.asarray(self._compiled(*arguments)))
-            self.seconds += time.monotonic() - began
+        inputs = whole_batches((seeds.astype(np.uint32), cond, y), self.batch)
+        calls = [(weights, *part, operator, np.float32(noise_std)) for part in inputs]
+        if self._compiled is None:
+            program = jax.jit(self._repair, out_shardings=parallel.replicated(self.mesh))
+            with named("method: "):  # of values that an option cannot have
+                lowered = program.lower(*calls[0])
+            self._compiled = lowered.compile()
+            analysis = self._compiled.memory_analysis()
+            self.memory = analysis.temp_size_in_bytes * self.mesh.size // self.batch
+        began = time.monotonic()
+        parts = list(map(np.asarray, one_ahead(lambda call: self._compiled(*call), calls)))
+        self.seconds += time.monotonic() - began
         self.done += len(y)
         images = np.concatenate(parts)[: len(y)]
         if not np.isfinite(images).all():
