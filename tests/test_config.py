@@ -253,6 +253,7 @@ def test_differences_are_those_that_change_what_is_learned():
     old = config_lib.complete(tiny.config())
     free = ["train.steps=99", "train.accumulate=2", "sample.steps=9", "log.every=1",
             "checkpoint.keep=1", "parallel.fsdp=2", "evaluate.images=9", "model.dtype=bfloat16",
+            "model.attention=pallas",
             "sample.sampler.name=ddim"]  # fmt: skip
     new = config_lib.complete(tiny.config(), [f"--config.{change}" for change in free])
     assert config_lib.differences(old, new) == []

@@ -9,8 +9,8 @@ from ml_collections import config_dict
 
 FREE = (
     "sample", "evaluate", "restore", "log", "checkpoint", "parallel", "train.steps",
-    "train.accumulate", "model.dtype", "data.data_dir", "data.path", "data.cache",
-    "latent.autoencoder", "latent.path",
+    "train.accumulate", "model.dtype", "model.attention", "data.data_dir", "data.path",
+    "data.cache", "latent.autoencoder", "latent.path",
 )  # fmt: skip
 """What a resumed run may change: these do not alter what has been learned so far."""
 

@@ -176,7 +176,7 @@ def patches(
 def attention(
     theirs: str, ours: str, width: int, heads: int, *, bias: bool = True, rotary: bool = False
 ) -> list[Rule]:
-    """The two layers `qkv` and `proj` as `models.layers.Attention` has them: apart, head-major.
+    """The two layers `qkv` and `proj` as `models.attention.Attention` has them: apart, head-major.
 
     The rows of qkv are ordered (q or k or v, head, place in the head). bias: of qkv.
     rotary: their rotary pairs are neighbours (2i, 2i + 1), ours (i, i + K/2). Queries and keys meet

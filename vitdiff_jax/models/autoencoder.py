@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vitdiff_jax.models import attention as attention_lib
 from vitdiff_jax.models import layers
 
 EPSILON = 1e-6  # of GroupNorm
@@ -61,7 +62,7 @@ class Middle(nn.Module):
         b, h, w, c = x.shape
         x = ResidualBlock(c, self.groups, self.dtype, name="block_0")(x)
         y = GroupNorm(self.groups, name="norm")(x).reshape(b, h * w, c)  # [B, N, C]
-        y = layers.Attention(1, self.dtype, name="attention")(y)
+        y = attention_lib.Attention(1, self.dtype, name="attention")(y)
         x = x + y.reshape(b, h, w, c)
         return ResidualBlock(c, self.groups, self.dtype, name="block_1")(x)
 

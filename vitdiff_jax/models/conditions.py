@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vitdiff_jax.models import attention as attention_lib
 from vitdiff_jax.models import layers
 
 Cond = dict[str, jax.Array]
@@ -175,7 +176,7 @@ class TextEncoder(nn.Module):
             return layers.modulate(y, weight, jnp.zeros(()))
 
         for i in range(self.depth):
-            attention = layers.Attention(heads, self.dtype, name=f"attention_{i}")
+            attention = attention_lib.Attention(heads, self.dtype, name=f"attention_{i}")
             h = h + attention(norm(h, f"norm1_{i}"), angles, mask)
             feed_forward = layers.SwiGLU(self.width * 8 // 3, self.dtype, name=f"feed_forward_{i}")
             h = h + feed_forward(norm(h, f"norm2_{i}"))

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vitdiff_jax.models import attention as attention_lib
 from vitdiff_jax.models import conditions, layers
 from vitdiff_jax.models.conditions import Sizes
 
@@ -32,6 +33,7 @@ class Block(nn.Module):
     heads: int
     hidden: int
     dtype: jnp.dtype
+    attention_by: str
 
     @nn.compact
     def __call__(self, h, _, c, mask):
@@ -40,7 +42,9 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(
             mod(nn.silu(c))[:, None], 6, -1
         )  # [B, 1, D] each
-        attention = layers.Attention(self.heads, self.dtype, name="attention")
+        attention = attention_lib.Attention(
+            self.heads, self.dtype, by=self.attention_by, name="attention"
+        )
         h = h + gate1 * attention(layers.layer_norm(h, 1 + scale1, shift1), None, mask)
         feed_forward = layers.FeedForward(self.hidden, self.dtype, name="feed_forward")
         h = h + gate2 * feed_forward(layers.layer_norm(h, 1 + scale2, shift2))
@@ -55,6 +59,7 @@ class Model(nn.Module):
     dtype: of the matrix products, "float32" or "bfloat16"; parameters are always float32.
     scan: roll the blocks into one compiled body: faster to compile, slower to run on a TPU.
     remat: "none", "full" or "dots": how much of a block the backward pass computes again.
+    attention: what computes it: "auto", "xla", "pallas" or "cudnn", see `attention.py`.
     text_width, text_depth: of the text encoder that is trained along, where there is text.
     """
 
@@ -69,6 +74,7 @@ class Model(nn.Module):
     dtype: str = "float32"
     scan: bool = False
     remat: str = "none"
+    attention: str = "auto"
     text_width: int = 256
     text_depth: int = 4
 
@@ -83,6 +89,7 @@ class Model(nn.Module):
             size=(self.size, SIZES),
             remat=(self.remat, layers.REMAT),
             dtype=(self.dtype, ("float32", "bfloat16")),
+            attention=(self.attention, attention_lib.CHOICES),
         )
         width, depth, heads = (self.dim(name) for name in ("width", "depth", "heads"))
         layers.check_least(
@@ -139,8 +146,8 @@ class Model(nn.Module):
 
         depth, hidden = self.dim("depth"), int(dim * self.mlp_ratio)
         h, _ = layers.run_blocks(
-            Block, (self.dim("heads"), hidden, dtype), range(depth), h, [None] * depth,
-            (c, mask), scan=self.scan, remat=self.remat,
+            Block, (self.dim("heads"), hidden, dtype, self.attention), range(depth), h,
+            [None] * depth, (c, mask), scan=self.scan, remat=self.remat,
         )  # fmt: skip
         h = h[:, -rows * cols :]  # [B, N, D]
 

@@ -1,11 +1,7 @@
-"""Parts that several denoisers share: embeddings, attention, norms, the run of blocks, patches.
+"""Parts that several denoisers share: embeddings, norms, the run of blocks, patches.
 
-Layouts. Tokens are [B, N, D]. Attention is head-major: the projection weights are [D, H, K] and
-queries, keys and values are [B, H, K, N], so that no transpose stands between the projection and
-the two products, and a head size that is not a multiple of 128 needs no padding on a TPU.
-
-Precision. Parameters are float32; `dtype` is that of the matrix products. Norms, softmax and
-positions are computed in float32.
+Tokens are [B, N, D]. Parameters are float32; `dtype` is that of the matrix products. Norms, softmax
+and positions are computed in float32.
 """
 
 import math
@@ -69,37 +65,6 @@ def sincos_positions(rows: int, cols: int, width: int) -> jax.Array:
     return jnp.concatenate([encode(col), encode(row)], -1)
 
 
-def rotary_angles(rows: int, cols: int, head_dim: int, prefix: int = 0) -> jax.Array:
-    """Angles [head_dim/2, prefix + rows*cols] of 2-D rotary positions (arXiv:2104.09864, in 2-D).
-
-    The first half of the frequencies turns with the row, the second with the column. The
-    `prefix` tokens that stand before the patches are not turned. `head_dim` must divide by 4.
-    """
-    quarter = head_dim // 4
-    frequencies = 10000.0 ** (-jnp.arange(quarter) / quarter)
-    row, col = jnp.divmod(jnp.arange(rows * cols), cols)
-    angles = jnp.concatenate([frequencies[:, None] * row, frequencies[:, None] * col])
-    return jnp.pad(angles, ((0, 0), (prefix, 0)))  # [K/2, N]
-
-
-def norm_rotate(x: jax.Array, scale: jax.Array, angles: jax.Array) -> jax.Array:
-    """RMSNorm over the head axis times `scale` [K], then rotary positions. x: [B, H, K, N].
-
-    Turns each pair (x[i], x[i + K/2]) by its angle [K/2, N]. Scale and angles are multiplied
-    first, as small tables, so that the big array is read and written once.
-    """
-    x = x.astype(jnp.float32)
-    norm = jax.lax.rsqrt(jnp.mean(x * x, 2, keepdims=True) + EPSILON)  # [B, H, 1, N]
-    real, imag = jnp.split(x, 2, axis=2)
-    scale_real, scale_imag = jnp.split(scale[:, None], 2)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    turned = [
-        real * (scale_real * cos) - imag * (scale_imag * sin),
-        imag * (scale_imag * cos) + real * (scale_real * sin),
-    ]
-    return norm * jnp.concatenate(turned, axis=2)
-
-
 def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
     """RMSNorm over the last axis, then times `scale` and plus `shift`, in float32, as x's type."""
     y = x.astype(jnp.float32)
@@ -129,66 +94,6 @@ def group_norm(
     y = y - jnp.mean(y, (1, 3), keepdims=True)
     norm = jax.lax.rsqrt(jnp.mean(y * y, (1, 3), keepdims=True) + epsilon)
     return ((y * norm).reshape(b, h, w, c) * scale + shift).astype(x.dtype)
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Softmax attention; q, k, v and the result are [B, H, K, N]; mask [B, N]: tokens to look at.
-
-    The softmax is normalised after the product with the values: one division per output instead
-    of one per pair of tokens.
-    """
-    scores = jnp.einsum("bhkn,bhkm->bhnm", q, k, preferred_element_type=jnp.float32)
-    scores = scores / math.sqrt(q.shape[2])
-    if mask is not None:
-        scores = jnp.where(mask[:, None, None], scores, -1e30)  # finite: all may be masked
-    scores = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    total = scores.sum(-1)[:, :, None]  # [B, H, 1, N]
-    out = jnp.einsum("bhnm,bhkm->bhkn", scores.astype(v.dtype), v)
-    return (out / total).astype(v.dtype)
-
-
-class Attention(nn.Module):
-    """Self-attention. [B, N, D] -> [B, N, D].
-
-    With `angles` [K/2, N]: q/k RMSNorm per head and rotary positions; None: neither, the plain one.
-    bias: of queries, keys and values; the output always has one.
-    """
-
-    heads: int
-    dtype: jnp.dtype
-    bias: bool = True
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, angles: jax.Array | None = None, mask: jax.Array | None = None
-    ) -> jax.Array:
-        width = x.shape[-1]
-        head_dim = width // self.heads
-        # The published initialisation is Xavier on the fused [D, 3D] matrix; this is its variance.
-        init = nn.initializers.variance_scaling(
-            0.5, "fan_avg", "uniform", in_axis=0, out_axis=(1, 2)
-        )
-
-        def project(name):
-            kernel = self.param(f"{name}_kernel", init, (width, self.heads, head_dim))
-            y = jnp.einsum("bnd,dhk->bhkn", x, kernel.astype(self.dtype))  # [B, H, K, N]
-            if not self.bias:
-                return y
-            bias = self.param(f"{name}_bias", zeros, (self.heads, head_dim, 1))
-            return y + bias.astype(self.dtype)
-
-        def turned(name):
-            if angles is None:
-                return project(name)
-            scale = self.param(f"{name}_norm", nn.initializers.ones, (head_dim,))
-            return norm_rotate(project(name), scale, angles).astype(self.dtype)
-
-        y = attend(turned("q"), turned("k"), project("v"), mask)
-        init = nn.initializers.xavier_uniform(in_axis=(0, 1), out_axis=2)
-        kernel = self.param("out_kernel", init, (self.heads, head_dim, width))
-        bias = self.param("out_bias", zeros, (width,))
-        out = jnp.einsum("bhkn,hkd->bnd", y, kernel.astype(self.dtype))
-        return out + bias.astype(self.dtype)
 
 
 class SwiGLU(nn.Module):

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vitdiff_jax.models import attention as attention_lib
 from vitdiff_jax.models import conditions, layers
 from vitdiff_jax.models.conditions import Sizes
 
@@ -61,7 +62,7 @@ class Block(nn.Module):
             h = layers.Dense(self.channels, dtype=self.dtype, name="skip")(h)
         h = h + y
         if self.heads:
-            attention = layers.Attention(self.heads, self.dtype, name="attention")
+            attention = attention_lib.Attention(self.heads, self.dtype, name="attention")
             tokens = Norm(name="attention_norm")(h).reshape(len(h), -1, self.channels)  # [B, HW, C]
             h = h + attention(tokens).reshape(h.shape)
         return h

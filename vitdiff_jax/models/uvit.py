@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vitdiff_jax.models import attention as attention_lib
 from vitdiff_jax.models import conditions, layers
 from vitdiff_jax.models.conditions import Sizes
 
@@ -53,6 +54,7 @@ class Block(nn.Module):
     heads: int
     hidden: int
     dtype: jnp.dtype
+    attention_by: str
 
     @nn.compact
     def __call__(self, h, skip, mask):
@@ -62,7 +64,9 @@ class Block(nn.Module):
             h = layers.Dense(
                 h.shape[-1], kernel_init=layers.small_normal, dtype=self.dtype, name="skip"
             )(both)
-        attention = layers.Attention(self.heads, self.dtype, bias=False, name="attention")
+        attention = attention_lib.Attention(
+            self.heads, self.dtype, bias=False, by=self.attention_by, name="attention"
+        )
         h = h + attention(Norm(name="norm1")(h), None, mask)
         feed_forward = layers.FeedForward(self.hidden, self.dtype, tanh=False, name="feed_forward")
         h = h + feed_forward(Norm(name="norm2")(h))
@@ -79,6 +83,7 @@ class Model(nn.Module):
     dtype: of the matrix products, "float32" or "bfloat16"; parameters are always float32.
     scan: roll the blocks into two compiled bodies: faster to compile, slower to run on a TPU.
     remat: "none", "full" or "dots": how much of a block the backward pass computes again.
+    attention: what computes it: "auto", "xla", "pallas" or "cudnn", see `attention.py`.
     text_width, text_depth: of the text encoder that is trained along, where there is text.
     """
 
@@ -94,6 +99,7 @@ class Model(nn.Module):
     dtype: str = "float32"
     scan: bool = False
     remat: str = "none"
+    attention: str = "auto"
     text_width: int = 256
     text_depth: int = 4
 
@@ -108,6 +114,7 @@ class Model(nn.Module):
             size=(self.size, SIZES),
             remat=(self.remat, layers.REMAT),
             dtype=(self.dtype, ("float32", "bfloat16")),
+            attention=(self.attention, attention_lib.CHOICES),
         )
         width, depth, heads = (self.dim(name) for name in ("width", "depth", "heads"))
         layers.check_least(
@@ -176,7 +183,7 @@ class Model(nn.Module):
         """All blocks; the first ones' tokens go into the last ones, in reverse."""
         half, heads = self.dim("depth") // 2, self.dim("heads")
         hidden = int(self.dim("width") * self.mlp_ratio)
-        options = (heads, hidden, jnp.dtype(self.dtype))
+        options = (heads, hidden, jnp.dtype(self.dtype), self.attention)
 
         def run(first, h, skips, scan=self.scan):
             numbers = range(first, first + len(skips))

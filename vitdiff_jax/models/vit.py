@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vitdiff_jax.models import attention as attention_lib
 from vitdiff_jax.models import conditions, layers
 from vitdiff_jax.models.conditions import Sizes
 
@@ -32,6 +33,7 @@ class Block(nn.Module):
     heads: int
     hidden: int
     dtype: jnp.dtype
+    attention_by: str
 
     @nn.compact
     def __call__(self, h, layer, c, angles, mask, keys):
@@ -55,7 +57,9 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(
             mod(nn.silu(c))[:, None], 6, -1
         )  # [B, 1, D] each
-        attention = layers.Attention(self.heads, self.dtype, name="attention")
+        attention = attention_lib.Attention(
+            self.heads, self.dtype, by=self.attention_by, name="attention"
+        )
         h = h + gate1 * drop(0)(attention(norm(h, shift1, scale1, "norm1"), angles, mask))
         feed_forward = layers.SwiGLU(self.hidden, self.dtype, name="feed_forward")
         h = h + gate2 * feed_forward(norm(h, shift2, scale2, "norm2"), drop(1))
@@ -70,6 +74,7 @@ class Model(nn.Module):
     dtype: of the matrix products, "float32" or "bfloat16"; parameters are always float32.
     scan: roll the blocks into one compiled body: faster to compile, slower to run on a TPU.
     remat: "none", "full" or "dots": how much of a block the backward pass computes again.
+    attention: what computes it: "auto", "xla", "pallas" or "cudnn", see `attention.py`.
     text_width, text_depth: of the text encoder that is trained along, where there is text.
     """
 
@@ -87,6 +92,7 @@ class Model(nn.Module):
     dtype: str = "float32"
     scan: bool = False
     remat: str = "none"
+    attention: str = "auto"
     text_width: int = 256
     text_depth: int = 4
 
@@ -101,6 +107,7 @@ class Model(nn.Module):
             size=(self.size, SIZES),
             remat=(self.remat, layers.REMAT),
             dtype=(self.dtype, ("float32", "bfloat16")),
+            attention=(self.attention, attention_lib.CHOICES),
         )
         layers.check_least(
             patch=(self.patch, 1),
@@ -163,7 +170,7 @@ class Model(nn.Module):
 
         depth, start = self.dim("depth"), self.dim("class_tokens_from")
         start = depth if prefix is None else min(start, depth)
-        angles = layers.rotary_angles(rows, cols, dim // self.dim("heads"))
+        angles = attention_lib.rotary_angles(rows, cols, dim // self.dim("heads"))
         h = self._blocks(h, range(0, start), c, angles, None, keys)
         if prefix is not None and start < depth:
             count = prefix.shape[1]
@@ -200,7 +207,8 @@ class Model(nn.Module):
         middle = range(depth // 4, depth // 4 * 3)
         own = [(np.int32(i), np.float32(self.dropout * (i in middle))) for i in layer_range]
         hidden = int(self.dim("width") * self.mlp_ratio * 2 / 3)
+        options = (self.dim("heads"), hidden, jnp.dtype(self.dtype), self.attention)
         return layers.run_blocks(
-            Block, (self.dim("heads"), hidden, jnp.dtype(self.dtype)), layer_range, h, own,
+            Block, options, layer_range, h, own,
             (c, angles, mask, keys if self.dropout else None), scan=self.scan, remat=self.remat,
         )[0]  # fmt: skip

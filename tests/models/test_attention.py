@@ -1,0 +1,290 @@
+"""Attention by XLA and by the kernel, which is interpreted here: formulas in float64 decide."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.tiny_models import compiled, denoiser, inputs, shape_of, tiny_params
+from vitdiff_jax.models import attention, attention_kernel, layers
+
+
+def plain_attention(q, k, v, turn=None, mask=None):
+    """Softmax attention as in arXiv:1706.03762, eq. 1, on [B, H, K, N]; complex rotations."""
+    if turn is not None:
+        q, k = plain_turn(q, turn[0], turn[2]), plain_turn(k, turn[1], turn[2])
+    scores = jnp.einsum("bhkn,bhkm->bhnm", q, k) / np.sqrt(q.shape[2])
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
+    return jnp.einsum("bhnm,bhkm->bhkn", jax.nn.softmax(scores, -1), v)
+
+
+def plain_turn(x, scale, angles):
+    """RMSNorm (arXiv:1910.07467) and rotary positions (arXiv:2104.09864) by complex numbers."""
+    x = x / jnp.sqrt((x**2).mean(2, keepdims=True) + layers.EPSILON) * scale[:, None]
+    half = x.shape[2] // 2
+    turned = (x[:, :, :half] + 1j * x[:, :, half:]) * jnp.exp(1j * angles)
+    return jnp.concatenate([turned.real, turned.imag], 2)
+
+
+def with_slopes(attend, q, k, v, scales, weight):
+    """attend(q, k, v, scales) and the gradients of its product with `weight`, as a flat list."""
+    out, back = jax.vjp(attend, q, k, v, scales)
+    return [out, *jax.tree.leaves(back(weight.astype(out.dtype)))]
+
+
+def example(batch, heads, head_dim, tokens, *, turned=False, scale=1.0, seed=0):
+    """Random q, k, v, scales of norms (or None), angles and the weights of a sum, in float64."""
+    random = np.random.default_rng(seed)
+    q, k, v, weight = random.standard_normal((4, batch, heads, head_dim, tokens))
+    scales = 1 + 0.3 * random.standard_normal((2, head_dim))
+    angles = random.uniform(-3, 3, (head_dim // 2, tokens))
+    if turned:
+        return q, k, v, (scale * scales[0], scales[1]), angles, weight
+    return scale * q, k, v, None, angles, weight
+
+
+def errors(found, wanted):
+    """|found - wanted| / |wanted| of each array, in float64."""
+    pairs = [[np.asarray(a, np.float64) for a in pair] for pair in zip(found, wanted, strict=True)]
+    return np.array([np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs])
+
+
+def compared(dtype, given, mask=None):
+    """The errors of XLA's and of the kernel's result and gradients, against float64."""
+    q, k, v, scales, angles, weight = given
+    operands = [jnp.asarray(a, dtype) for a in (q, k, v)]
+    single = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (scales, angles, weight))
+
+    def by(name):
+        def attend(q, k, v, scales):
+            turn = None if scales is None else (*scales, single[1])
+            return attention.attend(q, k, v, turn, mask, name)
+
+        run = jax.jit(functools.partial(with_slopes, attend))
+        return run(*operands, single[0], single[2])
+
+    found = {name: by(name) for name in ("xla", "pallas")}
+    with jax.enable_x64(True):
+        exact = [np.asarray(a, np.float64) for a in operands]  # as rounded to the operands' type
+
+        def attend(q, k, v, scales):
+            return plain_attention(q, k, v, None if scales is None else (*scales, angles), mask)
+
+        wanted = jax.jit(functools.partial(with_slopes, attend))(*exact, scales, weight)
+    return [errors(found[name], wanted) for name in ("xla", "pallas")]
+
+
+SIZES = [  # batch, heads, head size, tokens
+    (2, 3, 8, 7),
+    (1, 2, 72, 64),
+    (1, 1, 80, 257),
+    (1, 1, 16, 1025),  # its queries are taken in two parts
+]
+either = pytest.mark.parametrize("turned", [False, True], ids=["plain", "turned"])
+
+
+@either
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_attention_is_a_softmax(size, turned):
+    """The result and all gradients: 1e-5 in float32, 1 % in bfloat16, by XLA and by the kernel."""
+    given = example(*size, turned=turned)
+    for dtype, least in ((jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)):
+        for found in compared(dtype, given):
+            assert found.max() < least
+
+
+@either
+def test_large_scores_do_not_overflow(turned):
+    """Scores of hundreds, and of ten thousands: their own rounding is then that of the result."""
+    for scale, least in ((100.0, 1e-4), (1e4, 1e-2)):
+        found = compared(jnp.float32, example(1, 2, 16, 40, turned=turned, scale=scale))
+        assert max(errors.max() for errors in found) < least
+    xla, kernel = compared(jnp.bfloat16, example(1, 2, 16, 40, turned=turned, scale=100.0))
+    assert (kernel < 1.5 * xla + 0.01).all()
+
+
+@either
+def test_attention_looks_where_the_mask_says(turned):
+    """As if the other tokens were not there."""
+    mask = np.arange(40) % np.array([[1], [2], [5]]) == 0
+    for found in compared(jnp.float32, example(3, 2, 8, 40, turned=turned), mask):
+        assert found.max() < 1e-5
+    q, k, v, *_ = (jnp.asarray(a, jnp.float32) for a in example(1, 2, 8, 40)[:3])
+    seen = [a[..., :3] for a in (k, v)]
+    for by in ("xla", "pallas"):
+        found = attention.attend(q, k, v, None, jnp.arange(40)[None] < 3, by)
+        np.testing.assert_allclose(found, plain_attention(q, *seen), atol=1e-5)
+
+
+@pytest.mark.parametrize("by", ["xla", "pallas"])
+def test_attention_to_nothing_is_finite(by):
+    q, k, v, *_ = (jnp.asarray(a, jnp.float32) for a in example(1, 2, 8, 7)[:3])
+    nothing = jnp.zeros((1, 7), bool)
+
+    def total(*qkv):
+        return attention.attend(*qkv, None, nothing, by).sum()
+
+    value, slopes = jax.value_and_grad(total, (0, 1, 2))(q, k, v)
+    assert all(np.isfinite(a).all() for a in (value, *slopes))
+
+
+def test_the_kernel_sees_one_head_at_a_time():
+    """Heads share a grid step, images a gradient of the scales: neither mixes them up."""
+    taken, _ = attention_kernel.steps(4, 8, 512, 4)
+    assert taken == 2
+    assert compared(jnp.float32, example(2, 4, 8, 512, turned=True))[1].max() < 1e-5
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_a_grid_step_fits_into_memory(itemsize):
+    """What the published networks need is taken; what is too large is XLA's."""
+    for heads, head_dim in ((6, 64), (12, 64), (16, 64), (16, 72), (16, 80)):
+        for tokens in (64, 256, 257, 288, 333, 1024, 1101):
+            taken, queries = attention_kernel.steps(heads, head_dim, tokens, itemsize)
+            assert heads % taken == 0
+            assert queries % 128 == 0
+            operands = 2 * 7 * taken * head_dim * tokens * itemsize
+            scores = 2 * tokens * min(queries, tokens) * (4 + itemsize)
+            assert operands + scores < attention_kernel.VMEM
+    assert attention_kernel.steps(16, 64, 4096, itemsize) is None
+    assert attention_kernel.steps(1, 512, 2048, itemsize) is None
+
+
+def test_what_the_kernel_cannot_take_is_xlas():
+    q = jax.ShapeDtypeStruct((1, 1, 8, 4096), jnp.float32)
+    assert attention.chosen("pallas", q.shape, q.dtype, False) == "xla"
+    with pytest.raises(ValueError, match=r"does not take heads of \[8, 4096\]"):
+        jax.eval_shape(attention_kernel.attention, q, q, q)
+
+
+@pytest.mark.parametrize("name", ["vit", "dit", "uvit"])
+def test_denoisers_do_not_depend_on_what_computes_attention(name):
+    """The same parameters, the same images; with all conditions there are masks."""
+    given = (tiny_params(name, "all"), *inputs("all", shape_of(denoiser(name))))
+    by_xla = np.asarray(compiled(name, "all")(*given))
+    by_kernel = compiled(name, "all", attention="pallas")(*given)
+    np.testing.assert_allclose(by_kernel, by_xla, atol=1e-5 * abs(by_xla).max())
+
+
+def in_use(kind):
+    """The mesh of 2x2 devices of this kind, in use."""
+    device = jax.sharding.AbstractDevice(kind, 1, "tpu" if kind.startswith("TPU") else "cpu")
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.sharding.AbstractMesh(
+        (2, 2), ("data", "fsdp"), axis_types=auto, abstract_device=device
+    )
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+@pytest.mark.parametrize(
+    ("by", "kind", "shape", "masked", "wanted"),
+    [
+        ("auto", "TPU v5 lite", (8, 16, 72, 256), False, "pallas"),
+        ("auto", "TPU v6 lite", (8, 12, 64, 333), True, "pallas"),
+        ("auto", "TPU v5 lite", (1, 16, 72, 256), False, "xla"),  # four devices share one image
+        ("auto", "TPU v5 lite", (8, 16, 72, 4096), False, "xla"),
+        ("auto", "NVIDIA H100", (8, 16, 72, 256), False, "xla"),
+        ("auto", "cpu", (8, 16, 72, 256), False, "xla"),
+        ("xla", "TPU v5 lite", (8, 16, 72, 256), False, "xla"),
+        ("pallas", "cpu", (8, 16, 72, 256), False, "pallas"),
+        ("cudnn", "NVIDIA H100", (8, 16, 72, 256), False, "cudnn"),
+        ("cudnn", "NVIDIA H100", (8, 16, 72, 256), True, "xla"),
+        ("cudnn", "NVIDIA H100", (8, 16, 160, 256), False, "xla"),
+        ("cudnn", "TPU v5 lite", (8, 16, 72, 256), False, "xla"),
+    ],
+)
+def test_what_computes_attention_follows_from_the_devices(by, kind, shape, masked, wanted):
+    with in_use(kind):
+        assert attention.chosen(by, shape, jnp.dtype("bfloat16"), masked) == wanted
+
+
+def test_without_a_mesh_this_machine_decides():
+    """A CPU is XLA's; in float32 cuDNN is nobody's."""
+    shape = (8, 16, 72, 256)
+    assert attention.chosen("auto", shape, jnp.dtype("bfloat16"), False) == "xla"
+    with in_use("NVIDIA H100"):
+        assert attention.chosen("cudnn", shape, jnp.dtype("float32"), False) == "xla"
+
+
+def test_a_mesh_cuts_the_batch():
+    """Inside `set_mesh` the kernel runs on each device's own images; here on one device."""
+    q, k, v, scales, angles, weight = jax.tree.map(jnp.float32, example(2, 1, 8, 9, turned=True))
+
+    @jax.jit
+    def run(*qkv):
+        def attend(q, k, v, scales):
+            return attention.attend(q, k, v, (*scales, angles), None, "pallas")
+
+        return with_slopes(attend, *qkv, scales, weight)
+
+    alone, program = run(q, k, v), str(run.trace(q, k, v).jaxpr)
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    with jax.set_mesh(jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=auto)):
+        cut, cut_program = run(q, k, v), str(run.trace(q, k, v).jaxpr)
+    assert "shard_map[" not in program
+    assert cut_program.count("shard_map[") == 2
+    assert errors(cut, alone).max() < 1e-6
+
+
+def test_the_kernel_is_made_for_a_tpu():
+    """Forward and backward become programs of a TPU, here without one."""
+    x = jax.ShapeDtypeStruct((2, 4, 64, 288), jnp.bfloat16)
+    scale = jax.ShapeDtypeStruct((64,), jnp.float32)
+    angles = jax.ShapeDtypeStruct((32, 288), jnp.float32)
+    mask = jax.ShapeDtypeStruct((2, 288), jnp.bool_)
+
+    def loss(q, k, v, turn, mask):
+        return attention_kernel.attention(q, k, v, turn, mask).astype(jnp.float32).sum()
+
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(x, x, x, (scale, scale, angles), mask)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    for name in ("attention_forward", "attention_backward"):
+        assert f'kernel_name = "{name}"' in text
+
+
+def test_rotary_angles_are_axial():
+    """Half the frequencies times the row, half times the column; class tokens are not turned."""
+    rows, cols = 3, 4
+    found = attention.rotary_angles(rows, cols, 8, prefix=2)
+    frequencies = 10000.0 ** (-np.arange(2) / 2)
+    for n in range(rows * cols):
+        row, col = divmod(n, cols)
+        wanted = np.concatenate([frequencies * row, frequencies * col])
+        np.testing.assert_allclose(found[:, 2 + n], wanted, rtol=1e-6)
+    assert not found[:, :2].any()
+
+
+def test_attention_sees_relative_positions_alone():
+    """Moving the whole image by (2, 1) turns queries and keys alike: their products stay.
+
+    Moving tokens apart does not: with rows and columns exchanged another image comes out.
+    """
+    module = attention.Attention(2, jnp.dtype("float32"))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 12, 16)), jnp.float32)
+    angles = attention.rotary_angles(3, 4, 8)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x, angles)
+    random = np.random.default_rng(1)
+    params = jax.tree.map(lambda a: jnp.asarray(random.standard_normal(a.shape), a.dtype), shapes)
+    apply = jax.jit(module.apply)
+    plain = np.asarray(apply(params, x, angles))
+    moved = apply(params, x, angles + angles[:, [9]])
+    np.testing.assert_allclose(moved, plain, atol=1e-4 * abs(plain).max())
+    exchanged = apply(params, x, jnp.roll(angles, 2, axis=0))
+    assert abs(exchanged - plain).max() > 0.01 * abs(plain).max()
+
+
+def test_attention_can_be_plain():
+    """Without angles it has no norms and no positions: tokens may come in any order."""
+    module = attention.Attention(2, jnp.dtype("float32"), bias=False)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 7, 16)), jnp.float32)
+    params = module.init(jax.random.key(0), x)
+    names = {"q_kernel", "k_kernel", "v_kernel", "out_kernel", "out_bias"}
+    assert set(params["params"]) == names
+    order = np.array([3, 1, 6, 0, 2, 5, 4])
+    plain = np.asarray(module.apply(params, x))
+    np.testing.assert_allclose(module.apply(params, x[:, order]), plain[:, order], atol=1e-6)
+    with_bias = attention.Attention(2, jnp.dtype("float32")).init(jax.random.key(0), x)
+    assert set(with_bias["params"]) == names | {"q_bias", "k_bias", "v_bias"}

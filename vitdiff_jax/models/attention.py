@@ -1,0 +1,178 @@
+"""Self-attention of several heads, and what computes it: XLA, a Pallas kernel or cuDNN.
+
+Attention is head-major: the projection weights are [D, H, K] and queries, keys and values are
+[B, H, K, N], so that no transpose stands between the projection and the two products, and a head
+size that is not a multiple of 128 needs no padding on a TPU.
+
+    xla     products and a softmax, anywhere; the scores [B, H, N, N] go through the memory
+    pallas  `attention_kernel`, for TPUs: the scores stay on the chip. It has no forward-mode
+            derivative. Elsewhere it is interpreted, slowly
+    cudnn   flash attention of NVIDIA's library: GPUs, bfloat16, no mask. Not yet run on one
+    auto    pallas on TPUs, else xla
+
+Where a kernel cannot take what it is given (its size, a mask), it is xla. XLA does not cut a kernel
+over devices by itself. Under jit on several, call or lower the program inside `jax.set_mesh(mesh)`,
+with a mesh that cuts the batch over all its axes; without that, auto is xla. pmap needs nothing.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vitdiff_jax.models import attention_kernel
+from vitdiff_jax.models.attention_kernel import Turn
+from vitdiff_jax.models.layers import EPSILON, zeros
+
+CHOICES = ("auto", "xla", "pallas", "cudnn")
+
+
+def rotary_angles(rows: int, cols: int, head_dim: int, prefix: int = 0) -> jax.Array:
+    """Angles [head_dim/2, prefix + rows*cols] of 2-D rotary positions (arXiv:2104.09864, in 2-D).
+
+    The first half of the frequencies turns with the row, the second with the column. The
+    `prefix` tokens that stand before the patches are not turned. `head_dim` must divide by 4.
+    """
+    quarter = head_dim // 4
+    frequencies = 10000.0 ** (-jnp.arange(quarter) / quarter)
+    row, col = jnp.divmod(jnp.arange(rows * cols), cols)
+    angles = jnp.concatenate([frequencies[:, None] * row, frequencies[:, None] * col])
+    return jnp.pad(angles, ((0, 0), (prefix, 0)))  # [K/2, N]
+
+
+def norm_rotate(x: jax.Array, scale: jax.Array, angles: jax.Array) -> jax.Array:
+    """RMSNorm over the head axis times `scale` [K], then rotary positions. x: [B, H, K, N].
+
+    Turns each pair (x[i], x[i + K/2]) by its angle [K/2, N]. Scale and angles are multiplied
+    first, as small tables, so that the big array is read and written once.
+    """
+    x = x.astype(jnp.float32)
+    norm = jax.lax.rsqrt(jnp.mean(x * x, 2, keepdims=True) + EPSILON)  # [B, H, 1, N]
+    real, imag = jnp.split(x, 2, axis=2)
+    scale_real, scale_imag = jnp.split(scale[:, None], 2)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    turned = [
+        real * (scale_real * cos) - imag * (scale_imag * sin),
+        imag * (scale_imag * cos) + real * (scale_real * sin),
+    ]
+    return norm * jnp.concatenate(turned, axis=2)
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    turn: Turn | None = None,
+    mask: jax.Array | None = None,
+    by: str = "xla",
+) -> jax.Array:
+    """Softmax attention; q, k, v and the result are [B, H, K, N].
+
+    turn: (scales [K] of the norms of q and k, angles [K/2, N]), see `norm_rotate`. mask [B, N]:
+    tokens to look at. by: one of CHOICES.
+    """
+    by = chosen(by, q.shape, q.dtype, mask is not None)
+    if by == "pallas":
+        interpret = not _device_kind().startswith("TPU")
+        return attention_kernel.attention(q, k, v, turn, mask, _batch_axes(), interpret)
+    if turn is not None:
+        q = norm_rotate(q, turn[0], turn[2]).astype(q.dtype)
+        k = norm_rotate(k, turn[1], turn[2]).astype(k.dtype)
+    return _by_cudnn(q, k, v) if by == "cudnn" else _by_xla(q, k, v, mask)
+
+
+def chosen(by: str, shape: tuple[int, ...], dtype: jnp.dtype, masked: bool) -> str:
+    """xla, pallas or cudnn for operands of this shape [B, H, K, N], where it is compiled now."""
+    batch, heads, head_dim, tokens = shape
+    kind, mesh = _device_kind(), jax.sharding.get_abstract_mesh()
+    if by == "auto":
+        cannot_be_cut = mesh.empty and jax.device_count() > 1
+        by = "pallas" if kind.startswith("TPU") and not cannot_be_cut else "xla"
+    if by == "pallas":
+        size = attention_kernel.steps(heads, head_dim, tokens, dtype.itemsize)
+        takes = size is not None and batch % math.prod(mesh.shape[a] for a in _batch_axes()) == 0
+        return by if takes else "xla"
+    if by == "cudnn":
+        takes = dtype == jnp.bfloat16 and not masked and head_dim % 8 == 0 and head_dim <= 128
+        return by if takes and kind.startswith("NVIDIA") else "xla"
+    return by
+
+
+def _device_kind() -> str:
+    """Of the mesh in use, which need not be of this machine; else of this machine."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (device or jax.devices()[0]).device_kind
+
+
+def _batch_axes() -> tuple[str, ...]:
+    """Axes of the mesh in use over which XLA, not the caller, cuts the batch."""
+    mesh = jax.sharding.get_abstract_mesh()
+    auto = jax.sharding.AxisType.Auto
+    return tuple(a for a, kind in zip(mesh.axis_names, mesh.axis_types) if kind == auto)
+
+
+def _by_xla(q, k, v, mask):
+    # Normalised after the product with the values: one division per output, not per pair of tokens.
+    scores = jnp.einsum("bhkn,bhkm->bhnm", q, k, preferred_element_type=jnp.float32)
+    scores = scores / math.sqrt(q.shape[2])
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, -1e30)  # finite: all may be masked
+    scores = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = scores.sum(-1)[:, :, None]  # [B, H, 1, N]
+    out = jnp.einsum("bhnm,bhkm->bhkn", scores.astype(v.dtype), v)
+    return (out / total).astype(v.dtype)
+
+
+def _by_cudnn(q, k, v):
+    q, k, v = (a.transpose(0, 3, 1, 2) for a in (q, k, v))  # [B, N, H, K]
+    out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    return out.transpose(0, 2, 3, 1)
+
+
+class Attention(nn.Module):
+    """Self-attention. [B, N, D] -> [B, N, D].
+
+    With `angles` [K/2, N]: q/k RMSNorm per head and rotary positions; None: neither, the plain one.
+    bias: of queries, keys and values; the output always has one. by: one of CHOICES.
+    """
+
+    heads: int
+    dtype: jnp.dtype
+    bias: bool = True
+    by: str = "xla"
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, angles: jax.Array | None = None, mask: jax.Array | None = None
+    ) -> jax.Array:
+        width = x.shape[-1]
+        head_dim = width // self.heads
+        # The published initialisation is Xavier on the fused [D, 3D] matrix; this is its variance.
+        init = nn.initializers.variance_scaling(
+            0.5, "fan_avg", "uniform", in_axis=0, out_axis=(1, 2)
+        )
+
+        def project(name):
+            kernel = self.param(f"{name}_kernel", init, (width, self.heads, head_dim))
+            y = jnp.einsum("bnd,dhk->bhkn", x, kernel.astype(self.dtype))  # [B, H, K, N]
+            if not self.bias:
+                return y
+            bias = self.param(f"{name}_bias", zeros, (self.heads, head_dim, 1))
+            return y + bias.astype(self.dtype)
+
+        def scale(name):
+            return self.param(f"{name}_norm", nn.initializers.ones, (head_dim,))
+
+        # The order decides what the first parameters are drawn from.
+        if angles is None:
+            q, k, turn = project("q"), project("k"), None
+        else:
+            (q, scale_q), (k, scale_k) = [(project(name), scale(name)) for name in "qk"]
+            turn = (scale_q, scale_k, angles)
+        y = attend(q, k, project("v"), turn, mask, self.by)
+        init = nn.initializers.xavier_uniform(in_axis=(0, 1), out_axis=2)
+        kernel = self.param("out_kernel", init, (self.heads, head_dim, width))
+        bias = self.param("out_bias", zeros, (width,))
+        out = jnp.einsum("bhkn,hkd->bnd", y, kernel.astype(self.dtype))
+        return out + bias.astype(self.dtype)
