@@ -27,7 +27,7 @@ FLOORS = [  # from the top; folders stand for all of their files
     ["defaults"],
     ["evaluation"],
     ["train_step", "parallel", "together", "checkpoint", "logs", "plots", "reports"],
-    ["restoration", "damage", "averages", "codec", "costs", "peers"],
+    ["restoration", "damage", "averages", "codec", "costs", "kernels", "peers"],
     ["samplers"],
     ["diffusion", "operators", "models", "data", "interop", "hlo", "flops"],
     ["chips"],

@@ -115,7 +115,9 @@ def environment(platform: str) -> dict[str, str]:
 
 def main() -> None:
     """The process that compiles."""
-    print(json.dumps(dataclasses.asdict(_compile(Request(**json.load(sys.stdin))))))
+    asked = json.load(sys.stdin)
+    request = Request(**asked | {"shape": tuple(asked["shape"])})
+    print(json.dumps(dataclasses.asdict(_compile(request))))
 
 
 def _compile(request: Request) -> Compiled:
@@ -145,8 +147,8 @@ def lower(request: Request) -> Any:
     from vitdiff_jax import experiment as experiment_lib
     from vitdiff_jax import parallel, program
 
-    config = config_lib.complete(request.config)
-    experiment = experiment_lib.build(config, tuple(request.shape), request.conditions)
+    config: Any = config_lib.complete(request.config)
+    experiment = experiment_lib.build(config, request.shape, request.conditions)
     if request.blocks is not None:
         model = experiment.model.with_blocks(request.blocks)
         experiment = dataclasses.replace(experiment, model=model)

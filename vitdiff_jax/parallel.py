@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from vitdiff_jax.peers import FROZEN
 
@@ -67,7 +67,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(shape, names, axis_types=auto, devices=devices)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -77,7 +77,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def state_shardings(mesh: Mesh, shapes: Any, *, zero: bool = False) -> Any:
+def state_shardings(mesh: Mesh | AbstractMesh, shapes: Any, *, zero: bool = False) -> Any:
     """A sharding for each array of a state: its largest divisible dimension cut over "fsdp".
 
     zero: over all devices, as ZeRO-1 keeps it between steps.

@@ -230,11 +230,11 @@ def savings(config: ConfigDict, count: int) -> Iterator[dict[str, Any]]:
 
 def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     """A copy of the config with other values."""
-    config = config.copy_and_resolve_references()
+    copy: Any = config.copy_and_resolve_references()
     for key, value in changes.items():
         section, name = key.split(".")
-        config[section][name] = value
-    return config
+        copy[section][name] = value
+    return copy
 
 
 def _changes(changes: Mapping[str, Any]) -> str:
