@@ -1,6 +1,8 @@
 """`--mode=restore` and `model.restore`: pictures of all kinds, comparisons, bad input."""
 
+import errno
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -291,6 +293,27 @@ def test_results_are_not_their_own_input(workdir, tmp_path, capsys):
     _, found = fails(capsys, *flags)
     assert "lies where the results go" in found
     assert tiny.files(tmp_path) == before
+
+
+def test_a_full_disk_is_one_line_and_no_file_is_half_there(workdir, tmp_path, capsys, monkeypatch):
+    """Of many that are written at once; the others are whole."""
+    picture(tmp_path / "photo.png", 8, 8)
+    write = pathlib.Path.replace
+
+    def replace(partial, path):
+        if path.name == "photo-2.png":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(partial, path)
+
+    monkeypatch.setattr(pathlib.Path, "replace", replace)
+    flags = [f"--workdir={workdir}", "--mode=restore", f"--input={tmp_path / 'photo.png'}"]
+    code, found = fails(capsys, *flags, "--task=denoise", "--n=4")
+    home = workdir / "restored"
+    assert (code, found) == (1, f"{home / 'photo-2.png'}: No space left on device")
+    for path in home.glob("*.png"):
+        pixels(path)
+    assert len(list(home.glob("*.png"))) == 6
+    assert not (workdir / "restoration.json").exists()
 
 
 def test_bad_images_from_python(model):

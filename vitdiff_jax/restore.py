@@ -8,8 +8,10 @@
 Everything that was done stands in restoration.json.
 """
 
+import os
 import pathlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -96,27 +98,31 @@ def _places(
 
 
 def _write(stem: pathlib.Path, photo: photos.Photo, found: Repaired) -> None:
-    """The picture in the kind that it came in, its samples, and all beside each other."""
+    """The picture in the kind that it came in, its samples, and all beside each other.
 
-    def save(name, x):
-        path = stem.with_name(f"{stem.name}{name}.png")
-        image_lib.save_png(path, photos.encode(photo, x), photo.profile)
-
-    save("", found.mean)
-    shown = [found.damaged, found.mean]
+    By as many threads as there are cores: a PNG takes 0.4 s a megapixel, and leaves Python alone.
+    """
+    pictures, sheets, shown = {"": found.mean}, {}, [found.damaged, found.mean]
     if (n := len(found.samples)) > 1:
-        for i, image in enumerate(found.samples):
-            save(f"-{i + 1}", image)
+        pictures |= {f"-{i + 1}": image for i, image in enumerate(found.samples)}
         uncertain = np.clip(found.std / WHITE, 0, 1) * 2 - 1
-        path = stem.with_name(f"{stem.name}-uncertainty.png")
-        image_lib.save_png(path, np.asarray(image_lib.to_uint8(uncertain)))
+        sheets["-uncertainty"] = np.asarray(image_lib.to_uint8(uncertain))
         shown += [*found.samples[: min(n, SHOWN)], uncertain]
     if found.truth is not None:
         shown.append(found.truth)
     channels = max(image.shape[2] for image in shown)
     sheet = np.stack([np.broadcast_to(a, (*a.shape[:2], channels)) for a in shown])
-    grid = image_lib.grid(np.asarray(image_lib.to_uint8(sheet)), len(shown))
-    image_lib.save_png(stem.with_name(f"{stem.name}-beside.png"), grid)
+    sheets["-beside"] = image_lib.grid(np.asarray(image_lib.to_uint8(sheet)), len(shown))
+
+    def save(name):
+        path = stem.with_name(f"{stem.name}{name}.png")
+        if name in sheets:
+            image_lib.save_png(path, sheets[name])
+        else:
+            image_lib.save_png(path, photos.encode(photo, pictures[name]), photo.profile)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(save, [*sheets, *pictures]))  # which raises what a thread raised
 
 
 def _report(workdir: pathlib.Path, report: dict[str, Any], model: trained.Trained) -> None:
