@@ -242,7 +242,7 @@ def test_the_kernel_is_made_for_a_tpu():
     traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(x, x, x, (scale, scale, angles), mask)
     text = traced.lower(lowering_platforms=("tpu",)).as_text()
     for name in ("attention_forward", "attention_backward"):
-        assert f'kernel_name = "{name}"' in text
+        assert f'kernel_name = "{name}_2x4x64x288_bfloat16_turned_masked"' in text
 
 
 def test_rotary_angles_are_axial():

@@ -140,8 +140,16 @@ def _on_one_device(kernel, name, interpret, operands, tables):
         # The heads of an image come one after the other: they add to one gradient of the scales.
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
-        name=name,
+        name=_name(name, operands, tables),
     )(operands, tables)
+
+
+def _name(name, operands, tables):
+    """Says all that the program depends on, so that `kernels` finds what the program costs."""
+    q = operands["q"]
+    sizes = "x".join(map(str, q.shape))
+    masked = "" if operands["bias"] is None else "_masked"
+    return f"{name}_{sizes}_{q.dtype}" + "_turned" * bool(tables) + masked
 
 
 def _forward(queries, refs, tables, out_ref, sums_ref):
