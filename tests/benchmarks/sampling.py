@@ -12,8 +12,10 @@ the next images are drawn, and in between. A script and not a test: a time is no
 import argparse
 import functools
 import pathlib
+import shutil
 import statistics
 import sys
+import tempfile
 import time
 
 import jax
@@ -25,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from vitdiff_jax import config as config_lib  # noqa: E402 - needs the path above
 from vitdiff_jax import draw, experiment  # noqa: E402
+from vitdiff_jax.interop import images as image_lib  # noqa: E402
 from vitdiff_jax.samplers import euler  # noqa: E402
 
 SHAPE, CLASSES, STEPS = (32, 32, 3), 1000, 4
@@ -110,6 +113,29 @@ def types(rounds: int) -> None:
     print(f"they differ by {away.mean():.5f}, at most {away.max():.4f}; images: {wanted.std():.2f}")
 
 
+def files(rounds: int) -> None:
+    """Four batches of 8 images, each taken and written 16 times the size, as one picture each."""
+    params, batches, home = random_params(built()), 4, pathlib.Path(tempfile.mkdtemp())
+    program = sampler(built(), 8)
+
+    def write(images):
+        pixels = np.asarray(image_lib.to_uint8(np.asarray(images)))
+        for i, image in enumerate(pixels.repeat(16, 1).repeat(16, 2)):  # [8, 512, 512, 3]
+            image_lib.save_png(home / f"{i}.png", image)
+
+    def ahead():
+        for images in draw.one_ahead(lambda _: program(params), range(batches)):
+            write(images)
+
+    def in_turn():
+        for _ in range(batches):
+            write(program(params))
+
+    for name, seconds in medians({"ahead": ahead, "in turn": in_turn}, rounds).items():
+        print(f"drawn and written {name:14}{8 * batches / seconds:7.2f} images/s")
+    shutil.rmtree(home)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -118,6 +144,7 @@ def main() -> None:
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, medians of {rounds} rounds")
     guidance(rounds)
     types(rounds)
+    files(rounds)
 
 
 if __name__ == "__main__":
