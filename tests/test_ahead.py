@@ -82,7 +82,7 @@ def test_the_configs_compile_for_tpus_and_gpus(name, topology, compiler):
     asked = request(f"configs/{name}.py", topology, overrides)
     config = config_lib.complete(asked.config)
     model = experiment_lib.build(config, asked.shape, asked.conditions).model
-    blocks = dict.fromkeys(model.blocks(), 1)
+    blocks = dict.fromkeys(model.block_counts(), 1)
     (found,) = ahead.compile_all([request(f"configs/{name}.py", topology, overrides, blocks)])
     assert not found.too_large
     assert sum(found.operations.values()) > 0

@@ -42,7 +42,7 @@ class CompileError(RuntimeError):
 class Request:
     """What to compile: a complete config as plain data, the images' shape and conditions, chips.
 
-    blocks: so many of each kind of the model's blocks, see its `blocks`; None: all.
+    blocks: so many of each kind of the model's blocks, see its `block_counts`; None: all.
     """
 
     config: dict[str, Any]
@@ -150,7 +150,7 @@ def lower(request: Request) -> Any:
     config: Any = config_lib.complete(request.config)
     experiment = experiment_lib.build(config, request.shape, request.conditions)
     if request.blocks is not None:
-        model = experiment.model.with_blocks(request.blocks)
+        model = experiment.model.with_block_counts(request.blocks)
         experiment = dataclasses.replace(experiment, model=model)
     mesh = parallel.make_mesh(config.parallel.fsdp, devices(request.topology))
     built = program.build(config, experiment, mesh)

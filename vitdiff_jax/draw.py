@@ -58,6 +58,7 @@ def make_draw(
     of_latents = experiment.config.latent.factor > 1
     codec = _codec(experiment.config.latent) if of_latents and not latents else None
 
+    @functools.partial(parallel.InMesh, mesh)
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
     def draw(weights, seeds, cond):
         seeds, cond = jax.lax.with_sharding_constraint((seeds, cond), sharding)

@@ -143,13 +143,33 @@ def compile_step(step: Callable, mesh: Mesh, shardings: Any, compiler: str) -> C
     axis_name "data"). The state's buffers are donated: do not use the old one again.
     """
     if compiler == "jit":
-        return jax.jit(
+        jitted = jax.jit(
             step,
             in_shardings=(shardings, batch_sharding(mesh)),
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
         )
+        return InMesh(mesh, jitted)
     return Pmapped(step, mesh)
+
+
+class InMesh:
+    """A jitted function that is called and lowered with the mesh in use: what is within can see it.
+
+    Attention by a Pallas kernel has to: XLA does not cut kernels over devices.
+    """
+
+    def __init__(self, mesh: Mesh, jitted: Any):
+        self.mesh, self.jitted = mesh, jitted
+
+    def __call__(self, *arguments: Any) -> Any:
+        with jax.set_mesh(self.mesh):
+            return self.jitted(*arguments)
+
+    def lower(self, *arguments: Any) -> Any:
+        """As that of a jitted function; arguments may be shapes."""
+        with jax.set_mesh(self.mesh):
+            return self.jitted.lower(*arguments)
 
 
 class Pmapped:

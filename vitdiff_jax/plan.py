@@ -97,7 +97,7 @@ class Planner:
 
     def _compiled(self, request: Request, model: Any) -> tuple[Compiled, str]:
         """The step of the whole model, compiled or extrapolated, and which of the two."""
-        counts = model.blocks() if hasattr(model, "blocks") else {}
+        counts = model.block_counts() if hasattr(model, "block_counts") else {}
         small = {kind: min(FEW, count) for kind, count in counts.items()}
         if self.full or small == counts or getattr(model, "scan", False):
             return ahead.compile_all([request])[0], "compiled whole"

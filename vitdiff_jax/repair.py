@@ -110,7 +110,8 @@ class Program:
         inputs = whole_batches((seeds.astype(np.uint32), cond, y), self.batch)
         calls = [(weights, *part, operator, np.float32(noise_std)) for part in inputs]
         if self._compiled is None:
-            program = jax.jit(self._repair, out_shardings=parallel.replicated(self.mesh))
+            jitted = jax.jit(self._repair, out_shardings=parallel.replicated(self.mesh))
+            program = parallel.InMesh(self.mesh, jitted)
             with named("method: "):  # of values that an option cannot have
                 lowered = program.lower(*calls[0])
             self._compiled = lowered.compile()

@@ -39,7 +39,8 @@ class Watcher:
         model, process, law = experiment.model, experiment.process, experiment.law
         levels = config.log.heldout_levels
         heldout = step_lib.make_heldout_step(model, process, law, levels, seed=config.seed)
-        self.heldout_step = jax.jit(heldout, out_shardings=parallel.replicated(mesh))
+        heldout = jax.jit(heldout, out_shardings=parallel.replicated(mesh))
+        self.heldout_step = parallel.InMesh(mesh, heldout)
         self.heldout_times = np.asarray(law(step_lib.heldout_quantiles(levels), process.schedule))
         guide, self.guide_params = trained.guide_of(experiment)
         experiment = dataclasses.replace(experiment, guide=guide)

@@ -296,3 +296,19 @@ def test_check_names_the_option(name, option, value, shape, message):
     """One line that starts with the key: else the error comes from deep inside JAX."""
     with pytest.raises(ValueError, match=f"^{option}: {message}"):
         denoiser(name, **{option: value}).check(shape or shape_of(denoiser(name)))
+
+
+@pytest.mark.parametrize("name", [n for n in DENOISERS if hasattr(DENOISERS[n], "block_counts")])
+def test_blocks_are_counted_by_kind(name):
+    """So that a plan may compile few of them: every further one of a kind is as large."""
+    model, given = denoiser(name), inputs()
+
+    def size(model):
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *given))
+        return sum(np.prod(a.shape) for a in jax.tree.leaves(shapes))
+
+    counts = model.block_counts()
+    assert size(model.with_block_counts(counts)) == size(model)
+    for kind, count in counts.items():
+        sizes = [size(model.with_block_counts({**counts, kind: count + more})) for more in range(3)]
+        assert sizes[1] - sizes[0] == sizes[2] - sizes[1] > 0

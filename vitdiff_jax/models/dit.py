@@ -108,11 +108,11 @@ class Model(nn.Module):
         if width % 4:
             raise ValueError(f"width: {width} must divide by 4 (sines and cosines of two axes)")
 
-    def blocks(self) -> dict[str, int]:
+    def block_counts(self) -> dict[str, int]:
         """How many blocks of each kind there are: all are alike."""
         return {"block": self.dim("depth")}
 
-    def with_blocks(self, counts: dict[str, int]) -> "Model":
+    def with_block_counts(self, counts: dict[str, int]) -> "Model":
         """The same with so many blocks of each kind."""
         return self.clone(depth=counts["block"])
 

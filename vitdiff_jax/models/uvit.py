@@ -108,6 +108,14 @@ class Model(nn.Module):
         given = getattr(self, name)
         return SIZES[self.size][name] if given is None else given
 
+    def block_counts(self) -> dict[str, int]:
+        """How many blocks of each kind there are: pairs that a long skip joins."""
+        return {"pair": self.dim("depth") // 2}
+
+    def with_block_counts(self, counts: dict[str, int]) -> "Model":
+        """The same with so many blocks of each kind."""
+        return self.clone(depth=2 * counts["pair"])
+
     def check(self, shape: tuple[int, int, int]) -> None:
         """Raise ValueError("<option>: what is wrong") where options and images do not fit."""
         layers.check_choices(

@@ -101,6 +101,16 @@ class Model(nn.Module):
         given = getattr(self, name)
         return SIZES[self.size][name] if given is None else given
 
+    def block_counts(self) -> dict[str, int]:
+        """How many blocks of each kind there are: without and with the class tokens."""
+        before = min(self.dim("class_tokens_from"), self.dim("depth"))
+        return {"before": before, "after": self.dim("depth") - before}
+
+    def with_block_counts(self, counts: dict[str, int]) -> "Model":
+        """The same with so many blocks of each kind."""
+        depth = counts["before"] + counts["after"]
+        return self.clone(depth=depth, class_tokens_from=counts["before"])
+
     def check(self, shape: tuple[int, int, int]) -> None:
         """Raise ValueError("<option>: what is wrong") where options and images do not fit."""
         layers.check_choices(
