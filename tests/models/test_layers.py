@@ -66,6 +66,29 @@ def test_norms_standardise():
     assert layers.layer_norm(jnp.asarray(x, jnp.bfloat16), scale, shift).dtype == jnp.bfloat16
 
 
+def test_layer_norm_in_one_pass():
+    """As exact in bfloat16 as its numbers are: the offset leaves a hundred of them."""
+    x = jnp.asarray(10 + np.random.default_rng(0).standard_normal((8, 512)), jnp.bfloat16)
+    found = layers.layer_norm(x, jnp.float32(1), jnp.float32(0))
+    np.testing.assert_allclose(found.astype("f4"), standardised(x, 1), atol=2**-7)
+    assert np.isfinite(layers.layer_norm(x[:, :1] + 0 * x, 1.0, 0.0)).all()  # no spread at all
+
+
+@pytest.mark.parametrize("kind", ["cpu", "TPU v5 lite"])
+@pytest.mark.parametrize("shape", [(1, 3, 4, 1), (1, 1, 1, 5), (2, 1, 4, 5), (2, 3, 4, 5)])
+def test_spread_is_a_broadcast(kind, shape, monkeypatch):
+    """With its gradient, forwards and backwards."""
+    monkeypatch.setattr(layers, "device_kind", lambda: kind)
+    random = np.random.default_rng(0)
+    a, weight = jnp.asarray(random.random(shape)), jnp.asarray(random.random((2, 3, 4, 5)))
+    value, back = jax.vjp(lambda a: layers.spread(a, weight.shape), a)
+    np.testing.assert_array_equal(value, jnp.broadcast_to(a, weight.shape))
+    axes = tuple(i for i in range(4) if shape[i] != weight.shape[i])
+    np.testing.assert_allclose(back(weight)[0], weight.sum(axes, keepdims=True), rtol=1e-6)
+    _, tangent = jax.jvp(lambda a: layers.spread(a, weight.shape), (a,), (a,))
+    np.testing.assert_array_equal(tangent, value)
+
+
 @pytest.mark.parametrize("tanh", [True, False])
 def test_feed_forward_has_a_gelu(tanh):
     """x Phi(x) (arXiv:1606.08415), or its approximation by a tanh; they are 5e-4 apart."""

@@ -45,9 +45,13 @@ class Block(nn.Module):
         attention = attention_lib.Attention(
             self.heads, self.dtype, by=self.attention_by, name="attention"
         )
-        h = h + gate1 * attention(layers.layer_norm(h, 1 + scale1, shift1), None, mask)
+        h = h + layers.spread(gate1, h.shape) * attention(
+            layers.layer_norm(h, 1 + scale1, shift1), None, mask
+        )
         feed_forward = layers.FeedForward(self.hidden, self.dtype, name="feed_forward")
-        h = h + gate2 * feed_forward(layers.layer_norm(h, 1 + scale2, shift2))
+        h = h + layers.spread(gate2, h.shape) * feed_forward(
+            layers.layer_norm(h, 1 + scale2, shift2)
+        )
         return h, None
 
 

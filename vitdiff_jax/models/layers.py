@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import linear_call
 
 EPSILON = 1e-6  # of RMSNorm, and of DiT's LayerNorm
 REMAT = {  # what the backward pass keeps of each block instead of computing it again
@@ -23,16 +24,64 @@ small_normal = nn.initializers.normal(0.02)
 zeros = nn.initializers.zeros_init()
 
 
-class Dense(nn.Dense):
-    """flax's Dense on the flattened leading axes.
+def device_kind() -> str:
+    """Of the mesh in use, which need not be of this machine; else of this machine."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (device or jax.devices()[0]).device_kind
 
-    The weight gradient then contracts over one axis; over two, XLA on CPU first writes a transposed
-    copy (37 % off the layer's speed, forward and backward). Elsewhere the reshape is free.
+
+def spread(a: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """`jnp.broadcast_to(a, shape)` for biases and gates; a has as many axes, some of size 1.
+
+    The gradient sums over these axes. On a TPU it is a product with ones there: by the compiler's
+    count for a v5e, the sum of DiT-XL's [32, 256, 1152] in bfloat16 takes 132 to 260 thousand
+    cycles of the vector unit, the product 9 to 49 of the matrix unit. Of the 10.8 million cycles
+    of a block, attention's biases took 0.7 more and each gate 0.15. It cannot be vmapped.
     """
+    axes = [i for i, (had, has) in enumerate(zip(a.shape, shape, strict=True)) if had != has]
+
+    def summed(_, d):
+        if not device_kind().startswith("TPU"):
+            return d.sum(axes, keepdims=True)
+        # One column would become a sum again.
+        ones = jax.lax.optimization_barrier(jnp.ones([d.shape[i] for i in axes] + [8], d.dtype))
+        product = jax.lax.dot_general(
+            d, ones, ((axes, range(len(axes))), ((), ())),
+            precision="highest", preferred_element_type=jnp.float32,
+        )  # fmt: skip
+        return product[..., 0].reshape(a.shape).astype(a.dtype)
+
+    return linear_call(lambda _, a: jnp.broadcast_to(a, shape), summed, (), a)
+
+
+class Dense(nn.Dense):
+    """flax's Dense, laid out as each platform likes it. [..., D] -> [..., features].
+
+    spread_bias: for outputs that are cut before they are used, whose bias gradient is no part of
+    another pass then, see `spread` (0.6 of a JiT-B block's 9.5 million cycles, in its SwiGLU).
+    """
+
+    spread_bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
+        if device_kind().startswith("TPU"):
+            # There the reshape keeps what comes next out of the product's own pass: a DiT-XL block
+            # takes 9.4 million cycles instead of 9.1, forward and backward.
+            return self._of(x)
+        # The weight gradient then contracts over one axis; over two, XLA on CPU first writes a
+        # transposed copy (37 % off the layer's speed, forward and backward).
+        return self._of(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
+
+    @nn.nowrap
+    def _of(self, x):
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", self.bias_init, (self.features,)).astype(self.dtype)
+        bias = bias.reshape(*[1] * (y.ndim - 1), -1)
+        return y + (spread(bias, y.shape) if self.spread_bias else bias)
 
 
 def patchify(x: jax.Array, patch: int) -> jax.Array:
@@ -77,9 +126,15 @@ def layer_norm(
 ) -> jax.Array:
     """LayerNorm over the last axis, times `scale` and plus `shift`, in float32, as x's type."""
     y = x.astype(jnp.float32)
-    y = y - jnp.mean(y, -1, keepdims=True)
-    norm = jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + epsilon)
-    return (y * norm * scale + shift).astype(x.dtype)
+    mean = jnp.mean(y, -1, keepdims=True)
+    if x.dtype == jnp.bfloat16:
+        # Mean and variance in one pass: forward and backward 0.28 million cycles of 1.4 on a TPU,
+        # twice in each DiT-XL block. In float32 a large mean would cost digits; what it leaves of
+        # bfloat16's numbers has fewer anyway.
+        variance = jnp.maximum(jnp.mean(y * y, -1, keepdims=True) - mean * mean, 0)
+    else:
+        variance = jnp.mean(jnp.square(y - mean), -1, keepdims=True)
+    return ((y - mean) * jax.lax.rsqrt(variance + epsilon) * scale + shift).astype(x.dtype)
 
 
 def group_norm(
@@ -104,7 +159,10 @@ class SwiGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, drop=lambda y: y) -> jax.Array:
-        gate_value = Dense(2 * self.hidden, kernel_init=xavier, dtype=self.dtype, name="in")(x)
+        first = Dense(
+            2 * self.hidden, kernel_init=xavier, dtype=self.dtype, spread_bias=True, name="in"
+        )
+        gate_value = first(x)
         gate, value = jnp.split(gate_value, 2, -1)
         y = drop(nn.silu(gate) * value)
         return Dense(x.shape[-1], kernel_init=xavier, dtype=self.dtype, name="out")(y)

@@ -60,9 +60,13 @@ class Block(nn.Module):
         attention = attention_lib.Attention(
             self.heads, self.dtype, by=self.attention_by, name="attention"
         )
-        h = h + gate1 * drop(0)(attention(norm(h, shift1, scale1, "norm1"), angles, mask))
+        h = h + layers.spread(gate1, h.shape) * drop(0)(
+            attention(norm(h, shift1, scale1, "norm1"), angles, mask)
+        )
         feed_forward = layers.SwiGLU(self.hidden, self.dtype, name="feed_forward")
-        h = h + gate2 * feed_forward(norm(h, shift2, scale2, "norm2"), drop(1))
+        h = h + layers.spread(gate2, h.shape) * feed_forward(
+            norm(h, shift2, scale2, "norm2"), drop(1)
+        )
         return h, None
 
 
