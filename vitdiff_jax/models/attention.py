@@ -4,7 +4,8 @@ Attention is head-major: the projection weights are [D, H, K] and queries, keys 
 [B, H, K, N], so that no transpose stands between the projection and the two products, and a head
 size that is not a multiple of 128 needs no padding on a TPU.
 
-    xla     products and a softmax, anywhere; the scores [B, H, N, N] go through the memory
+    xla     products and a softmax, anywhere; the scores [B, H, N, N] go through the memory. On
+            TPUs `attention_tpu`, which has no forward-mode derivative
     pallas  `attention_kernel`, for TPUs: the scores stay on the chip. It has no forward-mode
             derivative. Elsewhere it is interpreted, slowly
     cudnn   flash attention of NVIDIA's library: GPUs, bfloat16, no mask. Not yet run on one
@@ -21,9 +22,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vitdiff_jax.models import attention_kernel
+from vitdiff_jax.models import attention_kernel, attention_tpu
 from vitdiff_jax.models.attention_kernel import Turn
-from vitdiff_jax.models.layers import EPSILON, zeros
+from vitdiff_jax.models.layers import EPSILON, device_kind, spread, zeros
 
 CHOICES = ("auto", "xla", "pallas", "cudnn")
 
@@ -47,16 +48,19 @@ def norm_rotate(x: jax.Array, scale: jax.Array, angles: jax.Array) -> jax.Array:
     Turns each pair (x[i], x[i + K/2]) by its angle [K/2, N]. Scale and angles are multiplied
     first, as small tables, so that the big array is read and written once.
     """
-    x = x.astype(jnp.float32)
+    if device_kind().startswith("TPU"):
+        swapped = attention_tpu.halves_swapped(x)
+    else:
+        swapped = jnp.roll(x, x.shape[2] // 2, 2)
+    x, swapped = x.astype(jnp.float32), swapped.astype(jnp.float32)
     norm = jax.lax.rsqrt(jnp.mean(x * x, 2, keepdims=True) + EPSILON)  # [B, H, 1, N]
-    real, imag = jnp.split(x, 2, axis=2)
-    scale_real, scale_imag = jnp.split(scale[:, None], 2)
+    real, imag = jnp.split(scale[:, None], 2)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    turned = [
-        real * (scale_real * cos) - imag * (scale_imag * sin),
-        imag * (scale_imag * cos) + real * (scale_real * sin),
-    ]
-    return norm * jnp.concatenate(turned, axis=2)
+    own, other = (
+        jnp.concatenate([real * cos, imag * cos]),
+        jnp.concatenate([-imag * sin, real * sin]),
+    )
+    return norm * (x * own + swapped * other)
 
 
 def attend(
@@ -74,18 +78,23 @@ def attend(
     """
     by = chosen(by, q.shape, q.dtype, mask is not None)
     if by == "pallas":
-        interpret = not _device_kind().startswith("TPU")
+        interpret = not device_kind().startswith("TPU")
         return attention_kernel.attention(q, k, v, turn, mask, _batch_axes(), interpret)
     if turn is not None:
         q = norm_rotate(q, turn[0], turn[2]).astype(q.dtype)
         k = norm_rotate(k, turn[1], turn[2]).astype(k.dtype)
-    return _by_cudnn(q, k, v) if by == "cudnn" else _by_xla(q, k, v, mask)
+    if by == "cudnn":
+        return _by_cudnn(q, k, v)
+    if device_kind().startswith("TPU"):
+        cut = math.prod(jax.sharding.get_abstract_mesh().shape[a] for a in _batch_axes())
+        return attention_tpu.attention(q, k, v, mask, cut)
+    return _by_xla(q, k, v, mask)
 
 
 def chosen(by: str, shape: tuple[int, ...], dtype: jnp.dtype, masked: bool) -> str:
     """xla, pallas or cudnn for operands of this shape [B, H, K, N], where it is compiled now."""
     batch, heads, head_dim, tokens = shape
-    kind, mesh = _device_kind(), jax.sharding.get_abstract_mesh()
+    kind, mesh = device_kind(), jax.sharding.get_abstract_mesh()
     if by == "auto":
         cannot_be_cut = mesh.empty and jax.device_count() > 1
         by = "pallas" if kind.startswith("TPU") and not cannot_be_cut else "xla"
@@ -97,12 +106,6 @@ def chosen(by: str, shape: tuple[int, ...], dtype: jnp.dtype, masked: bool) -> s
         takes = dtype == jnp.bfloat16 and not masked and head_dim % 8 == 0 and head_dim <= 128
         return by if takes and kind.startswith("NVIDIA") else "xla"
     return by
-
-
-def _device_kind() -> str:
-    """Of the mesh in use, which need not be of this machine; else of this machine."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return (device or jax.devices()[0]).device_kind
 
 
 def _batch_axes() -> tuple[str, ...]:
@@ -159,7 +162,7 @@ class Attention(nn.Module):
             if not self.bias:
                 return y
             bias = self.param(f"{name}_bias", zeros, (self.heads, head_dim, 1))
-            return y + bias.astype(self.dtype)
+            return y + spread(bias.astype(self.dtype)[None], y.shape)
 
         def scale(name):
             return self.param(f"{name}_norm", nn.initializers.ones, (head_dim,))
@@ -175,4 +178,4 @@ class Attention(nn.Module):
         kernel = self.param("out_kernel", init, (self.heads, head_dim, width))
         bias = self.param("out_bias", zeros, (width,))
         out = jnp.einsum("bhkn,hkd->bnd", y, kernel.astype(self.dtype))
-        return out + bias.astype(self.dtype)
+        return out + spread(bias.astype(self.dtype)[None, None], out.shape)
