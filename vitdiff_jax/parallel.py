@@ -22,6 +22,11 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from vitdiff_jax.peers import FROZEN
 
+TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "100000"}
+"""Never in pieces: XLA cuts weight gradients that are scattered after it into a ring of products,
+each of which computes again what feeds it (ZeRO-1, 2 blocks of DiT-XL, v5e: 27.4 million cycles
+instead of 21.2)."""
+
 FSDP_LEAST = 2**12
 """Arrays with fewer elements stay whole: cutting a bias costs more messages than it saves bytes."""
 
@@ -148,6 +153,7 @@ def compile_step(step: Callable, mesh: Mesh, shardings: Any, compiler: str) -> C
             in_shardings=(shardings, batch_sharding(mesh)),
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
+            compiler_options=TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None,
         )
         return InMesh(mesh, jitted)
     return Pmapped(step, mesh)
