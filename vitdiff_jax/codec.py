@@ -50,7 +50,7 @@ class Codec:
         """Means and log-variances [N, h, w, 2C] of the latents of uint8 images [N, H, W, 3]."""
         return np.asarray(self._encode(self.params, images))
 
-    def decode(self, z: jax.Array) -> jax.Array:
+    def decode(self, z: np.ndarray | jax.Array) -> jax.Array:
         """Images uint8 [..., H, W, 3] of latents [..., h, w, C]."""
         images = self._decode(self.params, z.reshape(-1, *z.shape[-3:]))
         return images.reshape(*z.shape[:-3], *images.shape[1:])
@@ -114,8 +114,8 @@ def latents_of(pictures: Dataset, config: Any) -> Dataset:
     )  # fmt: skip
 
 
-def prepare(pictures: Dataset, config: Any, say: Say) -> None:
-    """Write what `latents_of` reads; what is there already stays."""
+def prepare(pictures: Dataset, config: Any, say: Say, process: int = 0, processes: int = 1) -> None:
+    """Write what `latents_of` reads, this process's part; what is there already stays."""
     shape_of(pictures, config)
     latent, folder = config.latent, _folder(config.latent)
     if not latent.autoencoder:
@@ -126,7 +126,10 @@ def prepare(pictures: Dataset, config: Any, say: Say) -> None:
     codec = load(latent.autoencoder, latent.factor)
     for split in SPLITS:
         images = getattr(pictures, split)
-        write(folder / split, images, pictures.crop, codec.encode, codec.name, say)
+        write(
+            folder / split, images, pictures.crop, codec.encode, codec.name, say,
+            process, processes,
+        )  # fmt: skip
 
 
 def _folder(config: Any) -> pathlib.Path:

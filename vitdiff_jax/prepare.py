@@ -7,9 +7,10 @@ kept.
 
 import pathlib
 
+import jax
 from ml_collections import ConfigDict
 
-from vitdiff_jax import codec, experiment, logs
+from vitdiff_jax import codec, experiment, logs, parallel
 from vitdiff_jax.config import ConfigError
 from vitdiff_jax.data.images import Images
 from vitdiff_jax.data.pipeline import DataError
@@ -19,11 +20,26 @@ from vitdiff_jax.data.records import NotPrepared, scan, write_list
 def main(
     config: ConfigDict | None, workdir: pathlib.Path, *, manual: pathlib.Path | None = None
 ) -> None:
-    """Prepare config.data. --manual: the folder with archives that a person has fetched."""
+    """Prepare config.data. --manual: the folder with archives that a person has fetched.
+
+    Process 0 prepares the pictures; of latents each process makes some.
+    """
     if config is None:
         raise ConfigError("--config: needed to prepare its data")
     if manual is not None and not manual.is_dir():
         raise ConfigError(f"--manual: there is no folder {manual}")
+    if jax.process_index() == 0:
+        _prepare(config, manual)
+    parallel.agree(0)  # the others wait
+    dataset = experiment.undamaged(config)
+    if config.latent.factor > 1:
+        with experiment.named("config.latent."):
+            codec.prepare(dataset, config, logs.say, jax.process_index(), jax.process_count())
+    logs.say(f"ready: {dataset.origin}")
+
+
+def _prepare(config: ConfigDict, manual: pathlib.Path | None) -> None:
+    """All but the latents."""
     made = set()
     while True:
         try:
@@ -44,8 +60,4 @@ def main(
             logs.say(f"decoding {images.name} once, to list what cannot be decoded")
             write_list(images, scan(images, logs.say), logs.say)
         if not unlisted:
-            break
-    if config.latent.factor > 1:
-        with experiment.named("config.latent."):
-            codec.prepare(dataset, config, logs.say)
-    logs.say(f"ready: {dataset.origin}")
+            return

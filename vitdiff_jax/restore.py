@@ -8,6 +8,7 @@
 Everything that was done stands in restoration.json.
 """
 
+import itertools
 import os
 import pathlib
 from collections.abc import Iterator
@@ -20,9 +21,9 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import logs, reports, restoration, tasks, trained
+from vitdiff_jax import logs, reports, restoration, tasks, together, trained
 from vitdiff_jax.config import ConfigError
-from vitdiff_jax.data import photos, pipeline
+from vitdiff_jax.data import photos
 from vitdiff_jax.evaluation.measuring import Batch, Measure, Measured, Setting
 from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.repair import Method, Repaired, program, with_hint
@@ -64,25 +65,39 @@ def main(
     if input is None:
         _compare(model, workdir)
         return
-    wishes: dict[str, Any] = dict(label=label, prompt=prompt, attributes=attributes)
-    asked: dict[str, Any] = dict(
-        mask=mask, method=method, noise_std=noise, strength=strength, degrade=degrade
-    )
-    rows = []
-    for path, stem in _places(photos.find(input), input, workdir / "restored").items():
-        photo = photos.read(path)
-        found = model.restore(photo.x, task, n=n, seed=seed, **asked, **wishes)
-        if jax.process_index() == 0:
-            stem.parent.mkdir(parents=True, exist_ok=True)
-            _write(stem, photo, found)
-        rows.append({"input": str(path), **found.about})
-        about = found.about
-        logs.say(
-            f"{path.name} -> {stem}.png: {about['task']} by {about['method']}, noise"
-            f" {about.get('noise_std', 0):.3f}, {about['seconds']:.1f} s,"
-            f" {about['memory'] / 2**20:.0f} MiB a sample"
-        )
+    how: dict[str, Any] = dict(
+        mask=mask, method=method, noise_std=noise, strength=strength, degrade=degrade, n=n,
+        seed=seed, label=label, prompt=prompt, attributes=attributes,
+    )  # fmt: skip
+    _restore_all(model, workdir, input, task, how)
+
+
+def _restore_all(model, workdir, given: pathlib.Path, task: str | None, how) -> None:
+    """Restore the user's pictures, each process one at a time, with its own devices."""
+    places = list(_places(photos.find(given), given, workdir / "restored").items())
+    own, processes, rows = model.own(), jax.process_count(), []
+    for first in range(0, len(places), processes):
+        now = places[first : first + processes]
+        mine = [_restored(*place, own, task, how) for place in now[jax.process_index() :][:1]]
+        for (path, stem), about in zip(now, itertools.chain(*together.objects(mine))):
+            rows.append({"input": str(path), **about})
+            logs.say(
+                f"{path.name} -> {stem}.png: {about['task']} by {about['method']}, noise"
+                f" {about.get('noise_std', 0):.3f}, {about['seconds']:.1f} s,"
+                f" {about['memory'] / 2**20:.0f} MiB a sample"
+            )
         _report(workdir, {"rows": rows}, model)
+
+
+def _restored(
+    path: pathlib.Path, stem: pathlib.Path, model: trained.Trained, task: str | None, how: Any
+) -> dict[str, Any]:
+    """Restore a picture into files that begin with `stem`; what was done."""
+    photo = photos.read(path)
+    found = model.restore(photo.x, task, **how)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    _write(stem, photo, found)
+    return found.about
 
 
 def _places(
@@ -189,7 +204,7 @@ def _damaged(task: str, experiment, data) -> Iterator[tuple[np.ndarray, tasks.Ca
     """(images, what is measured of them, that as images) in batches, an operator each."""
     config = experiment.config.restore
     count = min(config.images, len(data.heldout))
-    for part in pipeline.in_order(data.heldout, range(count), config.batch):
+    for part in together.read(data.heldout, range(count), config.batch):
         x, first = np.asarray(image_lib.from_uint8(part["image"])), int(part["index"][0])
         found = tasks.degraded(x, task, None, config.noise_std, first + np.arange(len(x)))
         yield x, found, found.images

@@ -123,6 +123,19 @@ class Trained:
         found = self._repairer.repair(case, method, cond, seeds)
         return dataclasses.replace(found, truth=x)
 
+    def own(self) -> "Trained":
+        """The same on the devices of this process, for what it does apart from the others."""
+        if jax.process_count() == 1:
+            return self
+        mesh = parallel.make_mesh(devices=jax.local_devices())
+
+        def here(tree):
+            parts = jax.tree.map(lambda a: a.addressable_data(0), tree)
+            return jax.device_put(parts, parallel.replicated(mesh))
+
+        params, others = map(here, self.weights)
+        return Trained(self.experiment, params, self.step, mesh, self.licence, others)
+
     def check_pixels(self) -> None:
         """Refuse a model of latents, on which no method of restoration works yet."""
         if self.experiment.config.latent.factor > 1:

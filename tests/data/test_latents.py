@@ -161,6 +161,19 @@ def test_many_shards_are_as_one(tmp_path, monkeypatch):
     assert [int(found.example(i)["label"]) for i in range(10)] == [i % 3 for i in range(10)]
 
 
+def test_processes_share_the_shards(tmp_path, monkeypatch):
+    """Each makes its own; together they are what one process makes."""
+    images = pictures()
+    monkeypatch.setattr(latents_lib, "SHARD", 4)
+    wanted, made = means(prepared(tmp_path / "one", images)), []
+    for process in range(2):
+        shared = (tmp_path / "two", images, CROP, means_and_log_variances, "one", print)
+        latents_lib.write(*shared, process, 2)
+        made.append(sorted(path.name for path in (tmp_path / "two").iterdir()))
+    assert made == [["00000", "00002"], ["00000", "00001", "00002"]]
+    np.testing.assert_array_equal(means(Latents(tmp_path / "two", images, CROP, "one")), wanted)
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_an_interrupted_preparation_goes_on_at_the_first_missing_shard(
     tmp_path, monkeypatch, killed

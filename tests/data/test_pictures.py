@@ -58,6 +58,17 @@ def test_every_image_once_in_order_from_any_place_on(images, tmp_path, kind, cha
         np.testing.assert_array_equal(np.concatenate([images[:first], *parts]), images, strict=True)
 
 
+@pytest.mark.parametrize("processes", [2, 3, 5])
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+def test_processes_share_each_batch(images, tmp_path, kind, processes):
+    found = pictures.open_pictures(stored(images, kind, tmp_path), "--samples")
+    shares = [found.read(4, 1, process, processes) for process in range(processes)]
+    for batch, *parts in zip(found.read(4, 1), *shares, strict=True):
+        side_by_side = np.concatenate(parts)
+        assert len(side_by_side) < len(batch) + processes
+        np.testing.assert_array_equal(side_by_side[: len(batch)], batch)
+
+
 def test_what_is_no_picture_or_hidden_is_left_out(images, tmp_path):
     home = stored(images, "folder", tmp_path)
     (home / "about.txt").write_text("?")

@@ -130,6 +130,25 @@ def test_in_order_is_exactly_what_was_asked_for(source, threads):
     assert list(pipeline.in_order(source, [], 4)) == []
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3, 5, 8])
+def test_processes_share_each_batch(source, processes):
+    """Side by side their parts are the batch; what is too much stands at its end."""
+    which = [5, 1, 4, 0, 7, 2, 6, 3]
+    shares = [
+        list(pipeline.in_order(source, which, 5, 1, process, processes))
+        for process in range(processes)
+    ]
+    whole = list(pipeline.in_order(source, which, 5))
+    assert [len(share) for share in shares] == [len(whole)] * processes
+    for batch, *parts in zip(whole, *shares):
+        count = len(batch["index"])
+        assert len({len(part["index"]) for part in parts}) == 1
+        assert sum(len(part["index"]) for part in parts) < count + processes
+        for name in batch:
+            side_by_side = np.concatenate([part[name] for part in parts])
+            np.testing.assert_array_equal(side_by_side[:count], batch[name])
+
+
 def test_stacked_is_everything_in_order(source):
     found = pipeline.stacked(source)
     np.testing.assert_array_equal(found["image"], source.images)

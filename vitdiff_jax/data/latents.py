@@ -63,10 +63,14 @@ class Latents:
 
 
 def write(
-    folder: pathlib.Path, images: Images, crop: str, encode: Encode, encoder: str, say: Say
-) -> None:
-    """Write the latents of all good pictures; shards of them that are there already stay."""
-    for first in range(0, len(images), SHARD):
+    folder: pathlib.Path, images: Images, crop: str, encode: Encode, encoder: str, say: Say,
+    process: int = 0, processes: int = 1,
+) -> None:  # fmt: skip
+    """Write the latents of all good pictures; shards of them that are there already stay.
+
+    Shards are shared out among the processes.
+    """
+    for first in range(process * SHARD, len(images), processes * SHARD):
         shard, about = _shard(folder, first), _about(images, first, crop, encoder)
         if (shard / FILES[1]).is_file():
             _read(shard, about)  # or raises

@@ -120,8 +120,8 @@ def in_order(
     """
     ends = [min(first + batch, len(which)) for first in range(0, len(which), batch)]
     parts = [share(i * batch, end, process, processes) for i, end in enumerate(ends)]
-    places = grain.MapDataset.source(np.concatenate([np.arange(0), *parts]))
-    examples = places.map(
+    places: Any = np.concatenate([np.arange(0), *parts])
+    examples = grain.MapDataset.source(places).map(
         lambda i: source.example(int(which[i])) | {"index": np.array(i, np.int32)}
     )
     batches = examples.batch(-(-batch // processes), drop_remainder=False)
