@@ -322,6 +322,7 @@ def test_the_package_is_quick_to_import():
         (dict(parallel=dict(compiler="gcc")), "config.parallel.compiler: 'gcc' is none of jit"),
         (dict(parallel=dict(compiler="pmap", fsdp=2)), "config.parallel.fsdp: pmap keeps"),
         (dict(parallel=dict(compiler="pmap", zero1=True)), "config.parallel.zero1: pmap keeps"),
+        (dict(parallel=dict(zero1=True, fsdp=2)), "config.parallel.zero1: fsdp cuts the state"),
         (dict(train=dict(gradient_dtype="half")), "config.train.gradient_dtype: 'half' is none of"),
         (dict(train=dict(gradient_dtype="bfloat16")), "config.train.gradient_dtype: bfloat16 is"),
         (dict(parallel=dict(fsdp=2)), "config.parallel.fsdp: 2 does not divide the 1 devices"),

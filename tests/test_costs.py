@@ -61,6 +61,20 @@ def test_what_passes_beside_other_work_is_hidden(beside):
     assert found.seconds == pytest.approx(max(beside / 1.5e9, found.message_seconds), rel=0.03)
 
 
+def test_a_message_that_several_fusions_carry_counts_once():
+    inside = (
+        "%c{0} (x: bf16[1000,1000]) -> bf16[4000,1000] {{\n  %x = bf16[1000,1000] parameter(0)\n"
+        "  %g = bf16[4000,1000] all-gather(%x), " + GROUPS.replace("{", "{{").replace("}", "}}")
+        + ', frontend_attributes={{chain_id="7"}}\n}}\n'
+    )  # fmt: skip
+    text = [P] + [f"%f{i} = bf16[8] fusion(%p), kind=kCustom, calls=%c{i}, {cycles(30000)}"
+                  for i in range(3)]  # fmt: skip
+    found = costs.of(program(*text, more="".join(inside.format(i) for i in range(3))), V5E, {})
+    assert found.messages == {"all-gather": 6e6}
+    assert found.hidden == pytest.approx(60e-6)
+    assert found.message_seconds == pytest.approx(6e6 / V5E.bandwidth())
+
+
 @pytest.mark.parametrize(
     ("groups", "size"),
     [("replica_groups={{0,1},{2,3}}", 2), ("replica_groups=[2,4]<=[8]", 4),

@@ -30,7 +30,7 @@ VARIANTS = {  # name -> (config.parallel, parts of a batch)
     "fsdp 4": (dict(fsdp=4), 1),
     "fsdp 2x2, accumulated": (dict(fsdp=2), 2),
     "zero1": (dict(zero1=True), 1),
-    "zero1, fsdp 2x2, accumulated": (dict(zero1=True, fsdp=2), 2),
+    "zero1, accumulated": (dict(zero1=True), 2),
     "pmap": (dict(compiler="pmap"), 1),
     "pmap, accumulated": (dict(compiler="pmap"), 2),
 }

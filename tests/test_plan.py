@@ -55,12 +55,13 @@ def test_a_plan_says_what_it_takes(planned):
     assert found["seconds_per_step"] == pytest.approx(seconds)
     assert found["hours"] == pytest.approx(30 * seconds / 3600)
     assert found["price"] == pytest.approx(30 * seconds / 3600 * 4 * 2)
-    mfu = found["flops_per_image"] * 8 / (seconds * 4 * 197e12)
-    assert found["estimated_mfu"] == pytest.approx(mfu)
+    fastest = found["flops_per_image"] * 8 / (4 * 197e12)
+    assert found["estimated_mfu"] == pytest.approx(fastest / 2)  # of the operations alone
+    assert found["estimated_mfu_with_messages"] == pytest.approx(fastest / seconds)
     assert found["fits"]
     assert found["bytes_per_device"]["total"] == 8 * GIB
     assert found["collectives"]["bytes"] == {"all-reduce": 2 * 2.0**20}
-    assert [o["share"] for o in found["operations"]] == pytest.approx([1 / seconds] * 2)
+    assert [o["share"] for o in found["operations"]] == pytest.approx([0.5] * 2)
     assert "8.00 of 16 GiB" in shown
     assert "costs 0" in shown
 

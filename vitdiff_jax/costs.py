@@ -50,31 +50,42 @@ def of(program: hlo.Program, where: Slice, kernels: Mapping[str, float]) -> Cost
     messages: dict[str, float] = collections.defaultdict(float)
     message_seconds = hidden = 0.0
     under_way: dict[str, list[float]] = {}  # a message's name -> [its seconds, of work beside it]
+    chains: dict[str, list[float]] = {}  # the same of those that several fusions carry
     for one, computation, times in program.executed():
         sent, alone = message(one, program, where), 0.0
-        if sent:
+        if sent and sent.chain not in chains:
             alone = sent.sent / where.bandwidth()
             messages[sent.kind] += times * sent.sent
             message_seconds += times * alone
             if one.opcode.endswith("-start"):
                 under_way[one.name] = [alone, 0.0]
+            if sent.chain:
+                chains[sent.chain] = [times * alone, 0.0]
         if one.opcode.endswith("-done") and one.operands[0] in under_way:
             hidden += times * min(under_way.pop(one.operands[0]))
         if sent is None or one.opcode == "fusion":
             seconds = _seconds(one, program, computation, where, kernels)
-            hidden += times * min(seconds, alone)  # of a fusion that works while it sends
             operations[one.path or "other"] += times * seconds
             for beside in under_way.values():
                 beside[1] += seconds
+            if sent and sent.chain:
+                chains[sent.chain][1] += times * seconds
+            else:
+                hidden += times * min(seconds, alone)  # of a fusion that works while it sends
+    hidden += sum(map(min, chains.values()))
     return Costs(dict(operations), dict(messages), message_seconds, hidden)
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """What a collective sends: which kind it is, and the bytes that leave each device."""
+    """What a collective sends: which kind it is, and the bytes that leave each device.
+
+    chain: of the TPU compiler's fusions that carry one message between them, else "".
+    """
 
     kind: str
     sent: float
+    chain: str = ""
 
 
 def message(one: hlo.Instruction, program: hlo.Program, where: Slice) -> Message | None:
@@ -89,7 +100,8 @@ def message(one: hlo.Instruction, program: hlo.Program, where: Slice) -> Message
                 among = group_size(i.rest, where.count)
                 if name.startswith("all-reduce-scatter"):  # the TPU's, of which a slice is kept
                     return Message("reduce-scatter", i.bytes * (among - 1) / among)
-                return Message(kind, _ring(kind, i, among))
+                chain = re.search(r'chain_id="(\w+)"', i.rest)
+                return Message(kind, _ring(kind, i, among), chain[1] if chain else "")
     return None
 
 

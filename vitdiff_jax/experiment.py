@@ -224,6 +224,8 @@ def _check_numbers(config: Any) -> None:
         raise ConfigError(
             f"config.parallel.{key}: pmap keeps the whole state on every device; leave it out"
         )
+    if config.parallel.zero1 and config.parallel.fsdp != 1:
+        raise ConfigError("config.parallel.zero1: fsdp cuts the state already; use one of them")
     _check_gradients(config)
 
 

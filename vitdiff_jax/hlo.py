@@ -66,7 +66,8 @@ def dims_of(shape: str) -> tuple[int, ...]:
 def model_path(op_name: str) -> str:
     """Of jit(train_step)/transpose(jvp(Model))/block_1/mod/dot_general: block_1/mod (backward)."""
     names = [part for part in op_name.split("/")[:-1] if re.fullmatch(r"[\w.\-]+", part)]
-    names = [name for name in names if not name.startswith(("Model.", "branch_", "closed_call"))]
+    inner = ("Model.", "branch_", "closed_call", "shard_map")
+    names = [name for name in names if not name.startswith(inner)]
     return "/".join(names) + (" (backward)" if names and "transpose(" in op_name else "")
 
 

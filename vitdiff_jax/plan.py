@@ -172,13 +172,14 @@ def report(
 ) -> dict[str, Any]:  # fmt: skip
     """All that plan.json says, of a step as it was compiled."""
     total = sum(compiled.bytes.values())
-    seconds = sum(compiled.operations.values()) + compiled.message_seconds - compiled.hidden
+    computing = sum(compiled.operations.values())
+    seconds = computing + compiled.message_seconds - compiled.hidden
     model_flops = 3 * experiment.forward_flops()  # backward: two products for each one
     peak = where.chip.flops * where.count
     hours = config.train.steps * seconds / 3600
     costly = sorted(compiled.operations.items(), key=lambda item: -item[1])[:EXPENSIVE]
     params = jax.tree.leaves(experiment.param_shapes())
-    mfu = model_flops * config.train.batch / (seconds * peak) if seconds else 0.0
+    fastest = model_flops * config.train.batch / peak
     return {
         "topology": f"{where.name}:{'x'.join(map(str, where.shape))}",
         "chips": where.count,
@@ -190,13 +191,15 @@ def report(
         "fits": not compiled.too_large and total <= USABLE * where.chip.memory,
         "estimate": ESTIMATE[where.chip.platform],
         "seconds_per_step": seconds,
+        "computing_seconds": computing,
         "images_per_second": config.train.batch / seconds if seconds else 0.0,
-        "estimated_mfu": mfu,
+        "estimated_mfu": fastest / computing if computing else 0.0,
+        "estimated_mfu_with_messages": fastest / seconds if seconds else 0.0,
         "collectives": {
             "bytes": dict(compiled.messages), "seconds": compiled.message_seconds,
             "hidden_seconds": compiled.hidden,
         },
-        "operations": [{"name": name, "seconds": value, "share": value / seconds}
+        "operations": [{"name": name, "seconds": value, "share": value / computing}
                        for name, value in costly],
         "steps": config.train.steps,
         "hours": hours,
@@ -266,7 +269,8 @@ def table(plan: Mapping[str, Any]) -> str:
         ("fits", "yes" if plan["fits"] else "NO: --search looks for a way that does"),
         ("a step", f"{plan['seconds_per_step'] * 1e3:.1f} ms for {plan['batch']} images"
                    f" ({plan['images_per_second']:,.0f} images/s); {plan['estimate']}"),
-        ("estimated MFU", f"{plan['estimated_mfu']:.3f} of the bf16 peak"),
+        ("estimated MFU", f"{plan['estimated_mfu']:.3f} of the bf16 peak;"
+                          f" {plan['estimated_mfu_with_messages']:.3f} with messages"),
         ("messages", f"{sum(messages['bytes'].values()) / 2**20:.0f} MiB a step and device,"
                      f" {messages['seconds'] * 1e3:.1f} ms on the links, of which"
                      f" {messages['hidden_seconds'] * 1e3:.1f} beside other work"),

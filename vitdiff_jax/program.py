@@ -36,7 +36,6 @@ def build(
     init = make_init(config, experiment)
     shapes = jax.eval_shape(init)
     shardings = parallel.state_shardings(mesh, shapes, zero=kind.zero1)
-    zero = parallel.Zero(mesh, shapes.params)
     step = step_lib.make_train_step(
         model, process, law, optimizer, rate,
         seed=config.seed, batch_size=config.train.batch,
@@ -44,12 +43,20 @@ def build(
         accumulate=config.train.accumulate,
         gradient_dtype=config.train.gradient_dtype,
         damage=experiment_lib.damage_of(config, experiment.shape, "train"),
-        **(dict(gather=zero.gather, scatter=zero.scatter) if kind.zero1 else {}),
-        axis_name="data" if kind.compiler == "pmap" else None,
+        **_spread(kind, mesh, shapes.params),
     )  # fmt: skip
     return Program(
         init, shapes, shardings, parallel.compile_step(step, mesh, shardings, kind.compiler)
     )
+
+
+def _spread(kind: Any, mesh: jax.sharding.Mesh, params: Any) -> dict[str, Any]:
+    """How gradients go over devices; {}: XLA sees to it, as FSDP needs, or there is one device."""
+    if kind.compiler == "pmap":
+        return {"spread": parallel.by_pmap}
+    if kind.fsdp > 1 or mesh.size == 1:
+        return {}
+    return {"spread": parallel.by_hand(mesh, params, zero=kind.zero1)}
 
 
 def make_init(

@@ -166,19 +166,16 @@ def make_train_step(
     accumulate: int = 1,
     gradient_dtype: str = "float32",
     damage: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-    gather: Callable[[Any], Any] = lambda params: params,
-    scatter: Callable[[Any], Any] = lambda grads: grads,
-    axis_name: str | None = None,
+    spread: Callable[[Callable], Callable] = lambda gradient: gradient,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """One training step as a function (state, batch) -> (state, metrics).
 
     batch_size: of the global batch; `accumulate` parts of it are run one after the other.
     gradient_dtype: "bfloat16": matrices are cast once before the network, so that their gradients
     and what is sent between devices are bfloat16 too.
-    gather, scatter: what lays parameters out for the network and gradients for the optimiser, see
-    `parallel.Zero`.
     damage: (images [B, H, W, C], keys [B]) -> their hints; None: the batch has all conditions.
-    axis_name: of pmap's axis, over which gradients are averaged; None under jit.
+    spread: what makes the gradient that a device has computed that of the global batch, where XLA
+    does not: see `parallel.by_hand`, `parallel.by_pmap`.
     A step with a non-finite loss or gradient changes nothing but the counters.
     """
 
@@ -200,11 +197,8 @@ def make_train_step(
 
     def train_step(state, batch):
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
-        working = gather(cast_kernels(state.params, gradient_dtype))
-        value, grads = gradient(working, batch, step_key)
-        grads = scatter(grads)
-        if axis_name:
-            value, grads = jax.lax.pmean((value, grads), axis_name)
+        params = cast_kernels(state.params, gradient_dtype)
+        value, grads = spread(gradient)(params, batch, step_key)
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
