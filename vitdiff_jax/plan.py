@@ -24,7 +24,7 @@ from vitdiff_jax.config import ConfigError
 
 USABLE = 0.98
 """Of a chip's memory: v5e's compiler has 15.75 of 16 GiB for a program."""
-FEW = 1
+FEW = 2
 """Blocks of each kind in the smallest model that is compiled."""
 EXPENSIVE = 10
 ESTIMATE = {

@@ -25,8 +25,8 @@ from vitdiff_jax import config as config_lib  # noqa: E402
 FAST = {"parallel.zero1": True, "train.gradient_dtype": "bfloat16", "model.remat": "none"}
 MODELS = {  # name -> (config, images on each chip, changes)
     "DiT-XL/2, 256 tokens": ("dit.py", 32, {"model.remat": "none"}),
-    "JiT-B/16, 256 px": ("imagenet.py", 64, {}),
-    "JiT-L/16, 256 px": ("imagenet.py", 32, {"model.size": "L", "model.class_tokens_from": 8}),
+    "JiT-B/16, 256 px": ("imagenet.py", 32, {}),
+    "JiT-L/16, 256 px": ("imagenet.py", 16, {"model.size": "L"}),
 }
 CHOICES: dict[str, dict[str, Any]] = {
     "as in the table above": {},
