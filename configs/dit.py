@@ -24,7 +24,7 @@ def get_config(variant="XL"):
         data=dict(name="imagenet", size=256),
         latent=dict(factor=8),
         model=dict(
-            name="dit", size=variant, patch=2, learned_sigma=True, dtype="bfloat16", remat="dots"
+            name="dit", size=variant, patch=2, learned_sigma=True, dtype="bfloat16"
         ),
         diffusion=dict(
             schedule=dict(name="DiscreteVP"),
@@ -37,7 +37,7 @@ def get_config(variant="XL"):
         ),
         optimizer=dict(learning_rate=1e-4, b1=0.9, b2=0.999),
         train=dict(steps=400_000, batch=256, ema=(0.9999,)),
-        parallel=dict(data_threads=8),
+        parallel=dict(data_threads=8, zero1=True),
         checkpoint=dict(every=5000, keep=2, keep_every=50_000),
         log=dict(every=100, sample_every=10_000, heldout_every=5000, images=32),
         sample=dict(

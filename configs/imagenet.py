@@ -31,7 +31,7 @@ def get_config(variant=""):
         ),
         optimizer=dict(learning_rate=2e-4, warmup=round(5 * EPOCH), b1=0.9, b2=0.95),
         train=dict(steps=round(200 * EPOCH), batch=1024, ema=(0.9999, 0.9996)),
-        parallel=dict(data_threads=16),
+        parallel=dict(data_threads=16, zero1=True),
         checkpoint=dict(every=5000, keep=2, keep_every=50_000),
         log=dict(every=100, sample_every=5000, heldout_every=5000, heldout_images=2048),
         sample=dict(

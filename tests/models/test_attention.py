@@ -1,6 +1,7 @@
 """Attention by XLA and by the kernel, which is interpreted here: formulas in float64 decide."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -199,6 +200,19 @@ def in_use(kind):
 def test_what_computes_attention_follows_from_the_devices(by, kind, shape, masked, wanted):
     with in_use(kind):
         assert attention.chosen(by, shape, jnp.dtype("bfloat16"), masked) == wanted
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "wanted"),
+    [("9.0", "bfloat16", "cudnn"), ("8.0", "bfloat16", "cudnn"), ("7.5", "bfloat16", "xla"),
+     ("9.0", "float32", "xla")],
+)  # fmt: skip
+def test_gpus_from_ampere_on_have_cudnns(monkeypatch, capability, dtype, wanted):
+    gpu = types.SimpleNamespace(
+        platform="gpu", device_kind="NVIDIA A GPU", compute_capability=capability
+    )
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    assert attention.chosen("auto", (8, 16, 72, 256), jnp.dtype(dtype), False) == wanted
 
 
 def test_without_a_mesh_this_machine_decides():

@@ -9,7 +9,8 @@ size that is not a multiple of 128 needs no padding on a TPU.
     pallas  `attention_kernel`, for TPUs: the scores stay on the chip. It has no forward-mode
             derivative. Elsewhere it is interpreted, slowly
     cudnn   flash attention of NVIDIA's library: GPUs, bfloat16, no mask. Not yet run on one
-    auto    pallas on TPUs, else xla
+    auto    pallas on TPUs, cudnn on GPUs from Ampere on, else xla. (A plan for GPUs that are not
+            there has no cuDNN, and is one of xla.)
 
 Where a kernel cannot take what it is given (its size, a mask), it is xla. XLA does not cut a kernel
 over devices by itself. Under jit on several, call or lower the program inside `jax.set_mesh(mesh)`,
@@ -97,7 +98,8 @@ def chosen(by: str, shape: tuple[int, ...], dtype: jnp.dtype, masked: bool) -> s
     kind, mesh = device_kind(), jax.sharding.get_abstract_mesh()
     if by == "auto":
         cannot_be_cut = mesh.empty and jax.device_count() > 1
-        by = "pallas" if kind.startswith("TPU") and not cannot_be_cut else "xla"
+        on_tpu = kind.startswith("TPU") and not cannot_be_cut
+        by = "pallas" if on_tpu else "cudnn" if _has_cudnn() else "xla"
     if by == "pallas":
         size = attention_kernel.steps(heads, head_dim, tokens, dtype.itemsize)
         takes = size is not None and batch % math.prod(mesh.shape[a] for a in _batch_axes()) == 0
@@ -106,6 +108,12 @@ def chosen(by: str, shape: tuple[int, ...], dtype: jnp.dtype, masked: bool) -> s
         takes = dtype == jnp.bfloat16 and not masked and head_dim % 8 == 0 and head_dim <= 128
         return by if takes and kind.startswith("NVIDIA") else "xla"
     return by
+
+
+def _has_cudnn() -> bool:
+    """Whether this machine's GPU is one that cuDNN's flash attention runs on: from Ampere on."""
+    device = jax.devices()[0]
+    return device.platform == "gpu" and float(getattr(device, "compute_capability", 0)) >= 8
 
 
 def _batch_axes() -> tuple[str, ...]:
