@@ -41,6 +41,9 @@ class Watcher:
         heldout = step_lib.make_heldout_step(model, process, law, levels, seed=config.seed)
         heldout = jax.jit(heldout, out_shardings=parallel.replicated(mesh))
         self.heldout_step = parallel.InMesh(mesh, heldout)
+        # What ZeRO-1 keeps cut is put together once, not in each of a sampler's many calls.
+        whole = jax.jit(lambda params: params, out_shardings=parallel.replicated(mesh))
+        self.laid = whole if config.parallel.zero1 else lambda params: params
         self.heldout_times = np.asarray(law(step_lib.heldout_quantiles(levels), process.schedule))
         guide, self.guide_params = trained.guide_of(experiment)
         experiment = dataclasses.replace(experiment, guide=guide)
@@ -88,7 +91,7 @@ class Watcher:
         metrics.write(step, values | {"evaluation_seconds": time.monotonic() - began})
 
     def _drawn(self, params, seeds, cond):
-        return self.draw((params, self.guide_params), seeds, cond)
+        return self.draw((self.laid(params), self.guide_params), seeds, cond)
 
     def _picture(self, step, name, file, sheet, metrics):
         metrics.image(step, name, sheet)
