@@ -52,7 +52,7 @@ def defaults() -> dict[str, Any]:
             steps=100_000,
             batch=256,  # global
             accumulate=1,  # parts of the batch that are run one after the other
-            gradient_dtype="float32",  # or bfloat16, where config.model.dtype is
+            gradient_dtype="float32",  # or bfloat16, where config.model.dtype is: half the messages
             ema=(0.9999,),  # decays of the parameter averages, each with warm-up
             ema_widths=(),  # of more averages, relative to the run: see sample.ema_width
             init_from=config_dict.placeholder(str),  # workdir of a model to start from
@@ -61,7 +61,9 @@ def defaults() -> dict[str, Any]:
         parallel=dict(
             compiler="jit",  # or pmap
             fsdp=1,  # over how many devices parameters are cut
-            zero1=False,  # keep the training state cut over all devices (ZeRO-1)
+            # keep the training state cut over all devices (ZeRO-1): less memory, and AdamW with an
+            # average takes 0.9 million cycles instead of 4.3 (v5e:2x2, two of DiT-XL's blocks)
+            zero1=False,
             data_threads=1,  # that read and decode, in each process
         ),
         checkpoint=dict(
