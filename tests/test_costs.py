@@ -41,6 +41,7 @@ def test_a_message_takes_its_bytes_over_the_links():
     [
         ("%r = bf16[1000,1000] all-gather(%p)", 0.75 * 2e6),
         ("%r = bf16[1000,1000] reduce-scatter(%p)", 3 * 2e6),  # its type is the part that is kept
+        ("%r = (bf16[4000,1000], bf16[1000,1000]) reduce-scatter-start(%p)", 3 * 2e6),
         ("%r = bf16[1000,1000] all-to-all(%p)", 0.75 * 2e6),
         ("%r = bf16[1000,1000] collective-permute(%p)", 2e6),
     ],

@@ -112,6 +112,8 @@ def _ring(kind: str, one: hlo.Instruction, among: int) -> float:
         return one.bytes / 2 if one.opcode.endswith("-start") else one.bytes
     if kind == "all-gather" and one.opcode.endswith("-start"):  # its type has the input too
         return one.bytes / (1 + 1 / among) * share
+    if kind == "reduce-scatter" and one.opcode.endswith("-start"):  # so has this
+        return one.bytes / (1 + among) * (among - 1)
     return one.bytes * {"all-reduce": 2 * share, "reduce-scatter": among - 1}.get(kind, share)
 
 
