@@ -218,34 +218,45 @@ def make_train_step(
         params = cast_kernels(state.params, gradient_dtype)
         value, grads = spread(gradient)(params, batch, step_key)
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
-
-        def update():
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-            ema = {
-                name: optax.incremental_update(params, old, 1 - averages.decay(name, state.step))
-                for name, old in state.ema.items()
-            }
-            return params, opt_state, ema
-
-        def keep():
-            return state.params, state.opt_state, state.ema
-
-        # A branch, not a `where` on each array: 8 % of a DiT-S-sized step on a CPU.
-        params, opt_state, ema = jax.lax.cond(finite, update, keep)
-        new = TrainState(
-            step=state.step + 1,
-            bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
-            params=params,
-            opt_state=opt_state,
-            ema=ema,
-        )
+        new, norm = advanced(optimizer, state, value, grads)
         metrics = {"loss": value, "grad_norm": norm, "learning_rate": rate(state.step)}
         return new, metrics | {"bad_steps": new.bad_steps}
 
     return train_step
+
+
+def advanced(
+    optimizer: optax.GradientTransformation, state: TrainState, value: jax.Array, grads: Any
+) -> tuple[TrainState, jax.Array]:
+    """(the state after a step with this loss and gradient, the gradient's norm).
+
+    Where one of them is not finite nothing changes but the counters.
+    """
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
+
+    def update():
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = {
+            name: optax.incremental_update(params, old, 1 - averages.decay(name, state.step))
+            for name, old in state.ema.items()
+        }
+        return params, opt_state, ema
+
+    def keep():
+        return state.params, state.opt_state, state.ema
+
+    # A branch, not a `where` on each array: 8 % of a DiT-S-sized step on a CPU.
+    params, opt_state, ema = jax.lax.cond(finite, update, keep)
+    new = TrainState(
+        step=state.step + 1,
+        bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
+        params=params,
+        opt_state=opt_state,
+        ema=ema,
+    )
+    return new, norm
 
 
 def make_heldout_step(
