@@ -374,7 +374,8 @@ def test_a_workdir_that_is_there_stays(tmp_path, capsys):
 def test_what_was_cut_off_is_written_again(tmp_path, monkeypatch, capsys):
     """Before the last file the folder is no workdir; the same command makes it one."""
 
-    def stop(*_):
+    def stop(checkpoints):
+        checkpoints.manager.wait_until_finished()  # a process that is gone writes no more
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
