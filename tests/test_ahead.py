@@ -3,11 +3,16 @@
 import dataclasses
 import importlib.util
 import itertools
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
+from tests import tiny
 from vitdiff_jax import ahead, chips
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
@@ -81,6 +86,17 @@ def test_a_process_that_fails_is_one_line(monkeypatch):
     broken = Request(given.config | {"seed": "x"}, given.shape, given.conditions, given.topology)
     with pytest.raises(ahead.CompileError, match=r"^compiling for v5e:2x2 failed: .*config.seed"):
         ahead.compile_all([broken])
+
+
+def test_a_process_ends_with_the_one_that_asked():
+    """A compilation of minutes, whose asker is gone, is over in the time that Python needs."""
+    asked = request("configs/dit.py", "v5e:2x2", ["train.batch=4"])
+    child = subprocess.run(
+        [sys.executable, "-m", "vitdiff_jax.ahead"], cwd=tiny.REPOSITORY, check=False,
+        input=json.dumps(dataclasses.asdict(asked)) + "\n", text=True, capture_output=True,
+        env=os.environ | ahead.environment("tpu"), timeout=60,
+    )  # fmt: skip
+    assert (child.returncode, child.stdout, child.stderr) == (1, "", "")
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
 """Compiling a config's train step for chips that are not there, in processes of their own.
 
 JAX reads its settings once, at its start, and a compiler that runs out of memory takes its process
-with it. So each compilation is a process: `python -m vitdiff_jax.ahead`, a request as JSON on its
-standard input, what came of it as JSON on its standard output.
+with it. So each compilation is a process: `python -m vitdiff_jax.ahead`, a request as a line of
+JSON on its standard input, what came of it on its standard output. It ends when its input does:
+who asked is gone then.
 """
 
 import concurrent.futures
@@ -13,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -89,15 +91,20 @@ def compile_all(requests: Sequence[Request]) -> list[Compiled]:
 
 def _ask(request: Request) -> Compiled:
     platform = chips.parse(request.topology).chip.platform
-    done = subprocess.run(
+    reading, writing = os.pipe()
+    child = subprocess.Popen(
         [sys.executable, "-m", "vitdiff_jax.ahead"], env=os.environ | environment(platform),
-        input=json.dumps(dataclasses.asdict(request)), capture_output=True, text=True, check=False,
+        stdin=reading, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else f"exit code {done.returncode}"
+    os.close(reading)
+    with open(writing, "w") as line:  # stays open until there is an answer
+        print(json.dumps(dataclasses.asdict(request)), file=line, flush=True)
+        answer, complaints = child.communicate()
+    if child.returncode:
+        lines = [line for line in complaints.splitlines() if line.strip()]
+        reason = lines[-1].strip() if lines else f"exit code {child.returncode}"
         raise CompileError(f"compiling for {request.topology} failed: {reason[:500]}")
-    return Compiled(**json.loads(done.stdout.splitlines()[-1]))
+    return Compiled(**json.loads(answer.splitlines()[-1]))
 
 
 def environment(platform: str) -> dict[str, str]:
@@ -115,9 +122,15 @@ def environment(platform: str) -> dict[str, str]:
 
 def main() -> None:
     """The process that compiles."""
-    asked = json.load(sys.stdin)
+    asked = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_input, daemon=True).start()
     request = Request(**asked | {"shape": tuple(asked["shape"])})
     print(json.dumps(dataclasses.asdict(_compile(request))))
+
+
+def _end_with_input() -> None:
+    os.read(sys.stdin.fileno(), 1)  # not sys.stdin.read(): its lock would be held at the exit
+    os._exit(1)  # a compiler in the midst of its work hears nothing else
 
 
 def _compile(request: Request) -> Compiled:
