@@ -84,7 +84,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def state_shardings(mesh: Mesh | AbstractMesh, shapes: Any, *, zero: bool = False) -> Any:
     """A sharding for each array of a state: its largest divisible dimension cut over "fsdp".
 
-    zero: over all devices, as ZeRO-1 keeps it between steps.
+    zero: its first one, over all devices, as ZeRO-1 keeps it between steps: what is gathered then
+    lies together.
     """
     axes = mesh.axis_names if zero else ("fsdp",)
     size = math.prod(mesh.shape[axis] for axis in axes)
@@ -93,14 +94,18 @@ def state_shardings(mesh: Mesh | AbstractMesh, shapes: Any, *, zero: bool = Fals
         divisible = [i for i, n in enumerate(a.shape) if n % size == 0]
         if size == 1 or not divisible or np.prod(a.shape) < FSDP_LEAST:
             return replicated(mesh)
-        largest = max(divisible, key=lambda i: a.shape[i])
-        return NamedSharding(mesh, PartitionSpec(*[None] * largest, axes))
+        dimension = divisible[0] if zero else max(divisible, key=lambda i: a.shape[i])
+        return NamedSharding(mesh, PartitionSpec(*[None] * dimension, axes))
 
     return jax.tree.map(rule, shapes)
 
 
-Gradient = Callable[[Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, Any]]
-"""(parameters, batch, key) -> (loss, gradient), means over the batch."""
+Gradient = Callable[..., tuple[jax.Array, Any]]
+"""(parameters, batch, key, share) -> (loss, gradient), means over the batch times its share.
+
+The share of a device's part of a batch is known before its gradient: to divide afterwards would be
+one more pass over it (0.15 of a JiT-B step's 41.7 ms on a v5e, by the compiler's count).
+"""
 
 
 def by_hand(mesh: Mesh, params: Any, *, zero: bool) -> Callable[[Gradient], Gradient]:
@@ -121,21 +126,22 @@ def by_hand(mesh: Mesh, params: Any, *, zero: bool) -> Callable[[Gradient], Grad
         i = cut(spec)
         return a if i is None else jax.lax.all_gather(a, axes, axis=i, tiled=True)
 
-    def mean(a, spec):
+    def total(a, spec):
         i = cut(spec)
         if i is None:
-            return jax.lax.pmean(a, axes)
-        return jax.lax.psum_scatter(a, axes, scatter_dimension=i, tiled=True) / mesh.size
+            return jax.lax.psum(a, axes)
+        return jax.lax.psum_scatter(a, axes, scatter_dimension=i, tiled=True)
 
     def spread(gradient):
         def on_each(params, batch, key):
-            value, grads = gradient(jax.tree.map(gathered, params, specs), batch, key)
-            return jax.lax.pmean(value, axes), jax.tree.map(mean, grads, specs)
+            whole = jax.tree.map(gathered, params, specs)
+            value, grads = gradient(whole, batch, key, 1 / mesh.size)
+            return jax.lax.psum(value, axes), jax.tree.map(total, grads, specs)
 
-        whole = PartitionSpec()
+        same = PartitionSpec()
         return jax.shard_map(
-            on_each, mesh=mesh, in_specs=(specs, PartitionSpec(axes), whole),
-            out_specs=(whole, specs), check_vma=False,
+            on_each, mesh=mesh, in_specs=(specs, PartitionSpec(axes), same),
+            out_specs=(same, specs), check_vma=False,
         )  # fmt: skip
 
     return spread
@@ -143,7 +149,12 @@ def by_hand(mesh: Mesh, params: Any, *, zero: bool) -> Callable[[Gradient], Grad
 
 def by_pmap(gradient: Gradient) -> Gradient:
     """The same under `Pmapped`: everything is whole on every device."""
-    return lambda *arguments: jax.lax.pmean(gradient(*arguments), "data")
+
+    def on_each(params, batch, key):
+        share = 1 / jax.lax.axis_size("data")
+        return jax.lax.psum(gradient(params, batch, key, share), "data")
+
+    return on_each
 
 
 def agree(value: int) -> int:

@@ -5,6 +5,7 @@ The same `train_step(state, batch)` is compiled by jit (data parallel or FSDP) o
 an example's place in the global batch: the result does not depend on how the batch is cut.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -150,22 +151,21 @@ def cond_of(model, batch: Batch) -> conditions.Cond:
 
 
 def accumulated(grad: Callable, count: int) -> Callable:
-    """The mean of grad(params, part, key) over `count` parts of a batch, one after the other."""
+    """grad(params, batch, key, share) as the sum over `count` parts of the batch, in turn."""
     if count == 1:
         return grad
 
-    def mean(params, batch, key):
+    def summed(params, batch, key, share):
         # Every count-th example makes a part: each device keeps its own examples.
         parts = jax.tree.map(lambda a: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), batch)
 
         def add(total, part):
-            return jax.tree.map(jnp.add, total, grad(params, part, key)), None
+            return jax.tree.map(jnp.add, total, grad(params, part, key, share / count)), None
 
         zero = (jnp.zeros(()), jax.tree.map(lambda a: jnp.zeros(a.shape), params))
-        total, _ = jax.lax.scan(add, zero, parts)
-        return jax.tree.map(lambda a: a / count, total)
+        return jax.lax.scan(add, zero, parts)[0]
 
-    return mean
+    return summed
 
 
 def make_train_step(
@@ -182,7 +182,7 @@ def make_train_step(
     accumulate: int = 1,
     gradient_dtype: str = "float32",
     damage: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-    spread: Callable[[Callable], Callable] = lambda gradient: gradient,
+    spread: Callable[[Callable], Callable] = lambda of: functools.partial(of, share=1.0),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """One training step as a function (state, batch) -> (state, metrics).
 
@@ -197,7 +197,7 @@ def make_train_step(
     # A learned variance comes as more channels, which patches would mix with the others.
     patch = 0 if process.learned_variance else getattr(model, "patch", 0)
 
-    def loss(params, part, step_key):
+    def loss(params, part, step_key, share):
         x, eps, t, cond_keys, dropout_keys = draw(
             process, part, law, step_key, batch_size, stratified, patch
         )
@@ -209,7 +209,7 @@ def make_train_step(
         scale, time = process.schedule.network_input(t)
         inputs = from_patches(scale[:, None, None, None] * x_t, patch, part["image"].shape)
         out = model.apply({"params": params}, inputs, time, cond, dropout_keys)
-        return process.loss(in_patches(out, patch), x, eps, t).mean()
+        return share * process.loss(in_patches(out, patch), x, eps, t).mean()
 
     gradient = accumulated(jax.value_and_grad(loss), accumulate)
 
@@ -217,7 +217,6 @@ def make_train_step(
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
         params = cast_kernels(state.params, gradient_dtype)
         value, grads = spread(gradient)(params, batch, step_key)
-        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
         new, norm = advanced(optimizer, state, value, grads)
         metrics = {"loss": value, "grad_norm": norm, "learning_rate": rate(state.step)}
         return new, metrics | {"bad_steps": new.bad_steps}
@@ -230,13 +229,18 @@ def advanced(
 ) -> tuple[TrainState, jax.Array]:
     """(the state after a step with this loss and gradient, the gradient's norm).
 
-    Where one of them is not finite nothing changes but the counters.
+    grads: of the parameters' types or shorter ones. Where the loss or the norm is not finite
+    nothing changes but the counters.
     """
-    norm = optax.tree.norm(grads)
+
+    def as_params(grads):  # twice: what passes into the branch below goes through the memory
+        return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
+
+    norm = optax.tree.norm(as_params(grads))
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
     def update():
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(as_params(grads), state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = {
             name: optax.incremental_update(params, old, 1 - averages.decay(name, state.step))

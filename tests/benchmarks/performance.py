@@ -28,10 +28,11 @@ from vitdiff_jax import chips, plan  # noqa: E402 - needs the path above
 from vitdiff_jax import config as config_lib  # noqa: E402
 
 FAST = {"parallel.zero1": True, "train.gradient_dtype": "bfloat16"}
+ONE = {"train.ema": [0.9999]}  # average; the config has two
 MODELS = {  # name -> (config, images on each chip, changes)
     "DiT-XL/2, 256 tokens": ("dit.py", 32, {}),
-    "JiT-B/16, 256 px": ("imagenet.py", 32, {}),
-    "JiT-L/16, 256 px": ("imagenet.py", 16, {"model.size": "L"}),
+    "JiT-B/16, 256 px": ("imagenet.py", 32, ONE),
+    "JiT-L/16, 256 px": ("imagenet.py", 32, ONE | {"model.size": "L"}),
 }
 DIT, JIT_B, _ = MODELS
 CHOICES: dict[str, dict[str, Any]] = {
@@ -43,6 +44,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "model.remat=dots": {"model.remat": "dots"},
     "model.remat=full": {"model.remat": "full"},
     "model.scan=True": {"model.scan": True},
+    "train.accumulate=2": {"train.accumulate": 2},
 }
 
 
@@ -90,7 +92,7 @@ def mfu(found: dict[str, Any]) -> str:
 def headline(plans: Plans):
     """Whole models, v5e:2x2, the first two with all of their blocks compiled.
 
-    AdamW, float32 averages and master weights, biases: the models as published, with
+    AdamW, one float32 average, float32 master weights, biases: the models as published, with
     `model.attention=auto`, `parallel.zero1=True` and `train.gradient_dtype=bfloat16`. MFU: of the
     operations alone (with the messages that nothing hides).
     """

@@ -176,7 +176,7 @@ def patches(
 def attention(
     theirs: str, ours: str, width: int, heads: int, *, bias: bool = True, rotary: bool = False
 ) -> list[Rule]:
-    """The two layers `qkv` and `proj` as `models.attention.Attention` has them: apart, head-major.
+    """The two layers `qkv` and `proj` as `models.attention.Attention` has them: apart.
 
     The rows of qkv are ordered (q or k or v, head, place in the head). bias: of qkv.
     rotary: their rotary pairs are neighbours (2i, 2i + 1), ours (i, i + K/2). Queries and keys meet
@@ -186,33 +186,31 @@ def attention(
     turn = turned(size) if rotary else np.arange(size)
     back = np.argsort(turn)
 
-    def apart(a):  # [3D, ...] -> q, k, v, [H, K, ...] each
-        q, k, v = a.reshape(3, heads, size, *a.shape[1:])
-        return q[:, turn], k[:, turn], v
+    def placed(a, places):  # the rows [H K, ...], of each head in another order
+        return a.reshape(heads, size, -1)[:, places].reshape(a.shape)
+
+    def apart(a):  # [3D, ...] -> q, k, v, [H K, ...] each
+        q, k, v = np.split(a, 3)
+        return placed(q, turn), placed(k, turn), v
 
     def together(q, k, v):
-        return np.stack([q[:, back], k[:, back], v]).reshape(3 * width, *q.shape[2:])
-
-    def kernels(*parts):
-        return [np.moveaxis(part, 2, 0) for part in parts]  # [H, K, D] -> [D, H, K]
+        return np.concatenate([placed(q, back), placed(k, back), v])
 
     rules = [
         Rule(
             f"{theirs}.qkv.weight", (3 * width, width), tuple(f"{ours}/{n}_kernel" for n in "qkv"),
-            lambda a: kernels(*apart(a)),
-            lambda *parts: together(*(np.moveaxis(part, 0, 2) for part in parts)),
+            apart, together,
         ),
         Rule(
             f"{theirs}.proj.weight", (width, width), (f"{ours}/out_kernel",),
-            lambda a: (a.T.reshape(heads, size, width),), lambda a: a.reshape(width, width).T,
+            lambda a: (a.T,), np.transpose,
         ),
         *copied(f"{theirs}.proj.bias", f"{ours}/out_bias", (width,)),
     ]  # fmt: skip
     if bias:
         rules.append(Rule(
             f"{theirs}.qkv.bias", (3 * width,), tuple(f"{ours}/{n}_bias" for n in "qkv"),
-            lambda a: [part[..., None] for part in apart(a)],  # [H, K, 1]
-            lambda *parts: together(*(part[..., 0] for part in parts)),
+            apart, together,
         ))  # fmt: skip
     return rules
 

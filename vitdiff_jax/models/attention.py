@@ -1,8 +1,10 @@
 """Self-attention of several heads, and what computes it: XLA, a Pallas kernel or cuDNN.
 
-Attention is head-major: the projection weights are [D, H, K] and queries, keys and values are
-[B, H, K, N], so that no transpose stands between the projection and the two products, and a head
-size that is not a multiple of 128 needs no padding on a TPU.
+Attention is head-major: queries, keys and values are [B, H, K, N], so that no transpose stands
+between the projection and the two products, and a head size that is not a multiple of 128 needs no
+padding on a TPU. The weights of their projections are [H K, D], a row for each output: the gradient
+comes out of its product so. As [D, H, K] they are padded to 128 in K, and copied: by the compiler's
+count DiT-XL's step on a v5e (32 images) took 164.6 ms, and takes 159.7.
 
     xla     products and a softmax, anywhere; the scores [B, H, N, N] go through the memory. On
             TPUs `attention_tpu`, which has no forward-mode derivative
@@ -25,7 +27,7 @@ import jax.numpy as jnp
 
 from vitdiff_jax.models import attention_kernel, attention_tpu
 from vitdiff_jax.models.attention_kernel import Turn
-from vitdiff_jax.models.layers import EPSILON, device_kind, spread, zeros
+from vitdiff_jax.models.layers import EPSILON, device_kind, spread, xavier, zeros
 
 CHOICES = ("auto", "xla", "pallas", "cudnn")
 
@@ -160,17 +162,16 @@ class Attention(nn.Module):
         width = x.shape[-1]
         head_dim = width // self.heads
         # The published initialisation is Xavier on the fused [D, 3D] matrix; this is its variance.
-        init = nn.initializers.variance_scaling(
-            0.5, "fan_avg", "uniform", in_axis=0, out_axis=(1, 2)
-        )
+        init = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
+        heads = (self.heads, head_dim)
 
         def project(name):
-            kernel = self.param(f"{name}_kernel", init, (width, self.heads, head_dim))
-            y = jnp.einsum("bnd,dhk->bhkn", x, kernel.astype(self.dtype))  # [B, H, K, N]
+            kernel = self.param(f"{name}_kernel", init, (width, width)).astype(self.dtype)
+            y = jnp.einsum("bnd,hkd->bhkn", x, kernel.reshape(*heads, width))  # [B, H, K, N]
             if not self.bias:
                 return y
-            bias = self.param(f"{name}_bias", zeros, (self.heads, head_dim, 1))
-            return y + spread(bias.astype(self.dtype)[None], y.shape)
+            bias = self.param(f"{name}_bias", zeros, (width,)).astype(self.dtype)
+            return y + spread(bias.reshape(1, *heads, 1), y.shape)
 
         def scale(name):
             return self.param(f"{name}_norm", nn.initializers.ones, (head_dim,))
@@ -182,8 +183,7 @@ class Attention(nn.Module):
             (q, scale_q), (k, scale_k) = [(project(name), scale(name)) for name in "qk"]
             turn = (scale_q, scale_k, angles)
         y = attend(q, k, project("v"), turn, mask, self.by)
-        init = nn.initializers.xavier_uniform(in_axis=(0, 1), out_axis=2)
-        kernel = self.param("out_kernel", init, (self.heads, head_dim, width))
-        bias = self.param("out_bias", zeros, (width,))
-        out = jnp.einsum("bhkn,hkd->bnd", y, kernel.astype(self.dtype))
-        return out + spread(bias.astype(self.dtype)[None, None], out.shape)
+        kernel = self.param("out_kernel", xavier, (width, width)).astype(self.dtype)
+        bias = self.param("out_bias", zeros, (width,)).astype(self.dtype)
+        out = jnp.einsum("bhkn,hkd->bnd", y, kernel.reshape(*heads, width))
+        return out + spread(bias[None, None], out.shape)

@@ -87,15 +87,15 @@ class Dense(nn.Dense):
 def patchify(x: jax.Array, patch: int) -> jax.Array:
     """Cut images [B, H, W, C] into patches [B, N, p*p*C], row by row; channels vary fastest."""
     b, h, w, c = x.shape
-    x = x.reshape(b, h // patch, patch, w // patch, patch, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, patch * patch * c)  # [B, N, p*p*C]
+    x = x.reshape(b, h // patch, patch, w // patch, patch * c).swapaxes(2, 3)
+    return x.reshape(b, -1, patch * patch * c)  # [B, N, p*p*C]
 
 
 def unpatchify(x: jax.Array, patch: int, height: int, width: int) -> jax.Array:
     """The inverse of `patchify`: patches [B, N, p*p*C] to images [B, height, width, C]."""
     b = x.shape[0]
-    x = x.reshape(b, height // patch, width // patch, patch, patch, -1)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, height, width, -1)  # [B, H, W, C]
+    x = x.reshape(b, height // patch, width // patch, patch, -1).swapaxes(2, 3)
+    return x.reshape(b, height, width, -1)  # [B, H, W, C]
 
 
 def sincos_positions(rows: int, cols: int, width: int) -> jax.Array:

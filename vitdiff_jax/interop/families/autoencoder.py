@@ -88,7 +88,7 @@ def _block(theirs: str, ours: str, inputs: int, outputs: int) -> list[Rule]:
 
 
 def _middle(theirs: str, ours: str, width: int, names: dict[str, str]) -> list[Rule]:
-    """Two blocks and the attention between, of one head: [K, D] each is [D, 1, K] to us."""
+    """Two blocks and the attention between, of one head."""
     layers, attention = f"{theirs}.attentions.0", f"{ours}/attention"
     rules = [
         *_block(f"{theirs}.resnets.0", f"{ours}/block_0", width, width),
@@ -97,21 +97,13 @@ def _middle(theirs: str, ours: str, width: int, names: dict[str, str]) -> list[R
     ]
     for letter in "qkv":
         layer, part = f"{layers}.{names[letter]}", f"{attention}/{letter}"
-        rules += [
-            Rule(
-                f"{layer}.weight", (width, width), (f"{part}_kernel",),
-                lambda a: (a.T[:, None],), lambda a: a[:, 0].T,
-            ),
-            Rule(
-                f"{layer}.bias", (width,), (f"{part}_bias",),
-                lambda a: (a[None, :, None],), lambda a: a[0, :, 0],
-            ),
-        ]  # fmt: skip
+        rules += make.copied(f"{layer}.weight", f"{part}_kernel", (width, width))
+        rules += make.copied(f"{layer}.bias", f"{part}_bias", (width,))
     return [
         *rules,
         Rule(
             f"{layers}.{names['out']}.weight", (width, width), (f"{attention}/out_kernel",),
-            lambda a: (a.T[None],), lambda a: a[0].T,
+            lambda a: (a.T,), lambda a: a.T,
         ),
         *make.copied(f"{layers}.{names['out']}.bias", f"{attention}/out_bias", (width,)),
     ]  # fmt: skip
