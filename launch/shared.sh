@@ -23,7 +23,7 @@ shared_flag() {  # FLAG; exits where there is none of this name
     --env-file=*) ENV_FILE=${1#*=} ;;
     --no-plan) PLAN=false ;;
     --dry-run) DRY_RUN=true ;;
-    --help | -h) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit ;;
+    --help | -h) sed -n '2,/^set /{/^#\( \|$\)/s/^# \{0,1\}//p}' "$0"; exit ;;
     *) die 2 "unknown argument '$1': write --flag=value, and the program's own after --" ;;
   esac
 }
@@ -86,6 +86,28 @@ plan() {  # TOPOLOGY FLAGS...: the table of a training run, before anything is m
   "${asked[@]}" >&2 || die 2 "no plan, see above; --no-plan starts without one"
 }
 
+find_gpus() {  # sets GPUS to the indices of those that may be used
+  local seen
+  GPUS=()
+  [[ ${JAX_PLATFORMS:-} != cpu ]] && command -v nvidia-smi >/dev/null || return 0
+  seen=$(nvidia-smi --query-gpu=index --format=csv,noheader 2>&1) ||
+    die 2 "nvidia-smi: $(head -n 1 <<<"$seen")"
+  seen=${CUDA_VISIBLE_DEVICES-${seen//[[:space:]]/,}}
+  IFS=, read -ra GPUS <<<"$seen"
+}
+
+plan_gpus() {  # the plan for GPUS, where there are any and --mode=plan knows them
+  local name
+  ((${#GPUS[@]})) && $PLAN || return 0
+  name=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1)
+  case $name in
+    *A100*) plan "a100:${#GPUS[@]}" ;;
+    *H100*) plan "h100:${#GPUS[@]}" ;;
+    *H200*) plan "h200:${#GPUS[@]}" ;;
+    *) say "no plan for $name: --mode=plan does not know it" ;;
+  esac
+}
+
 again() {  # LASTED CODE: waits for another run, or gives up with CODE; a long run renews patience
   if (($1 >= PROGRESS_SECONDS)); then FAILURES=0; fi
   FAILURES=$((FAILURES + 1))
@@ -93,8 +115,8 @@ again() {  # LASTED CODE: waits for another run, or gives up with CODE; a long r
   sleep "$POLL_SECONDS"
 }
 
-await() {  # PID: sets CODE to its exit code, whatever traps run meanwhile
-  while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done
+await() {  # PID: sets CODE to its exit code, whatever traps run meanwhile; bash need not comment
   CODE=0
-  wait "$1" || CODE=$?
+  while kill -0 "$1"; do wait "$1" || true; done 2>/dev/null
+  wait "$1" 2>/dev/null || CODE=$?
 }
