@@ -1,4 +1,4 @@
-"""The Dockerfiles, as far as can be told without Docker: they copy what pip needs, and name extras."""
+"""The Dockerfiles, as far as can be told without Docker: what they copy, which extras they name."""
 
 import re
 import shutil
