@@ -11,7 +11,7 @@ SCRIPT="tpu_vm on $(hostname)"
 # shellcheck source=launch/shared.sh
 source "$ROOT/launch/shared.sh"
 MOUNT=/mnt/bucket
-GCSFUSE=3.4.0  # for images that have none
+GCSFUSE=3.11.1  # for images that have none
 
 boot() { cat /proc/sys/kernel/random/boot_id; }  # names what a reboot ended, pids and all
 
