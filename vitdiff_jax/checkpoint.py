@@ -245,7 +245,7 @@ class StopRequest:
 
     def __init__(self, checkpoints: Checkpoints):
         self.manager = checkpoints.manager
-        self.asked = False
+        self.asked, self.steps = False, 0
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -269,4 +269,7 @@ class StopRequest:
 
     def __call__(self, step: int) -> bool:
         """Whether to save and stop after this step."""
-        return self.asked or self.manager.reached_preemption(step)
+        # JAX stops at the step after the last one that it was told of, and has been told of none
+        # where the signal comes first: it counts from where this run begins, not from `step`.
+        self.steps += 1
+        return self.asked or self.manager.reached_preemption(self.steps)

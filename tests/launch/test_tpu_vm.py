@@ -1,197 +1,19 @@
-"""The Cloud TPU launcher against a stand-in for gcloud.
+"""The Cloud TPU launcher against a stand-in for gcloud, see `cloud`."""
 
-No test can rent a TPU, and what goes wrong there (preemption, dropped connections, quota) cannot be
-ordered either. So `gcloud` is a script that notes each call and answers as gcloud 528 does, and its
-ssh really runs the command, in a folder per worker: both halves of the launcher are under test.
-"""
-
-import json
 import os
 import shlex
-import shutil
 import signal
+import stat
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "launch" / "tpu_vm.sh"
+from tests.launch.cloud import Cloud
 
-# What the real tool says: the messages and exit codes were read off its source and public reports.
-GCLOUD = """\
-import json, os, shutil, subprocess, sys
-from pathlib import Path
-
-FAKE = Path({fake!r})
-FLAGS = {{
-    "describe": ["--format"], "delete": [], "create": ["--accelerator-type", "--version", "--spot"],
-    "scp": ["--worker"], "ssh": ["--worker", "--ssh-flag", "--command"],
-}}
-SAVED = FAKE / "cloud.json"
-cloud = json.loads(SAVED.read_text())
-
-def leave(code, message=""):
-    SAVED.write_text(json.dumps(cloud))
-    if message:
-        print(f"ERROR: (gcloud.compute.tpus.tpu-vm.{{verb}}) {{message}}", file=sys.stderr)
-    sys.exit(code)
-
-verb, words = sys.argv[4], sys.argv[5:]
-flags = dict(word.partition("=")[::2] for word in words if word.startswith("--"))
-with open(FAKE / "calls.jsonl", "a") as calls:
-    calls.write(json.dumps([verb, words]) + "\\n")
-if sys.argv[1:4] != ["compute", "tpus", "tpu-vm"]:
-    leave(2, "Invalid choice")
-for flag in flags:
-    if flag not in FLAGS[verb] + ["--zone", "--project", "--quiet"]:
-        leave(2, f"unrecognized arguments: {{flag}}")
-if cloud["offline"]:
-    leave(1, "There was a problem refreshing your current auth tokens")
-if verb == "describe" and cloud["states"]:
-    cloud["state"] = cloud["states"].pop(0)
-if verb != "create" and cloud["state"] is None:
-    leave(1, "NOT_FOUND: Resource 'projects/p/locations/z/nodes/vit' was not found.")
-if verb in ("scp", "ssh") and cloud["state"] != "READY":
-    leave(1, f'This TPU has terminal state "{{cloud["state"]}}", so it cannot be used anymore.')
-if verb == "describe":
-    print(cloud["state"])
-elif verb == "create":
-    if cloud["refusals"]:
-        leave(1, cloud["refusals"].pop(0))
-    if cloud["state"] is not None:
-        leave(1, "ALREADY_EXISTS: Requested entity already exists")
-    cloud["state"] = "READY"
-elif verb == "delete":
-    cloud["state"] = None
-if verb in ("create", "delete"):  # a disk lives as long as its VM
-    for worker in range(cloud["workers"]):
-        shutil.rmtree(FAKE / f"home{{worker}}", ignore_errors=True)
-        (FAKE / f"home{{worker}}").mkdir()
-elif verb == "scp":
-    for worker in range(cloud["workers"]):
-        shutil.copy(words[0], FAKE / f"home{{worker}}")
-elif verb == "ssh":
-    event = cloud["events"].pop(0) if cloud["events"] and "worker_run" in flags["--command"] else ""
-    if event in ("PREEMPTED", "vanished"):
-        cloud["state"] = "PREEMPTED" if event == "PREEMPTED" else None
-        leave(255)
-    codes = []
-    for worker in range(cloud["workers"]):
-        for _ in range(2 if event == "sent twice" else 1):
-            home = str(FAKE / f"home{{worker}}")
-            environment = dict(os.environ, HOME=home, WORKER=str(worker))
-            environment["PATH"] = f"{{FAKE}}/worker_bin:" + environment["PATH"]
-            done = subprocess.run(["bash", "-c", flags["--command"]], cwd=home, env=environment)
-        codes.append(done.returncode)
-    leave(255 if event == "dropped" else next((code for code in codes if code), 0))
-leave(0)
-"""
-
-# A worker's Python, its virtual environment's, and pip: each notes what it was asked to do.
-PYTHON = """\
-import json, os, shutil, signal, sys, time
-from pathlib import Path
-
-FAKE, worker = Path({fake!r}), os.environ["WORKER"]
-name, arguments = Path(sys.argv[0]).name, sys.argv[1:]
-if arguments[0] == "-c":
-    sys.exit(0)
-if arguments[:2] == ["-m", "venv"]:
-    folder = Path(arguments[2], "bin")
-    folder.mkdir(parents=True, exist_ok=True)
-    for tool in ("python", "pip"):
-        shutil.copy(sys.argv[0], folder / tool)
-    sys.exit(0)
-with open(FAKE / f"{{name}}.jsonl", "a") as notes:
-    notes.write(json.dumps([worker, os.getcwd(), arguments]) + "\\n")
-if name == "pip":
-    sys.exit(0)
-print("hello from worker", worker, flush=True)
-saved = FAKE / f"codes{{worker}}.json"
-codes = json.loads(saved.read_text())
-code = codes.pop(0) if codes else 0
-saved.write_text(json.dumps(codes))
-if code == "until stopped":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-    (FAKE / "waiting").touch()
-    time.sleep(60)
-sys.exit(code)
-"""
-
-
-class Cloud:
-    """The stand-in cloud, its one VM, and a checkout to launch from."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.checkout = folder / "checkout"
-        self.set(state=None, workers=1, states=[], refusals=[], events=[], offline=False)
-        for worker in range(2):
-            (folder / f"home{worker}").mkdir()
-        self.codes([], [])
-        for tool, text in ("bin/gcloud", GCLOUD), ("worker_bin/python3.13", PYTHON):
-            path = folder / tool
-            path.parent.mkdir()
-            path.write_text(f"#!{sys.executable} -IS\n" + text.format(fake=str(folder)))
-            path.chmod(0o755)
-        (self.checkout / "launch").mkdir(parents=True)
-        shutil.copy(SCRIPT, self.checkout / "launch")
-        subprocess.run(["git", "init", "-q"], cwd=self.checkout, check=True)
-
-    def set(self, **facts):
-        path = self.folder / "cloud.json"
-        old = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(old | facts))
-
-    def codes(self, *per_worker):
-        """The exit codes of the program's next runs, for each worker."""
-        for worker, codes in enumerate(per_worker):
-            (self.folder / f"codes{worker}.json").write_text(json.dumps(codes))
-
-    def start(self, *arguments, **environment) -> subprocess.Popen:
-        path = f"{self.folder}/bin:{os.environ['PATH']}"
-        return subprocess.Popen(
-            ["bash", str(self.checkout / "launch" / "tpu_vm.sh"), *arguments],
-            env=os.environ | {"PATH": path, "POLL_SECONDS": "0"} | environment,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            # A shell's background jobs ignore Ctrl-C, and so would this, if the tests are one.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
-
-    def launch(self, *arguments, **environment) -> subprocess.CompletedProcess:
-        process = self.start(*arguments, **environment)
-        try:
-            out, err = process.communicate(timeout=60)
-        except subprocess.TimeoutExpired:  # an endless loop must not outlive its test
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
-
-    def run(self, *flags, program=("--config=c.py",), **environment):
-        return self.launch("run", "--name=vit", "--zone=z", *flags, "--", *program, **environment)
-
-    def _notes(self, name):
-        path = self.folder / f"{name}.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    @property
-    def calls(self):
-        return self._notes("calls")
-
-    @property
-    def verbs(self):
-        return [verb for verb, _ in self.calls]
-
-    @property
-    def programs(self):
-        """What the program was started with, each time: worker, folder, arguments."""
-        return self._notes("python")
-
-    @property
-    def installs(self):
-        return self._notes("pip")
+LOOK = ["describe request", "describe"]
+CREATE = ["describe request", "create request", *LOOK]
+RUN = ["scp", "ssh", "ssh"]
 
 
 @pytest.fixture
@@ -211,16 +33,17 @@ def test_fresh_creation(cloud):
     done = cloud.run("--type=v6e-8", "--spot", "--project=p")
 
     assert done.returncode == 0, done.stderr
-    assert cloud.verbs == ["describe", "create", "scp", "ssh", "ssh"]
+    assert cloud.verbs == [*CREATE, *RUN]
     assert cloud.calls[1][1] == [
-        "vit", "--accelerator-type=v6e-8", "--version=v2-alpha-tpuv6e", "--spot",
-        "--zone=z", "--quiet", "--project=p",
+        "vit", "--node-id=vit", "--accelerator-type=v6e-8", "--runtime-version=v2-alpha-tpuv6e",
+        "--spot", "--zone=z", "--quiet", "--project=p",
     ]  # fmt: skip
-    for verb, words in cloud.calls[2:]:
+    for verb, words in cloud.calls[4:]:
         assert "--worker=all" in words, verb
     home = cloud.folder / "home0"
     there = {str(path.relative_to(home / "vitdiff_jax")) for path in home.glob("vitdiff_jax/**/*")}
-    assert there == {"launch", "launch/tpu_vm.sh", ".gitignore", "new config.py"}
+    scripts = {f"launch/{name}.sh" for name in ("shared", "tpu_vm", "tpu_worker")}
+    assert there == {"launch", *scripts, ".gitignore", "new config.py"}
     assert cloud.installs == [
         ["0", str(home / "vitdiff_jax"), ["install", "--quiet", "-e", ".[tpu]"]]
     ]
@@ -240,7 +63,7 @@ def test_fresh_creation(cloud):
 )
 def test_version_follows_the_type(cloud, kind, version):
     done = cloud.run("--dry-run", f"--type={kind}")
-    assert f"--version={version} " in done.stdout
+    assert f"--runtime-version={version} " in done.stdout
 
 
 def test_dry_run_prints_every_command_and_runs_none(cloud):
@@ -248,62 +71,81 @@ def test_dry_run_prints_every_command_and_runs_none(cloud):
     assert done.returncode == 0
     assert cloud.calls == []
     lines = [shlex.split(line) for line in done.stdout.splitlines()]
-    verbs = [line[4] for line in lines if line[0] == "gcloud"]
-    assert verbs == ["describe", "create", "scp", "ssh", "ssh"]
-    assert lines[2][0] == "git"
-    assert "tar" in lines[2]
-    assert "worker_install" in " ".join(lines[4])
-    assert r"-m vitdiff_jax.main --config=a\ b.py" in " ".join(lines[5])
+    verbs = [line[3:5] for line in lines if line[0] == "gcloud"]
+    request, node = "queued-resources", "tpu-vm"
+    assert verbs == [
+        [request, "describe"], [request, "create"], [request, "describe"], [node, "describe"],
+        [node, "scp"], [node, "ssh"], [node, "ssh"],
+    ]  # fmt: skip
+    assert "--mode=plan" in lines[1]
+    assert lines[5][0] == "git"
+    assert "tar" in lines[5]
+    assert "tpu_worker.sh install" in " ".join(lines[7])
+    assert r"-m vitdiff_jax.main --config=a\ b.py" in " ".join(lines[8])
+    assert cloud.plans == []
 
 
 def test_dry_run_of_delete_and_status(cloud):
-    for action, verbs in ("delete", ["describe", "delete"]), ("status", ["describe"]):
+    look = ["describe", "describe"]
+    for action, verbs in ("delete", [*look, "delete"]), ("status", look), ("log", ["ssh"]):
         done = cloud.launch("--dry-run", action, "--name=vit", "--zone=z")
         assert [line.split()[4] for line in done.stdout.splitlines()] == verbs
     assert cloud.calls == []
 
 
 def test_a_ready_vm_is_reused(cloud):
-    cloud.set(state="READY")
+    cloud.ready()
     assert cloud.run().returncode == 0
-    assert cloud.verbs == ["describe", "scp", "ssh", "ssh"]
+    assert cloud.verbs == [*LOOK, *RUN]
+    assert cloud.plans == []  # nothing is created
 
 
 def test_a_vm_in_creation_is_waited_for(cloud):
-    cloud.set(states=["CREATING", "CREATING", "READY"])
-    assert cloud.run().returncode == 0
-    assert cloud.verbs == ["describe"] * 3 + ["scp", "ssh", "ssh"]
+    waits = ["WAITING_FOR_RESOURCES"] * 3 + ["PROVISIONING", "ACTIVE"]
+    cloud.set(request="ACCEPTED", queue=waits)
+    done = cloud.run()
+    assert done.returncode == 0
+    assert cloud.verbs == ["describe request"] * 4 + [*LOOK, *RUN]
+    assert done.stderr.count("WAITING_FOR_RESOURCES, waiting") == 1
 
 
-@pytest.mark.parametrize("state", ["PREEMPTED", "TERMINATED"])
+@pytest.mark.parametrize("state", ["PREEMPTED", "TERMINATED", None])
 def test_a_dead_vm_is_made_anew(cloud, state):
-    cloud.set(state=state)
+    cloud.set(request="ACTIVE", node=state)
     assert cloud.run().returncode == 0
-    assert cloud.verbs == ["describe", "delete", "describe", "create", "scp", "ssh", "ssh"]
+    assert cloud.verbs == [*LOOK, "delete request", *CREATE, *RUN]
+
+
+def test_a_suspended_request_is_made_anew(cloud):
+    """What is left of a preempted VM after a while; it would count against the quota."""
+    cloud.set(request="SUSPENDED")
+    assert cloud.run().returncode == 0
+    assert cloud.verbs == ["describe request", "delete request", *CREATE, *RUN]
 
 
 def test_a_stopped_vm_is_left_alone(cloud):
     """Somebody stopped it on purpose, and its disk may hold what exists nowhere else."""
-    cloud.set(state="STOPPED")
+    cloud.set(request="ACTIVE", node="STOPPED")
     done = cloud.run()
     assert done.returncode == 1
     assert "STOPPED" in done.stderr
-    assert cloud.verbs == ["describe"]
+    assert cloud.verbs == LOOK
 
 
-@pytest.mark.parametrize(("event", "deletions"), [("PREEMPTED", 1), ("vanished", 0)])
-def test_preemption_during_the_run(cloud, event, deletions):
-    cloud.set(state="READY", events=[event])
+@pytest.mark.parametrize("during", ["install", "run"])
+@pytest.mark.parametrize("event", ["PREEMPTED", "SUSPENDED", "vanished"])
+def test_preemption(cloud, event, during):
+    cloud.ready(events=[(during, event)])
     done = cloud.run()
     assert done.returncode == 0, done.stderr
-    assert cloud.verbs.count("delete") == deletions
-    assert cloud.verbs.count("create") == 1
-    assert len(cloud.installs) == 2  # the new VM has an empty disk
+    assert cloud.verbs.count("delete request") == 1
+    assert cloud.verbs.count("create request") == 1
+    assert len(cloud.installs) == (2 if during == "run" else 1)  # the new VM has an empty disk
     assert len(cloud.programs) == 1
 
 
 def test_exit_75_means_run_me_again(cloud):
-    cloud.set(state="READY")
+    cloud.ready()
     cloud.codes([75, 75, 0])
     assert cloud.run().returncode == 0
     assert len(cloud.programs) == 3
@@ -311,7 +153,7 @@ def test_exit_75_means_run_me_again(cloud):
 
 
 def test_retries_are_bounded(cloud):
-    cloud.set(state="READY")
+    cloud.ready()
     cloud.codes([75] * 9)
     done = cloud.run("--retries=2")
     assert done.returncode == 75
@@ -320,14 +162,14 @@ def test_retries_are_bounded(cloud):
 
 
 def test_progress_renews_the_retries(cloud):
-    cloud.set(state="READY")
+    cloud.ready()
     cloud.codes([75, 75, 75, 0])
     assert cloud.run("--retries=1", PROGRESS_SECONDS="0").returncode == 0
 
 
 @pytest.mark.parametrize("code", [1, 3, 137])
 def test_a_failure_is_passed_on(cloud, code):
-    cloud.set(state="READY")
+    cloud.ready()
     cloud.codes([code])
     done = cloud.run()
     assert done.returncode == code
@@ -338,7 +180,7 @@ def test_a_failure_is_passed_on(cloud, code):
 @pytest.mark.parametrize("event", ["dropped", "sent twice"])
 def test_a_broken_connection_does_not_start_the_program_twice(cloud, event):
     """gcloud itself sends the command again, up to ten times, to a worker whose ssh broke off."""
-    cloud.set(state="READY", events=[event])
+    cloud.ready(events=[("run", event)])
     assert cloud.run().returncode == 0
     assert len(cloud.programs) == 1
 
@@ -346,7 +188,7 @@ def test_a_broken_connection_does_not_start_the_program_twice(cloud, event):
 @pytest.mark.parametrize(("codes", "end"), [((0, 3), 3), ((3, 75), 0), ((0, 0), 0)])
 def test_all_workers_count(cloud, codes, end):
     """A worker that saved and asks for another run outweighs its peers, who died of missing it."""
-    cloud.set(state="READY", workers=2)
+    cloud.ready(workers=2)
     cloud.codes(*([code, 0] for code in codes))
     assert cloud.run().returncode == end
     assert {worker for worker, *_ in cloud.programs} == {"0", "1"}
@@ -355,7 +197,7 @@ def test_all_workers_count(cloud, codes, end):
 
 def test_an_earlier_run_is_stopped_first(cloud):
     """Ctrl-C leaves the program going; two of them would fight for the TPU."""
-    cloud.set(state="READY")
+    cloud.ready()
     cloud.codes(["until stopped", 0])
     first = cloud.start("run", "--name=vit", "--zone=z", "--", "--config=c.py")
     for _ in range(200):
@@ -373,28 +215,61 @@ def test_an_earlier_run_is_stopped_first(cloud):
     assert [(log / "exit_code").read_text().strip() for log in logs] == ["75", "0"]
 
 
-def test_a_refused_quota_is_one_clear_line(cloud):
-    refusal = "RESOURCE_EXHAUSTED: Quota limit 'TPUV5s' has been\nexceeded. Limit: 0 in zone z."
-    cloud.set(refusals=[refusal] * 3)
+@pytest.mark.parametrize(("installed", "end"), [(False, 1), (True, 0)])
+def test_pip_failing_on_one_worker(cloud, installed, end):
+    cloud.ready(workers=2)
+    if not installed:
+        (cloud.folder / "no pip on 1").touch()
     done = cloud.run()
+    assert done.returncode == end
+    assert len(cloud.programs) == (2 if installed else 0)
+    assert ("pip cannot install it" in done.stderr) == (not installed)
+
+
+@pytest.mark.parametrize("during", ["install", "run"])
+def test_no_connection_to_one_worker(cloud, during):
+    """That is tried again; the program of the other one, which has begun, is not started twice."""
+    cloud.ready(workers=2, events=[(during, "no way to 1")])
+    done = cloud.run()
+    assert done.returncode == 0, done.stderr
+    assert sorted(worker for worker, *_ in cloud.programs) == ["0", "1"]
+    assert cloud.verbs.count("create request") == 0
+
+
+QUOTA = "RESOURCE_EXHAUSTED: Quota limit 'TPUV5s' has been\nexceeded. Limit: 0 in zone z."
+FULL = '{\n  "code": 8,\n  "message": "There is no more capacity in the zone"\n}'
+
+
+def test_a_refused_quota_is_one_clear_line(cloud):
+    cloud.set(refusals=[QUOTA] * 3)
+    done = cloud.run("--no-plan")
     assert done.returncode == 1
-    assert cloud.verbs == ["describe", "create"]
+    assert cloud.verbs == ["describe request", "create request"]
     _creating, line = done.stderr.splitlines()
     assert "Quota limit 'TPUV5s' has been exceeded" in line
     assert "--zone" in line
 
 
+def test_a_quota_refused_in_the_queue(cloud):
+    """The request is deleted: failed ones count against the quota, too."""
+    cloud.set(queue=["WAITING_FOR_RESOURCES", "FAILED"], failure=QUOTA, request="ACCEPTED")
+    done = cloud.run()
+    assert done.returncode == 1
+    assert cloud.verbs == ["describe request"] * 3 + ["delete request"]
+    assert "Quota limit 'TPUV5s' has been exceeded" in done.stderr.splitlines()[-1]
+
+
 def test_a_zone_without_capacity_is_asked_again(cloud):
-    full = '{\n  "code": 8,\n  "message": "There is no more capacity in the zone"\n}'
-    cloud.set(refusals=[full] * 2)
+    cloud.set(refusals=[FULL] * 2, queue=["FAILED"], request="ACCEPTED", failure=FULL)
     assert cloud.run().returncode == 0
-    assert cloud.verbs.count("create") == 3
-    cloud.set(state=None, refusals=[full] * 9)
+    assert cloud.verbs.count("create request") == 3
+    assert len(cloud.plans) == 1
+    cloud.set(request=None, node=None, refusals=[FULL] * 9)
     assert cloud.run("--retries=1").returncode == 75
 
 
 def test_a_worker_without_a_fit_python_is_one_clear_line(cloud):
-    cloud.set(state="READY")
+    cloud.ready()
     for name in ("python3.13", "python3.12", "python3.11", "python3"):
         path = cloud.folder / "worker_bin" / name
         path.write_text("#!/bin/sh\nexit 1\n")
@@ -406,18 +281,124 @@ def test_a_worker_without_a_fit_python_is_one_clear_line(cloud):
 
 
 def test_status(cloud):
-    for state, word in (None, "NOT_FOUND"), ("PREEMPTED", "PREEMPTED"):
-        cloud.set(state=state)
+    for request, node, word in (
+        (None, None, "NOT_FOUND"),
+        ("WAITING_FOR_RESOURCES", None, "WAITING_FOR_RESOURCES"),
+        ("ACTIVE", "PREEMPTED", "PREEMPTED"),
+    ):
+        cloud.set(request=request, node=node)
         done = cloud.launch("status", "--name=vit", "--zone=z")
         assert (done.returncode, done.stdout) == (0, word + "\n")
 
 
-def test_delete(cloud):
-    cloud.set(state="READY")
+@pytest.mark.parametrize(("request_", "node"), [("ACTIVE", "READY"), ("FAILED", None)])
+def test_delete(cloud, request_, node):
+    cloud.set(request=request_, node=node)
     assert cloud.launch("delete", "--name=vit", "--zone=z").returncode == 0
-    assert cloud.calls[-1] == ["delete", ["vit", "--zone=z", "--quiet"]]
+    assert cloud.calls[-1] == ["delete request", ["vit", "--force", "--zone=z", "--quiet"]]
     assert cloud.launch("delete", "--name=vit", "--zone=z").returncode == 0
-    assert cloud.verbs == ["describe", "delete", "describe"]
+    assert cloud.verbs[-2:] == ["delete request", "describe request"]
+
+
+def test_log_shows_the_newest_run_again(cloud):
+    assert cloud.launch("log", "--name=vit", "--zone=z").returncode == 1
+    cloud.ready()
+    cloud.codes([75, 3])
+    assert cloud.run().returncode == 3
+    done = cloud.launch("log", "--name=vit", "--zone=z")
+    assert (done.returncode, done.stdout) == (3, "hello from worker 0\n")
+    assert len(cloud.programs) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "slice_"),
+    [
+        ("v5litepod-1", "v5e:1x1"), ("v5litepod-8", "v5e:2x4"), ("v5litepod-16", "v5e:4x4"),
+        ("v5litepod-256", "v5e:16x16"), ("v6e-32", "v6e:4x8"), ("v5p-8", "v5p:2x2x1"),
+        ("v5p-16", "v5p:2x2x2"), ("v5p-64", "v5p:2x4x4"), ("v5p-256", "v5p:4x4x8"),
+    ],
+)  # fmt: skip
+def test_the_plan_is_shown_first(cloud, kind, slice_):
+    cloud.set(refusals=[QUOTA])
+    program = ("--config=c.py", "--profile=1:2", "--config.train.steps=3", "--workdir=/mnt/w")
+    done = cloud.run(f"--type={kind}", program=program)
+    assert done.stderr.index("the table of the plan") < done.stderr.index("queueing")
+    *asked, workdir, mode, topology = cloud.plans[0]
+    assert asked == ["-m", "vitdiff_jax.main", *(program[0], *program[2:])]
+    assert workdir.startswith("--workdir=/")
+    assert (mode, topology) == ("--mode=plan", f"--topology={slice_}")
+
+
+def test_without_a_plan_nothing_is_created(cloud):
+    (cloud.folder / "no plan").touch()
+    done = cloud.run()
+    assert done.returncode == 2
+    assert "--no-plan" in done.stderr.splitlines()[-1]
+    assert cloud.verbs == ["describe request"]
+    assert cloud.run("--no-plan").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "program", "said"),
+    [("v4-8", (), "no plan for v4-8"), ("v6e-8", ("--mode=sample",), "")],
+)
+def test_what_is_not_planned(cloud, kind, program, said):
+    done = cloud.run(f"--type={kind}", program=("--config=c.py", *program))
+    assert done.returncode == 0
+    assert said in done.stderr
+    assert cloud.plans == []
+
+
+def test_secrets_reach_the_program_and_nothing_else(cloud, tmp_path):
+    secrets = tmp_path / "secrets"
+    secrets.write_text("# keys\n\nTOKEN=hunter2 $HOME 'x'\nTEXT=last")
+    flags = (f"--env-file={secrets}", "--data=/mnt/bucket/tfds")
+
+    done = cloud.run("--dry-run", *flags)
+    assert "TOKEN=***" in done.stdout
+    assert "hunter2" not in done.stdout + done.stderr
+
+    done = cloud.run(*flags)
+    assert done.returncode == 0, done.stderr
+    assert cloud.environments == [
+        {"TOKEN": "hunter2 $HOME 'x'", "TEXT": "last", "TFDS_DATA_DIR": "/mnt/bucket/tfds"}
+    ]
+    assert "hunter2" not in done.stdout + done.stderr + cloud.text("calls.jsonl")
+    kept = cloud.folder / "home0" / "vitdiff_env"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert cloud.run().returncode == 0
+    assert cloud.environments[1] == {}  # of an earlier launch nothing stays
+
+
+@pytest.mark.parametrize(("text", "said"), [("A=1\nhunter2\n", "line 2"), (None, "no such file")])
+def test_a_bad_env_file_is_one_clear_line(cloud, tmp_path, text, said):
+    if text:
+        (tmp_path / "secrets").write_text(text)
+    done = cloud.run(f"--env-file={tmp_path / 'secrets'}")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "hunter2" not in done.stderr
+    assert cloud.calls == []
+
+
+def test_the_bucket_is_mounted_on_every_worker(cloud):
+    cloud.ready(workers=2)
+    assert cloud.run("--bucket=gs://mine").returncode == 0
+    mount = "--implicit-dirs --rename-dir-limit=1000000 mine /mnt/bucket\n"
+    assert cloud.text("gcsfuse") == mount * 2
+    assert cloud.run("--bucket=mine").returncode == 0  # it is there
+    assert cloud.text("gcsfuse") == mount * 2
+    assert cloud.run("--bucket=other").returncode == 0
+    assert cloud.text("sudo").count("umount /mnt/bucket") == 2
+    assert cloud.text("gcsfuse").count("other") == 2
+
+
+def test_a_bucket_that_is_not_there_is_one_clear_line(cloud):
+    cloud.ready()
+    done = cloud.run("--bucket=missing")
+    assert done.returncode == 1
+    assert "cannot mount gs://missing" in done.stderr
+    assert cloud.programs == []
 
 
 @pytest.mark.parametrize("action", ["run", "status", "delete"])
@@ -426,7 +407,7 @@ def test_a_cloud_out_of_reach_is_one_clear_line(cloud, action):
     cloud.set(offline=True)
     done = cloud.launch(action, "--name=vit", "--zone=z", "--", "--config=c.py")
     assert done.returncode == 1
-    assert cloud.verbs == ["describe"]
+    assert cloud.verbs == ["describe request"]
     assert len(done.stderr.splitlines()) == 1
     assert "auth tokens" in done.stderr
 
@@ -454,7 +435,7 @@ def test_wrong_usage_is_one_clear_line(cloud, arguments, word):
 
 
 def test_arguments_survive_the_shells(cloud):
-    cloud.set(state="READY")
+    cloud.ready()
     program = (
         "--config=my configs/a.py",
         "it's",
