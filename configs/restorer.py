@@ -19,7 +19,7 @@ def get_config(variant=""):
     No guidance is needed: the hint says nearly all, and dropping it costs training.
 
     Measured: 57 minutes on two CPU cores beside other work. It restores worse than scenes.py does
-    with DDRM in the same number of steps (README).
+    with DDRM in the same number of steps (docs/restoration.md).
     """
     if variant not in ("", "small"):
         raise ValueError(f"no variant {variant!r}, only small")

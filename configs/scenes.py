@@ -15,7 +15,8 @@ def get_config(variant=""):
     where JiT's have 0.3 %, and the loss on u weighs errors of x by 1 / t^2. The bottleneck is as
     wide as a patch, 4 x 4 x 3, so that fine detail passes.
 
-    Measured: 44 minutes on one CPU core; held-out loss 0.072. What it restores is in the README.
+    Measured: 44 minutes on one CPU core; held-out loss 0.072. What it restores:
+    docs/restoration.md.
 
     No metric of samples: the held-out scenes show other things, so that a Fréchet distance would
     measure which scenes those are. The held-out loss and what the model restores judge it.

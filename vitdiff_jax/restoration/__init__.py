@@ -78,7 +78,7 @@ def find(name: str, operator: Operator) -> Any:
 
 
 def recommended(operator: Operator, hint: bool = False) -> str:
-    """The method to use where nobody says which, chosen by measurement (README, "Restoration").
+    """The method to use where nobody says which, chosen by measurement (docs/restoration.md).
 
     hint: the model was trained to restore. Where there is an SVD, DDRM is near the best by LPIPS on
     grey and on colour images, at a fifth of the network calls; elsewhere PnP-Flow is best, unless
