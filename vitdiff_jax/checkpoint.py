@@ -224,7 +224,7 @@ def _sums(directory: epath.Path) -> dict[str, str]:
     for path in sorted(_files(directory)):
         if not (path.parent == directory and path.name in UNSUMMED):
             with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore
             sums[str(path.relative_to(directory))] = digest
     return sums
 

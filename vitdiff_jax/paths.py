@@ -35,7 +35,7 @@ def reached(path: Given) -> epath.Path:
         raise OSError(f'{text}: to reach buckets: pip install "vitdiff_jax[gcs]"')
     os.environ["EPATH_USE_TF"] = "0"  # else epath takes TensorFlow where there is one
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks for more rights
-    import fsspec
+    import fsspec.config
 
     # Orbax and other processes write too: a list that was kept would not know of it.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
