@@ -30,11 +30,12 @@ FLOORS = [  # from the top; folders stand for all of their files
     ["restoration", "damage", "averages", "codec", "costs", "kernels", "peers"],
     ["samplers"],
     ["diffusion", "operators", "models", "data", "interop", "hlo", "flops"],
-    ["chips"],
+    ["chips", "paths"],
 ]
 ONLY_IN = {  # a library -> the parts that may import it
     "flax.linen": {"models"},
     "orbax": {"checkpoint"},
+    "fsspec": {"paths"},
     "clu": {"logs"},
     "tensorboardX": {"logs"},
     "tqdm": {"logs"},

@@ -2,11 +2,11 @@
 
 import errno
 import json
-import pathlib
 import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 import vitdiff_jax
@@ -298,14 +298,15 @@ def test_results_are_not_their_own_input(workdir, tmp_path, capsys):
 def test_a_full_disk_is_one_line_and_no_file_is_half_there(workdir, tmp_path, capsys, monkeypatch):
     """Of many that are written at once; the others are whole."""
     picture(tmp_path / "photo.png", 8, 8)
-    write = pathlib.Path.replace
+    kind = type(epath.Path(workdir))
+    write = kind.replace
 
     def replace(partial, path):
         if path.name == "photo-2.png":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return write(partial, path)
 
-    monkeypatch.setattr(pathlib.Path, "replace", replace)
+    monkeypatch.setattr(kind, "replace", replace)
     flags = [f"--workdir={workdir}", "--mode=restore", f"--input={tmp_path / 'photo.png'}"]
     code, found = fails(capsys, *flags, "--task=denoise", "--n=4")
     home = workdir / "restored"

@@ -1,22 +1,23 @@
 """Checkpoints through Orbax: asynchronous, atomic, checksummed; and stopping on request.
 
 Orbax does not notice damaged files, so SHA-256 sums of all files are written into a checkpoint
-before the rename that makes it visible: a checkpoint either is whole or does not exist. Process 0
-checks them before anyone reads, since one process failing alone would leave the others waiting.
+before the rename that makes it visible: a checkpoint either is whole or does not exist. In a
+bucket, which cannot rename, a file that Orbax writes last does the same. Process 0 checks the sums
+before anyone reads, since one process failing alone would leave the others waiting.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-import pathlib
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
@@ -39,15 +40,15 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: pathlib.Path,
+        directory: epath.Path,
         *,
         keep: int = 1,
         keep_every: int = 0,
         read_only: bool = False,
         report: Callable[[str], None] = print,
     ):
-        self.directory = directory.absolute()
-        self.report = report
+        self.directory = directory if directory.is_absolute() else directory.absolute()
+        self.report, self._saving = report, 0
         policies: list[keeping.PreservationPolicy] = [keeping.LatestN(keep)]
         if keep_every:
             policies.append(keeping.EveryNSteps(keep_every))
@@ -75,6 +76,8 @@ class Checkpoints:
             ema=ocp.args.PyTreeSave(state.ema),
             meta=ocp.args.JsonSave(meta),
         )
+        self.manager.wait_until_finished()  # of the last one; Orbax does so too
+        self._saving = step
         self.manager.save(step, args=items, force=True)
 
     def newest(self, set_aside: bool = False) -> int | None:
@@ -190,7 +193,8 @@ class Checkpoints:
     def _write_sums(self) -> None:
         """Called by Orbax when all files of a checkpoint exist but it is not yet visible."""
         if jax.process_index() == 0:
-            for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            hidden = [a for a in self.directory.iterdir() if ".orbax-checkpoint-tmp" in a.name]
+            for path in hidden or [self.directory / str(self._saving)]:  # in a bucket by its name
                 (path / SUMS).write_text(json.dumps(_sums(path), indent=1))
 
     def _damage(self, step: int) -> str | None:
@@ -214,15 +218,23 @@ def _restore_args(target: Any) -> ocp.args.PyTreeRestore:
     )
 
 
-def _sums(directory: pathlib.Path) -> dict[str, str]:
+def _sums(directory: epath.Path) -> dict[str, str]:
     """SHA-256 of every file below a directory."""
     sums = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and not (path.parent == directory and path.name in UNSUMMED):
+    for path in sorted(_files(directory)):
+        if not (path.parent == directory and path.name in UNSUMMED):
             with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore
             sums[str(path.relative_to(directory))] = digest
     return sums
+
+
+def _files(directory: epath.Path) -> Iterator[epath.Path]:
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

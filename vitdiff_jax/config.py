@@ -11,7 +11,6 @@ import difflib
 import importlib
 import inspect
 import json
-import os
 import pathlib
 import pkgutil
 import re
@@ -21,8 +20,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict, config_dict, config_flags
 
+from vitdiff_jax import paths
 from vitdiff_jax.defaults import FREE, defaults
 from vitdiff_jax.diffusion.process import Process
 
@@ -209,15 +210,13 @@ def _get(tree: Any, key: str) -> Any:
     return tree
 
 
-def save(config: ConfigDict, path: pathlib.Path) -> None:
+def save(config: ConfigDict, path: epath.Path) -> None:
     """Write a config as JSON, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    os.replace(partial, path)
+    paths.write(path, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 
 def read(
-    path: pathlib.Path, overrides: Sequence[str] = (), beside: ConfigDict | None = None
+    path: pathlib.Path | epath.Path, overrides: Sequence[str] = (), beside: ConfigDict | None = None
 ) -> ConfigDict:
     """Read a workdir's config.json, in which names of code elsewhere are refused.
 

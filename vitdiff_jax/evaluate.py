@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
@@ -24,7 +25,7 @@ from vitdiff_jax.config import ConfigError
 from vitdiff_jax.data import pictures
 from vitdiff_jax.data.pipeline import DataError
 from vitdiff_jax.evaluation.measuring import Measure, Measured
-from vitdiff_jax.interop.images import NpzWriter, partial_of
+from vitdiff_jax.interop.images import NpzWriter, check_npz, partial_of
 from vitdiff_jax.yardstick import Yardstick, drawn, measure, of_pictures, versions
 
 
@@ -109,7 +110,7 @@ def _check_sweep(config: ConfigDict) -> None:
 
 def main(
     config: ConfigDict | None,
-    workdir: pathlib.Path,
+    workdir: epath.Path,
     *,
     samples: pathlib.Path | None = None,
     truth: pathlib.Path | None = None,
@@ -126,6 +127,8 @@ def main(
         raise ConfigError("--truth: needs --samples, the images to compare with it")
     if npz and samples:
         raise ConfigError("--npz: is for a model's samples, not for --samples")
+    if npz:
+        check_npz(workdir)
     if samples is None:
         report = _of_model(config, workdir, npz)
     elif config is None:
@@ -142,7 +145,7 @@ def main(
     logs.say(f"written to {path}")
 
 
-def _of_model(config: ConfigDict | None, workdir: pathlib.Path, npz: bool) -> dict[str, Any]:
+def _of_model(config: ConfigDict | None, workdir: epath.Path, npz: bool) -> dict[str, Any]:
     """The report on samples of a trained model, one row for each way to draw them."""
     stored = config_lib.read(workdir / "config.json") if config is None else config
     ways = rows(stored)
@@ -212,7 +215,7 @@ def _measure_row(model: trained.Trained, yard: Yardstick, row: Row, npz: bool) -
 
 
 def _of_pictures(
-    config: ConfigDict, workdir: pathlib.Path, samples: pathlib.Path, truth: pathlib.Path | None
+    config: ConfigDict, workdir: epath.Path, samples: pathlib.Path, truth: pathlib.Path | None
 ) -> dict[str, Any]:
     """The report on images from anywhere."""
     images = pictures.open_pictures(samples, "--samples")
@@ -244,7 +247,7 @@ def _report(yard: Yardstick, found: list[dict[str, Any]], count: int) -> dict[st
         "best": best,
         "images": count,
         "floor": {"of": floor[0], "results": floor[1]} if floor else None,
-        "reference": yard.file.about | {"file": str(yard.file.path)} if yard.file else yard.split,
+        "reference": yard.file.about | {"file": yard.split} if yard.file else yard.split,
         "data": yard.config.data.to_dict(),
         "crop": yard.crop(),
         "evaluate": yard.config.evaluate.to_dict(),

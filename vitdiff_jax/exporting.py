@@ -1,10 +1,10 @@
 """`--mode=export`: the parameters of one average alone, as one safetensors file."""
 
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from vitdiff_jax import experiment as experiment_lib
@@ -13,7 +13,7 @@ from vitdiff_jax.interop import exported, families
 from vitdiff_jax.interop.rules import Found
 
 
-def main(config: ConfigDict | None, workdir: pathlib.Path, *, family: str | None = None) -> None:
+def main(config: ConfigDict | None, workdir: epath.Path, *, family: str | None = None) -> None:
     """Write export/<average>.safetensors: config.sample's average, with the config in its head.
 
     --family: with the names and shapes of its authors (dit, sit, uvit, jit) instead of ours, for

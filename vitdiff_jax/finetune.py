@@ -6,19 +6,18 @@ patches of other channels, more blocks) keeps its first, random value. All that 
 training.
 """
 
-import pathlib
 import re
-import shutil
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
-from vitdiff_jax import logs, parallel, trained
+from vitdiff_jax import logs, parallel, paths, trained
 from vitdiff_jax.config import ConfigError
 from vitdiff_jax.experiment import Experiment, named
 from vitdiff_jax.interop import families
@@ -29,7 +28,7 @@ GRID = "positions"
 KEPT, PARTLY, RESIZED, NEW = "kept", "kept in part, by name", "resized", "newly initialised"
 
 
-def check(config: ConfigDict, workdir: pathlib.Path) -> None:
+def check(config: ConfigDict, workdir: epath.Path) -> None:
     """Refuse a source that is not there before the new workdir is; a run that goes on needs none.
 
     Raises ConfigError.
@@ -37,21 +36,22 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> None:
     source = config.train.init_from
     if source is None or (workdir / "checkpoints").exists():
         return
-    path = pathlib.Path(source)
+    path = paths.reached(source)
     with named("config.train.init_from: "):
         if path.is_file():
             raise ConfigError(f"{path} is a file; --mode=import makes a workdir of it")
         config_lib.read(path / "config.json")
-        if not any((path / "checkpoints").glob("[0-9]*")):
+        kept = path / "checkpoints"
+        if not (kept.is_dir() and any(step.name.isdigit() for step in kept.iterdir())):
             raise ConfigError(f"{path}: no checkpoints here")
 
 
-def start(state: TrainState, experiment: Experiment, workdir: pathlib.Path) -> TrainState:
+def start(state: TrainState, experiment: Experiment, workdir: epath.Path) -> TrainState:
     """A first state with the parameters of the model in config.train.init_from, averages too.
 
     They are those of the average that its config.sample names. Their licence comes along.
     """
-    source = pathlib.Path(experiment.config.train.init_from)
+    source = paths.reached(experiment.config.train.init_from)
     with named("config.train.init_from: "):
         own = config_lib.read(source / "config.json")
         own.sample.guide_with = None  # only its parameters count
@@ -71,7 +71,7 @@ def start(state: TrainState, experiment: Experiment, workdir: pathlib.Path) -> T
     _say("left out", [name for name in given if name not in first], given)
     _compare(model.experiment.config, experiment.config)
     if (source / trained.LICENCE).is_file() and jax.process_index() == 0:
-        shutil.copy(source / trained.LICENCE, workdir / trained.LICENCE)
+        (source / trained.LICENCE).copy(workdir / trained.LICENCE, overwrite=True)
     params = families.rolled(families.nested(found), state.params)
     params = jax.tree.map(lambda a, old: jax.device_put(a, old.sharding), params, state.params)
     copies = {name: jax.tree.map(jnp.copy, params) for name in state.ema}

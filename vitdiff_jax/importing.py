@@ -10,7 +10,6 @@ imported is in imported.json.
 import hashlib
 import json
 import pathlib
-import shutil
 import tempfile
 import typing
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from vitdiff_jax import averages, experiment, logs, parallel, trained
@@ -49,7 +49,7 @@ OPTIONS = {  # of --family: how a value of this type is written, and read
 
 def main(
     config: None,
-    workdir: pathlib.Path,
+    workdir: epath.Path,
     *,
     source: pathlib.Path | None = None,
     family: str | None = None,
@@ -181,14 +181,14 @@ def _check(known: experiment.Experiment, params: Any, source: pathlib.Path) -> N
         raise WeightsError(f"{source}: its parameters are not those of the network in its config")
 
 
-def _write(workdir: pathlib.Path, config: Any, params: dict[str, Any], about: dict) -> None:
+def _write(workdir: epath.Path, config: Any, params: dict[str, Any], about: dict) -> None:
     """A checkpoint of averages only, then what makes the folder a workdir, config.json last.
 
     What was cut off is no workdir, and the same command writes it again.
     """
-    partial, first = workdir / "checkpoints.partial", jax.process_index() == 0
+    partial, first = epath.Path(workdir / "checkpoints.partial"), jax.process_index() == 0
     if first:
-        shutil.rmtree(partial, ignore_errors=True)
+        partial.rmtree(missing_ok=True)
     checkpoints = Checkpoints(partial, report=logs.say)
     replicated = parallel.replicated(parallel.make_mesh())
     emas = jax.device_put(jax.tree.map(np.asarray, params), replicated)

@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import pathlib
 import sys
 import time
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import clu.parameter_overview
 import jax
 import tqdm
+from etils import epath
 
-from vitdiff_jax import chips
+from vitdiff_jax import chips, paths
 
 
 def peak_flops() -> float | None:
@@ -36,23 +36,25 @@ class Metrics:
     """Scalars and pictures of a run from step `start` on, written by process 0 alone.
 
     Lines of metrics.jsonl after `start`, left by a run that died after its last checkpoint, are
-    dropped, so that each step stands there once.
+    dropped, so that each step stands there once. In a bucket they are at each checkpoint, and else
+    after `paths.SECONDS`.
     """
 
-    def __init__(self, workdir: pathlib.Path, start: int, steps: int, batch: int, flops: float):
+    def __init__(self, workdir: epath.Path, start: int, steps: int, batch: int, flops: float):
         self.steps, self.batch, self.flops = steps, batch, flops
         self.main = jax.process_index() == 0
         self.last, self.waited, self.aside = start, 0.0, 0.0
         self.since: float | None = None
         if not self.main:
             return
-        self.path = workdir / "metrics.jsonl"
-        if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= start]
+        self.spool = paths.Spool(workdir)
+        self.path, old = self.spool.folder / "metrics.jsonl", workdir / "metrics.jsonl"
+        if old.exists():
+            kept = [line for line in old.read_text().splitlines() if _step_of(line) <= start]
             self.path.write_text("".join(f"{line}\n" for line in kept if _step_of(line) >= 0))
         import tensorboardX  # it imports torch where there is one: seconds, only for training
 
-        self.events = tensorboardX.SummaryWriter(str(workdir), purge_step=start + 1)
+        self.events = tensorboardX.SummaryWriter(str(self.spool.folder), purge_step=start + 1)
         self.bar = tqdm.tqdm(
             total=steps, initial=start, unit="step", disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
@@ -65,6 +67,8 @@ class Metrics:
                 file.write(json.dumps({"step": step} | values) + "\n")
             for name, value in values.items():
                 self.events.add_scalar(name, value, step)
+            if self.spool.due:
+                self.send()
 
     def image(self, step: int, name: str, image: Any) -> None:
         """Write a picture uint8 [H, W, C] to TensorBoard."""
@@ -112,11 +116,21 @@ class Metrics:
                     shown += f"  {rate:.2f} steps/s  left {left}"
                 say(f"step {step}/{self.steps}  {shown}")
 
+    def send(self) -> None:
+        """Into the bucket, where the workdir is one; a run does not end where that cannot be."""
+        if self.main:
+            self.events.flush()
+            try:
+                self.spool.send()
+            except Exception as error:  # of gcsfs, which has its own; it has tried for a minute
+                say(f"warning: metrics are not in {self.spool.home} yet: {error}")
+
     def close(self) -> None:
         """Flush everything."""
         if self.main:
             self.bar.close()
             self.events.close()
+            self.send()
 
 
 def _step_of(line: str) -> int:

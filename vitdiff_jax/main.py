@@ -15,6 +15,8 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+from vitdiff_jax import paths
+
 MODES = {  # mode -> the module whose `main` runs it; its keyword arguments are the mode's flags
     "train": "vitdiff_jax.train",
     "sample": "vitdiff_jax.sample",
@@ -34,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("vitdiff_jax.main", description=__doc__, allow_abbrev=False,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     p.add_argument("--config", help="a config file, such as configs/digits.py or FILE:VARIANT")
-    p.add_argument("--workdir", type=pathlib.Path, help="default: runs/<name of the config>")
+    p.add_argument("--workdir", help="default: runs/<name of the config>; may be gs://...")
     p.add_argument("--mode", default="train", choices=MODES)
     p.add_argument("--coordinator", help="host:port of process 0, to run several processes")
     p.add_argument("--processes", type=int, help="how many processes there are")
@@ -42,20 +44,19 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def add_mode_flags(p: argparse.ArgumentParser, entry) -> list[str]:
-    """Add the keyword arguments of a mode's `main` as flags; returns their names."""
-    names, hints = [], typing.get_type_hints(entry)
+def add_mode_flags(p: argparse.ArgumentParser, entry) -> dict[str, type]:
+    """Add the keyword arguments of a mode's `main` as flags; returns {name: type}."""
+    found, hints = {}, typing.get_type_hints(entry)
     for name, parameter in inspect.signature(entry).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
             kinds = [
                 k for k in typing.get_args(hints[name]) or [hints[name]] if k is not type(None)
             ]
-            how: dict[str, Any] = (
-                {"type": kinds[0]} if kinds != [bool] else {"action": "store_true"}
-            )
+            read = str if kinds[0] is pathlib.Path else kinds[0]  # see `_value`
+            how: dict[str, Any] = {"type": read} if kinds != [bool] else {"action": "store_true"}
             p.add_argument(f"--{name}", default=parameter.default, **how)
-            names.append(name)
-    return names
+            found[name] = kinds[0]
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     entry = importlib.import_module(MODES[base.mode]).main
     full = parser()
-    names = add_mode_flags(full, entry)
+    kinds = add_mode_flags(full, entry)
     args, overrides = full.parse_known_args(argv)
     others = Peers()
     try:
@@ -89,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         others.join()
         workdir, config = _workdir_and_config(args, overrides, config_lib)
         logs.say(f"workdir {workdir}, compiled programs in {parallel.use_compilation_cache()}")
-        result = entry(config, workdir, **{name: getattr(args, name) for name in names})
+        given = {name: _value(getattr(args, name), kind) for name, kind in kinds.items()}
+        result = entry(config, workdir, **given)
         others.finish()
     except config_lib.ConfigError as error:
         return _fail(others, WRONG, error)
@@ -132,15 +134,22 @@ def _workdir_and_config(args, overrides, config_lib):
                 "--mode=import: takes --source, --family and --workdir; the config follows from the"
                 " weights, and its values can be set by the modes that use it"
             )
-        return args.workdir, None
+        return paths.reached(args.workdir), None
     if args.config:
         stem = pathlib.Path(args.config.partition(":")[0]).stem
         variant = args.config.partition(":")[2]
         name = f"{stem}-{variant}" if variant else stem
-        return args.workdir or pathlib.Path("runs") / name, config_lib.load(args.config, overrides)
+        workdir = paths.reached(args.workdir or pathlib.Path("runs", name))
+        return workdir, config_lib.load(args.config, overrides)
     if args.workdir is None:
         raise config_lib.ConfigError("--config or --workdir: at least one is needed")
-    return args.workdir, config_lib.read(args.workdir / "config.json", overrides)
+    workdir = paths.reached(args.workdir)
+    return workdir, config_lib.read(workdir / "config.json", overrides)
+
+
+def _value(given: Any, kind: type) -> Any:
+    """A flag's value; files in a bucket are copied, since modes read them on this machine."""
+    return paths.local(given) if kind is pathlib.Path and given is not None else given
 
 
 def _fail(others, code: int, error: object) -> int:

@@ -7,16 +7,15 @@ blocks within 5 %, tests/test_plan.py); --full compiles all.
 
 import dataclasses
 import json
-import os
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
-from vitdiff_jax import ahead, chips, logs, parallel, program
+from vitdiff_jax import ahead, chips, logs, parallel, paths, program
 from vitdiff_jax import experiment as experiment_lib
 from vitdiff_jax.ahead import Compiled, Request
 from vitdiff_jax.chips import Slice
@@ -35,7 +34,7 @@ ESTIMATE = {
 
 def main(
     config: ConfigDict | None,
-    workdir: pathlib.Path,
+    workdir: epath.Path,
     *,
     topology: str | None = None,
     price_per_chip_hour: float | None = None,
@@ -58,9 +57,8 @@ def main(
     logs.say(table(best) if len(plans) == 1 else f"{search_table(plans)}\n\n{table(best)}")
     path = workdir / "plan.json"
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(best | ({"tried": plans} if search else {}), indent=2) + "\n")
-    os.replace(partial, path)
+    text = json.dumps(best | ({"tried": plans} if search else {}), indent=2) + "\n"
+    paths.write(path, text.encode())
     logs.say(f"written to {path}")
 
 

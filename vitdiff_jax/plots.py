@@ -1,10 +1,14 @@
 """Plots of results: the only file that imports matplotlib."""
 
-import pathlib
+import io
 from typing import Any
 
+from etils import epath
 
-def sweep(path: pathlib.Path, report: dict[str, Any]) -> None:
+from vitdiff_jax import paths
+
+
+def sweep(path: epath.Path, report: dict[str, Any]) -> None:
     """One panel for each metric of an evaluation's rows, over the setting with most values.
 
     A line for each combination of the others; the floor dashed, the best row ringed.
@@ -41,6 +45,5 @@ def sweep(path: pathlib.Path, report: dict[str, Any]) -> None:
         axes.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(names), fontsize=8)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, dpi=110, format="png")
-    partial.replace(path)
+    figure.savefig(file := io.BytesIO(), dpi=110, format="png")
+    paths.write(path, file.getvalue())

@@ -8,6 +8,7 @@ kept.
 import pathlib
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from vitdiff_jax import codec, experiment, logs, parallel
@@ -18,7 +19,7 @@ from vitdiff_jax.data.records import NotPrepared, scan, write_list
 
 
 def main(
-    config: ConfigDict | None, workdir: pathlib.Path, *, manual: pathlib.Path | None = None
+    config: ConfigDict | None, workdir: epath.Path, *, manual: pathlib.Path | None = None
 ) -> None:
     """Prepare config.data. --manual: the folder with archives that a person has fetched.
 

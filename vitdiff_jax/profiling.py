@@ -5,12 +5,12 @@ Perfetto, .xplane.pb for TensorBoard; neither needs TensorFlow. Each step is one
 its number; what is computed bears the names of the model's parts (block_3/attention/...).
 """
 
-import pathlib
 from typing import Any
 
 import jax
+from etils import epath
 
-from vitdiff_jax import logs
+from vitdiff_jax import logs, paths
 from vitdiff_jax.config import ConfigError
 
 
@@ -32,9 +32,9 @@ class Profile:
     A profile begins and ends between two steps, so that each is whole.
     """
 
-    def __init__(self, steps: range, folder: pathlib.Path):
+    def __init__(self, steps: range, folder: epath.Path):
         self.steps = steps if jax.process_index() == 0 else range(0)
-        self.folder, self._traced = folder, False
+        self.spool, self._traced = paths.Spool(folder), False
 
     @property
     def text(self) -> str:
@@ -44,7 +44,7 @@ class Profile:
     def begin(self, step: int) -> jax.profiler.StepTraceAnnotation:
         """The span of a step, to be opened with `with`."""
         if step in self.steps and not self._traced:
-            jax.profiler.start_trace(self.folder)
+            jax.profiler.start_trace(self.spool.folder)
             self._traced = True
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
@@ -61,7 +61,8 @@ class Profile:
         self._traced = False
         try:
             jax.profiler.stop_trace()
-        except jax.errors.JaxRuntimeError as error:  # the disk is full, or the folder read-only
+            self.spool.send()
+        except Exception as error:  # the disk is full, or the folder read-only, or no bucket
             logs.say(f"warning: the profile could not be written: {error}")
         else:
-            logs.say(f"profile in {self.folder}: open it with Perfetto or TensorBoard")
+            logs.say(f"profile in {self.spool.home}: open it with Perfetto or TensorBoard")

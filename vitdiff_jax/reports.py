@@ -2,10 +2,12 @@
 
 import json
 import math
-import os
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from etils import epath
+
+from vitdiff_jax import paths
 
 Results = dict[str, dict[str, float]]
 """The numbers of each metric, "value" first."""
@@ -47,12 +49,11 @@ def _numbers(results: Results) -> dict[str, str]:
     }
 
 
-def write(path: pathlib.Path, report: dict[str, Any]) -> None:
+def write(path: epath.Path, report: dict[str, Any]) -> None:
     """As JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(_finite(report), indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    text = json.dumps(_finite(report), indent=2, allow_nan=False) + "\n"
+    paths.write(path, text.encode())
 
 
 def _finite(report: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
@@ -37,7 +38,7 @@ WHITE = 0.5
 
 def main(
     config: ConfigDict | None,
-    workdir: pathlib.Path,
+    workdir: epath.Path,
     *,
     input: pathlib.Path | None = None,
     task: str | None = None,
@@ -90,7 +91,7 @@ def _restore_all(model, workdir, given: pathlib.Path, task: str | None, how) -> 
 
 
 def _restored(
-    path: pathlib.Path, stem: pathlib.Path, model: trained.Trained, task: str | None, how: Any
+    path: pathlib.Path, stem: epath.Path, model: trained.Trained, task: str | None, how: Any
 ) -> dict[str, Any]:
     """Restore a picture into files that begin with `stem`; what was done."""
     photo = photos.read(path)
@@ -101,10 +102,10 @@ def _restored(
 
 
 def _places(
-    paths: list[pathlib.Path], given: pathlib.Path, home: pathlib.Path
-) -> dict[pathlib.Path, pathlib.Path]:
+    paths: list[pathlib.Path], given: pathlib.Path, home: epath.Path
+) -> dict[pathlib.Path, epath.Path]:
     """Where each picture's results go, but for the suffix; a.png and a.jpg do not meet."""
-    if given.resolve().is_relative_to(home.resolve()):
+    if given.resolve().is_relative_to(pathlib.Path(home).resolve()):
         raise ConfigError(f"--input: {given} lies where the results go; it would be written over")
     below = {path: path.relative_to(given) if path != given else path.name for path in paths}
     stems = {path: (home / name).with_suffix("") for path, name in below.items()}
@@ -112,7 +113,7 @@ def _places(
     return {path: stem if stem not in twice else home / below[path] for path, stem in stems.items()}
 
 
-def _write(stem: pathlib.Path, photo: photos.Photo, found: Repaired) -> None:
+def _write(stem: epath.Path, photo: photos.Photo, found: Repaired) -> None:
     """The picture in the kind that it came in, its samples, and all beside each other.
 
     By as many threads as there are cores: a PNG takes 0.4 s a megapixel, and leaves Python alone.
@@ -140,13 +141,13 @@ def _write(stem: pathlib.Path, photo: photos.Photo, found: Repaired) -> None:
         list(pool.map(save, [*sheets, *pictures]))  # which raises what a thread raised
 
 
-def _report(workdir: pathlib.Path, report: dict[str, Any], model: trained.Trained) -> None:
+def _report(workdir: epath.Path, report: dict[str, Any], model: trained.Trained) -> None:
     if jax.process_index() == 0:
         about = {"step": model.step, "config": model.experiment.config.restore.to_dict()}
         reports.write(workdir / "restoration.json", report | about | {"versions": versions()})
 
 
-def _compare(model: trained.Trained, workdir: pathlib.Path) -> None:
+def _compare(model: trained.Trained, workdir: epath.Path) -> None:
     """Degrade held-out images, restore them by each method, measure: a table and pictures."""
     config = model.experiment.config.restore
     if not config.tasks:

@@ -1,15 +1,16 @@
 """`--mode=sample`: images of a trained model, as a picture and as arrays."""
 
-import pathlib
+import io
 import re
 import zlib
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
-from vitdiff_jax import logs, prompts
+from vitdiff_jax import logs, paths, prompts
 from vitdiff_jax.config import ConfigError
 from vitdiff_jax.draw import beside, picture
 from vitdiff_jax.evaluation import memorised
@@ -20,7 +21,7 @@ from vitdiff_jax.trained import Trained, check_data, load
 
 def main(
     config: ConfigDict | None,
-    workdir: pathlib.Path,
+    workdir: epath.Path,
     *,
     n: int = 64,
     label: str | None = None,
@@ -44,6 +45,8 @@ def main(
         raise ConfigError(f"--n: {n} is less than 1")
     if latents and (npz or nearest or frames):
         raise ConfigError("--latents: makes no pictures; leave out --npz, --nearest and --frames")
+    if npz:
+        image_lib.check_npz(workdir)
     model = load(workdir, config)
     asked = {"label": label, "prompt": prompt, "attributes": attributes}
     which = "".join(f"-{k}-{_slug(v)}" for k, v in asked.items() if v is not None)
@@ -88,17 +91,15 @@ def _drawn(model: Trained, n: int, seed: int, asked: dict[str, Any], frames: int
     return images, beside(images, cond["hint"], data)
 
 
-def _write_latents(path: pathlib.Path, model: Trained, n: int, seed: int, asked: dict[str, Any]):
+def _write_latents(path: epath.Path, model: Trained, n: int, seed: int, asked: dict[str, Any]):
     """Latents as they are drawn, not decoded: "latents" float32 [n, h, w, C]."""
     if model.experiment.config.latent.factor == 1:
         raise ConfigError("--latents: the model draws pixels")
     found = model.draw(prompts.ask(model.experiment.conditions, n, **asked), n, seed, latents=True)
     if jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
-        partial = image_lib.partial_of(path)
-        with partial.open("wb") as file:
-            np.savez(file, latents=found)
-        partial.replace(path)
+        np.savez(file := io.BytesIO(), latents=found)
+        paths.write(path, file.getvalue())
     logs.say(f"{n} latents of {model.experiment.shape} in {path}")
 
 

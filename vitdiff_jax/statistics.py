@@ -5,9 +5,8 @@ none), in ADM's layout, see `evaluation.references`. Give the file to
 --config.evaluate.reference=FILE.
 """
 
-import pathlib
-
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from vitdiff_jax import logs, parallel
@@ -19,7 +18,7 @@ from vitdiff_jax.yardstick import OTHER, Yardstick, about_data, versions
 
 def main(
     config: ConfigDict | None,
-    workdir: pathlib.Path,
+    workdir: epath.Path,
     *,
     split: str = "train",
     n: int | None = None,

@@ -4,16 +4,16 @@ Read it from top to bottom: prepare, restore or create the state, then step afte
 sees and draws follows from (seed, step), so nothing but the state is saved.
 """
 
-import pathlib
 import time
 from typing import Any
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import finetune, logs, parallel, profiling, trained, watch
+from vitdiff_jax import finetune, logs, parallel, paths, profiling, trained, watch
 from vitdiff_jax import program as program_lib
 from vitdiff_jax import train_step as step_lib
 from vitdiff_jax.checkpoint import Checkpoints, StopRequest
@@ -27,14 +27,14 @@ class TrainingError(RuntimeError):
 
 
 def train(
-    config: ConfigDict | dict[str, Any], workdir: str | pathlib.Path, *, profile: str | None = None
+    config: ConfigDict | dict[str, Any], workdir: paths.Given, *, profile: str | None = None
 ) -> str:
     """Train, or resume, until config.train.steps; "finished", or "stopped" by a signal.
 
     config: complete (from `config.load`), or a part, which is completed with the defaults.
     profile: "first:last", the steps to trace into <workdir>/profile, see `profiling`.
     """
-    config, workdir = config_lib.complete(config), pathlib.Path(workdir)
+    config, workdir = config_lib.complete(config), paths.reached(workdir)
     traced = profiling.Profile(profiling.parse(profile, config.train.steps), workdir / "profile")
     if (workdir / trained.IMPORTED).exists():
         raise TrainingError(
@@ -65,7 +65,7 @@ def train(
             checkpoints.close()
 
 
-def main(config: ConfigDict, workdir: pathlib.Path, *, profile: str | None = None) -> str:
+def main(config: ConfigDict, workdir: epath.Path, *, profile: str | None = None) -> str:
     """`--mode=train`; --profile: see `train`."""
     return train(config, workdir, profile=profile)
 
@@ -88,7 +88,7 @@ def _check_devices(config: ConfigDict, dataset: pipeline.Dataset) -> None:
         )
 
 
-def _open_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
+def _open_workdir(workdir: epath.Path, config: ConfigDict) -> None:
     """Make the workdir with its config.json; refuse one of another config, or a read-only one."""
     trained.check_same(workdir, config)
     if jax.process_index() == 0:
@@ -172,6 +172,7 @@ class Run:
                 metrics.line(step, {name: float(value) for name, value in values.items()})
             watcher.look(step, state.ema, metrics, step == steps)
             if last or step % self.config.checkpoint.every == 0:
+                metrics.send()  # before: a run that goes on from there has all lines up to it
                 self._save(step, state)
             if stopping and step < steps:
                 logs.say(f"stopped by a signal at step {step}, saved; the same command goes on")

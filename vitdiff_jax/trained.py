@@ -2,15 +2,16 @@
 
 import dataclasses
 import json
-import pathlib
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
-from vitdiff_jax import averages, logs, parallel, prompts, repair, tasks
+from vitdiff_jax import averages, logs, parallel, paths, prompts, repair, tasks
 from vitdiff_jax import config as config_lib
 from vitdiff_jax.checkpoint import CheckpointError, Checkpoints
 from vitdiff_jax.config import ConfigError
@@ -87,7 +88,7 @@ class Trained:
 
     def restore(
         self, image: np.ndarray, task: str | None = None, *,
-        mask: np.ndarray | str | pathlib.Path | None = None, method: str | None = None,
+        mask: np.ndarray | paths.Given | None = None, method: str | None = None,
         noise_std: float | None = None, degrade: bool = False, strength: float = 0.5,
         n: int = 1, seed: int = 0,
         label: prompts.Label | None = None, prompt: prompts.Texts | None = None,
@@ -105,8 +106,8 @@ class Trained:
         self.check_pixels()
         x = _as_floats(image)
         with named("mask: "):
-            file = isinstance(mask, (str, pathlib.Path))
-            missing = read_mask(pathlib.Path(mask), x.shape) if file else mask
+            file = isinstance(mask, (str, os.PathLike))
+            missing = read_mask(paths.local(mask), x.shape) if file else mask
         task = task or ("denoise" if mask is None else "inpaint")
         if task == "inpaint" and mask is None:
             raise ConfigError("mask: needed for the task inpaint, white where the image is missing")
@@ -192,7 +193,7 @@ def _as_floats(image: np.ndarray) -> np.ndarray:
 
 
 def load(
-    workdir: str | pathlib.Path, config: ConfigDict | None = None, *,
+    workdir: paths.Given, config: ConfigDict | None = None, *,
     ema: float | None = None, ema_width: float | None = None,
 ) -> Trained:  # fmt: skip
     """The trained model of a workdir: its newest undamaged checkpoint, the EMA of config.sample.
@@ -200,7 +201,7 @@ def load(
     config: its `sample` section counts; the rest must be that of the workdir. None: as trained.
     ema: another one of config.train.ema. ema_width: one of that relative width, see `averages`.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = paths.reached(workdir)
     stored = config_lib.read(workdir / "config.json") if config is None else config
     if config is not None:
         check_same(workdir, config)
@@ -237,7 +238,7 @@ def guide_of(experiment: Experiment) -> tuple[Experiment | None, Any]:
     path = experiment.config.sample.guide_with
     if not path:
         return None, None
-    own: Any = config_lib.read(pathlib.Path(path) / "config.json")
+    own: Any = config_lib.read(paths.reached(path) / "config.json")
     own.sample.guide_with = None  # it need not be guided itself
     found = load(path, own)
     for what, one, other in (
@@ -301,7 +302,7 @@ def _short(value: Any) -> str:
     return text if len(text) < 200 else f"{text[:200]}..."
 
 
-def check_same(workdir: pathlib.Path, config: ConfigDict) -> None:
+def check_same(workdir: epath.Path, config: ConfigDict) -> None:
     """Refuse a config that does not continue what the workdir holds, if it holds anything."""
     path = workdir / "config.json"
     if not path.exists():

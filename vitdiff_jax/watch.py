@@ -1,12 +1,12 @@
 """What a run shows as it goes: samples, held-out losses, copies of training images, evaluations."""
 
 import dataclasses
-import pathlib
 import time
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from vitdiff_jax import draw as draw_lib
@@ -27,7 +27,7 @@ class Watcher:
     def __init__(
         self,
         config: ConfigDict,
-        workdir: pathlib.Path,
+        workdir: epath.Path,
         dataset: pipeline.Dataset,
         experiment: experiment_lib.Experiment,
         mesh: jax.sharding.Mesh,

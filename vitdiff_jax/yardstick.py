@@ -6,7 +6,6 @@ interruption, and the reference is measured once.
 
 import functools
 import itertools
-import pathlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -14,12 +13,13 @@ from typing import Any
 import flax
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 import vitdiff_jax
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import logs, parallel, prompts, together
+from vitdiff_jax import logs, parallel, paths, prompts, together
 from vitdiff_jax.config import ConfigError
 from vitdiff_jax.data import pictures
 from vitdiff_jax.data.pipeline import DataError, Dataset
@@ -39,7 +39,7 @@ def measure(
     parts: Iterable[Part],
     count: int,
     batches: Batches,
-    keep: pathlib.Path | None,
+    keep: epath.Path | None,
     about: dict[str, Any],
 ) -> Measured:
     """Add up the parts over `count` images, going on from what `keep` holds of the same `about`."""
@@ -71,7 +71,7 @@ class Yardstick:
     def __init__(
         self,
         config: ConfigDict,
-        workdir: pathlib.Path,
+        workdir: epath.Path,
         mesh: jax.sharding.Mesh,
         dataset: Dataset | None = None,
     ):
@@ -86,7 +86,7 @@ class Yardstick:
         self.split = self.config.evaluate.reference
         self.file = None
         if self.split not in OTHER:
-            self.file = References(pathlib.Path(self.split).expanduser())
+            self.file = References(paths.local(self.split).expanduser())
 
     def _metric(self, name: str) -> Measure:
         make = config_lib.find(config_lib.METRICS, "config.evaluate.metrics", name)
@@ -131,7 +131,7 @@ class Yardstick:
         if lacking:
             images = pictures.Npz(self.file.path)
             logs.say(f"measuring the {len(images):,} images in {self.file.path}")
-            about = {"file": str(self.file.path), "bytes": self.file.path.stat().st_size}
+            about = {"file": self.split, "bytes": self.file.path.stat().st_size}
             keep = self.home / "reference-images.npz"
             found |= measure(lacking, len(images), of_pictures(images), keep, about).found
         return found

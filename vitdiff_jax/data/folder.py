@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from vitdiff_jax import paths
 from vitdiff_jax.data import images, pictures, records, text
 from vitdiff_jax.data.files import Folder, Zip, open_path
 from vitdiff_jax.data.pipeline import DataError, Dataset
@@ -62,7 +63,7 @@ def dataset(
     """
     _check(path, channels, length, heldout)
     crop = images.crop_of(size, random_area, cache)
-    root = pathlib.Path(path).expanduser()
+    root = paths.mounted(path, "path")
     files = open_path(root, "config.data.path")
     found = pictures.names_of(files)
     facts, conditions = _facts(files, list(found), classes, captions, length)

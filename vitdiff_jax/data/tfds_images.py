@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vitdiff_jax import paths
 from vitdiff_jax.data import records as records_lib
 from vitdiff_jax.data.images import Annotate, Crop, Facts, Images
 from vitdiff_jax.data.pipeline import DataError, Dataset
@@ -130,7 +131,7 @@ class Tfds:
 def data_root(data_dir: str | None) -> pathlib.Path:
     """Where TFDS data sets are: as given, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     given = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return pathlib.Path(given).expanduser()
+    return paths.mounted(given, "data_dir, $TFDS_DATA_DIR")
 
 
 def _line(error: Exception) -> str:

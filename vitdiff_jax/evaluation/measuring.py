@@ -7,6 +7,7 @@ Metrics that name the same part share it.
 """
 
 import dataclasses
+import io
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +15,9 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from etils import epath
 
+from vitdiff_jax import paths
 from vitdiff_jax.data.pipeline import Dataset
 
 KEEP = 50_000
@@ -131,7 +134,7 @@ class Measured:
         """The accumulators of a metric's parts."""
         return tuple(self.found[part] for part in metric.parts)
 
-    def save(self, path: pathlib.Path, about: Mapping[str, Any]) -> None:
+    def save(self, path: epath.Path, about: Mapping[str, Any]) -> None:
         """Write what was added up so far, whole or not at all."""
         arrays = {
             f"{i} {part.output} {name}": array
@@ -141,7 +144,7 @@ class Measured:
         header = json.dumps({**about, "done": self.done, "count": self.count})
         write_npz(path, arrays | {"about": np.array(header)})
 
-    def load(self, path: pathlib.Path, about: Mapping[str, Any]) -> bool:
+    def load(self, path: epath.Path, about: Mapping[str, Any]) -> bool:
         """Go on from what `save` wrote for the same `about`; False if there is nothing of it."""
         try:
             arrays = read_npz(path) if path.is_file() else {}
@@ -225,22 +228,20 @@ class Vectors:
         return np.empty((0, 0), np.float32) if self.kept is None else self.kept[: self.filled]
 
 
-def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_npz(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Arrays into an .npz file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-    partial.replace(path)
+    np.savez(file := io.BytesIO(), allow_pickle=False, **arrays)
+    paths.write(path, file.getvalue())
 
 
-def read_npz(path: pathlib.Path, without: str = "") -> dict[str, Any]:
+def read_npz(path: pathlib.Path | epath.Path, without: str = "") -> dict[str, Any]:
     """All arrays of an .npz file, nothing unpickled. Raises ValueError if it is damaged.
 
     without: an array that is not read, None stands in its place.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:
             return {name: None if name == without else file[name] for name in file.files}
     except (FileNotFoundError, PermissionError):
         raise

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from vitdiff_jax.data.pipeline import DataError
 from vitdiff_jax.evaluation import networks
@@ -58,7 +59,7 @@ def parts_of(network: networks.Network) -> list[Part]:
 
 
 def write(
-    path: pathlib.Path, network: networks.Network, measured: Measured, about: Mapping[str, Any]
+    path: epath.Path, network: networks.Network, measured: Measured, about: Mapping[str, Any]
 ) -> None:
     """Write what was measured of `parts_of(network)`."""
     arrays = {"about": np.array(json.dumps({**about, "network": network.name}))}

@@ -6,23 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as as_bytes
 
+from vitdiff_jax import paths
 from vitdiff_jax.interop.families import flatten, nested
-from vitdiff_jax.interop.images import partial_of
 
 KIND = "vitdiff_jax"
 FACTS = ("config", "shape", "conditions", "family", "ema", "step", "licence")
 """What a file says of its parameters. family: whose names and shapes they have, None: ours."""
 
 
-def save(path: pathlib.Path, params: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+def save(path: epath.Path, params: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Write nested dicts of arrays, and `FACTS` as JSON has them, whole or not at all."""
     tensors = {name: np.ascontiguousarray(a) for name, a in flatten(params).items()}
-    partial = partial_of(path)
-    save_file(tensors, partial, {KIND: json.dumps({name: about[name] for name in FACTS})})
-    partial.replace(path)
+    facts = {KIND: json.dumps({name: about[name] for name in FACTS})}
+    paths.write(path, as_bytes(tensors, facts))
 
 
 def about(path: pathlib.Path) -> dict[str, Any] | None:

@@ -9,7 +9,10 @@ import zlib
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from PIL import Image
+
+from vitdiff_jax import paths
 
 
 def from_uint8(u):
@@ -46,7 +49,7 @@ def grid(images: np.ndarray, columns: int, gutter: int = 2, least: int = 48) -> 
     return sheet
 
 
-def save_png(path: pathlib.Path, image: np.ndarray, profile: bytes = b"") -> None:
+def save_png(path: epath.Path, image: np.ndarray, profile: bytes = b"") -> None:
     """Write uint8 or uint16 [H, W, C] as PNG, whole or not at all.
 
     C: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. profile: an ICC profile, to say which colours the
@@ -54,13 +57,12 @@ def save_png(path: pathlib.Path, image: np.ndarray, profile: bytes = b"") -> Non
     """
     if profile[16:20] != (b"GRAY" if image.shape[-1] < 3 else b"RGB "):
         profile = b""
-    partial = partial_of(path)
     if image.dtype == np.uint16:
-        partial.write_bytes(_png16(image, profile))
-    else:
-        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        picture.save(partial, format="PNG", icc_profile=profile or None)
-    partial.replace(path)
+        paths.write(path, _png16(image, profile))
+        return
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    picture.save(file := io.BytesIO(), format="PNG", icc_profile=profile or None)
+    paths.write(path, file.getvalue())
 
 
 def _png16(image: np.ndarray, profile: bytes) -> bytes:
@@ -85,11 +87,17 @@ def _png16(image: np.ndarray, profile: bytes) -> bytes:
     )
 
 
-def save_npz(path: pathlib.Path, images: np.ndarray) -> None:
+def save_npz(path: epath.Path, images: np.ndarray) -> None:
     """Write uint8 [N, H, W, C] as ADM's evaluators read it: one array, arr_0."""
     writer = NpzWriter(path, images.shape)
     writer.write(0, images)
     writer.close(len(images))
+
+
+def check_npz(workdir: epath.Path) -> None:
+    """Refuse a place in which nothing can be written piece by piece. Raises OSError."""
+    if paths.remote(workdir):
+        raise OSError(f"--npz: is written piece by piece, which {workdir} cannot; use a folder")
 
 
 class NpzWriter:
@@ -98,8 +106,8 @@ class NpzWriter:
     Until `close` they are in PATH.partial, where one that was interrupted goes on.
     """
 
-    def __init__(self, path: pathlib.Path, shape: tuple[int, ...]):
-        self.path, self.partial = path, partial_of(path)
+    def __init__(self, path: epath.Path, shape: tuple[int, ...]):
+        self.path, self.partial = path, pathlib.Path(partial_of(path))
         header = io.BytesIO()
         about = {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
         np.lib.format.write_array_header_1_0(header, about)
@@ -117,7 +125,7 @@ class NpzWriter:
         """Make the .npz file of all `count` images."""
         self._file.truncate(self._start + count * self._size)
         self._file.close()
-        packed = self.path.with_name(self.path.name + ".packing")
+        packed = self.partial.with_name(self.path.name + ".packing")
         member = zipfile.ZipInfo("arr_0.npy")  # dated 1980, as NumPy does: same images, same bytes
         with (
             zipfile.ZipFile(packed, "w") as archive,
@@ -129,6 +137,6 @@ class NpzWriter:
         self.partial.unlink()
 
 
-def partial_of(path: pathlib.Path) -> pathlib.Path:
+def partial_of(path: epath.Path) -> epath.Path:
     """Where a file is until it is whole."""
     return path.with_name(path.name + ".partial")
