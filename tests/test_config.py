@@ -298,6 +298,17 @@ def test_config_files(tmp_path):
     assert config_lib.load(f"{path}").seed == 4
 
 
+def test_a_config_that_is_not_here_comes_with_the_package(tmp_path, monkeypatch):
+    """So that the README's command runs in any folder; a file of that name here goes before."""
+    monkeypatch.chdir(tmp_path)
+    shipped = config_lib.load("configs/digits.py")
+    assert shipped == config_lib.load(str(tiny.REPOSITORY / "configs" / "digits.py"))
+    assert config_lib.load("configs/imagenet.py:small").data.name == "imagenet"
+    (tmp_path / "configs").mkdir()
+    tiny.write(tmp_path / "configs" / "digits.py", train=dict(steps=7))
+    assert config_lib.load("configs/digits.py").train.steps == 7
+
+
 @pytest.mark.parametrize("file", sorted(tiny.REPOSITORY.glob("configs/*.py")), ids=lambda p: p.stem)
 def test_the_configs_of_the_repository_are_complete(file):
     assert isinstance(config_lib.load(str(file)), ConfigDict)

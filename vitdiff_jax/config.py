@@ -35,6 +35,9 @@ COMPONENTS = {  # where the config's components live, and what a folder's module
     "sample.grid": ("vitdiff_jax.diffusion.grids", None),
 }
 METRICS = ("vitdiff_jax.evaluation", "Metric")
+PACKAGE = pathlib.Path(__file__).parent
+SHIPPED = (PACKAGE, PACKAGE.parent)
+"""Where the folder `configs` of this package is: in a wheel inside it, in a checkout beside it."""
 
 
 class ConfigError(ValueError):
@@ -95,11 +98,14 @@ def component(config: ConfigDict, key: str) -> tuple[Callable, dict[str, Any]]:
 def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Read a config file ("file.py" or "file.py:variant"), complete it, apply the overrides.
 
+    path: where there is no such file, the one that comes with the package: "configs/digits.py".
     overrides: command line arguments, "--config.train.steps=200" or in two parts.
     """
-    file, _, variant = path.partition(":")
-    if not pathlib.Path(file).is_file():
-        raise ConfigError(f"--config: there is no file {file}")
+    name, _, variant = path.partition(":")
+    places = [home / name for home in (pathlib.Path(), *SHIPPED)]
+    file = next((str(place) for place in places if place.is_file()), None)
+    if file is None:
+        raise ConfigError(f"--config: there is no file {name}")
     get_config = runpy.run_path(file).get("get_config")
     if get_config is None:
         raise ConfigError(f"--config: {file} has no function get_config()")
