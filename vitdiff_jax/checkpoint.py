@@ -80,7 +80,7 @@ class Checkpoints:
     def newest(self, set_aside: bool = False) -> int | None:
         """The newest step whose files are undamaged, None if nothing was saved yet.
 
-        set_aside: rename newer, damaged ones to "<step>.damaged", so that these steps can be
+        set_aside: rename newer, damaged ones to `<step>.damaged`, so that these steps can be
         written again. Raises CheckpointError where all are damaged: starting anew is for the user
         to decide, so nothing is renamed then.
         """
