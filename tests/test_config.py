@@ -194,6 +194,8 @@ def test_a_users_config_may_name_code_elsewhere(elsewhere):
         dict(diffusion=dict(times=dict(name="elsewhere.mine.sample"))),
         dict(sample=dict(grid=dict(name="elsewhere.mine.sample"))),
         dict(evaluate=dict(metrics=["class_accuracy", "elsewhere.mine"])),
+        dict(restore=dict(tasks=["mask:share=0.5+elsewhere.mine:width=2"])),
+        dict(damage=dict(operators=["denoise", "elsewhere.mine"])),
     ],
     ids=str,
 )
@@ -218,6 +220,7 @@ def test_what_the_users_config_names_too_is_honoured(elsewhere, tmp_path):
     given = tiny.config(
         sample=dict(sampler=dict(name="elsewhere.mine", strength=1.0)),
         diffusion=dict(schedule=dict(name="elsewhere.mine.Mine")),
+        damage=dict(operators=("elsewhere.mine", "mask:share=0.5")),
     )
     config = config_lib.complete(given)
     config_lib.save(config, tmp_path / "config.json")

@@ -17,7 +17,7 @@ import pkgutil
 import re
 import runpy
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -25,6 +25,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from vitdiff_jax.defaults import FREE, defaults
 from vitdiff_jax.diffusion.process import Process
+from vitdiff_jax.operators import spelling
 
 COMPONENTS = {  # where the config's components live, and what a folder's modules call theirs
     "data": ("vitdiff_jax.data", "dataset"),
@@ -35,6 +36,8 @@ COMPONENTS = {  # where the config's components live, and what a folder's module
     "sample.grid": ("vitdiff_jax.diffusion.grids", None),
 }
 METRICS = ("vitdiff_jax.evaluation", "Metric")
+METRIC_LISTS = ("evaluate.metrics", "restore.metrics")
+OPERATOR_LISTS = ("restore.tasks", "damage.operators")
 PACKAGE = pathlib.Path(__file__).parent
 SHIPPED = (PACKAGE, PACKAGE.parent)
 """Where the folder `configs` of this package is: in a wheel inside it, in a checkout beside it."""
@@ -240,16 +243,25 @@ def read(
     if beside is not None:
         given = _without(given, FREE)
         leaves = dict(_leaves(given))
-    named = {key: str(leaves.get(f"{key}.name", "")) for key in COMPONENTS}
-    for key in ("evaluate.metrics", "restore.metrics"):
-        named[key] = "".join(map(str, leaves.get(key, ())))
-    for key, name in named.items():
-        if re.search(r"\W", name) and not (beside and name == _get(beside, key)["name"]):
-            raise ConfigError(
-                f"{path}: {key} names code outside the package ({name}), which reading a model must"
-                " not run; pass the --config it was trained with"
-            )
+    for key, name in _elsewhere(leaves, beside):
+        raise ConfigError(
+            f"{path}: {key} names code outside the package ({name}), which reading a model must"
+            " not run; pass the --config it was trained with"
+        )
     return complete(given, overrides)
+
+
+def _elsewhere(leaves: dict[str, Any], beside: ConfigDict | None) -> Iterator[tuple[str, str]]:
+    """(key, name) of what names code outside the package, but where `beside` names it too."""
+    names = {key: (str(leaves.get(f"{key}.name", "")),) for key in COMPONENTS}
+    for key in (*METRIC_LISTS, *OPERATOR_LISTS):
+        names[key] = tuple(map(str, leaves.get(key, ())))
+    for key, found in names.items():
+        foreign = spelling.outside if key in OPERATOR_LISTS else re.compile(r"\W").search
+        own = _get(beside, key) if beside else ()
+        own = (own["name"],) if key in COMPONENTS and own else own
+        if any(map(foreign, found)) and found != own:
+            yield key, ", ".join(found)
 
 
 def _without(tree: dict[str, Any], keys: Sequence[str], prefix: str = "") -> dict[str, Any]:
