@@ -253,7 +253,9 @@ def read(
 
 def _elsewhere(leaves: dict[str, Any], beside: ConfigDict | None) -> Iterator[tuple[str, str]]:
     """(key, name) of what names code outside the package, but where `beside` names it too."""
-    names = {key: (str(leaves.get(f"{key}.name", "")),) for key in COMPONENTS}
+    names: dict[str, tuple[str, ...]] = {
+        key: (str(leaves.get(f"{key}.name", "")),) for key in COMPONENTS
+    }
     for key in (*METRIC_LISTS, *OPERATOR_LISTS):
         names[key] = tuple(map(str, leaves.get(key, ())))
     for key, found in names.items():
