@@ -3,6 +3,8 @@
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import textwrap
 
 import jax
@@ -338,6 +340,26 @@ def test_training_goes_on_before_the_damage(trained, tmp_path, capsys):
     names = {path.name for path in (workdir / "checkpoints").iterdir()}
     assert names == {"10", "20", "30", "30.damaged"}
     tiny.assert_same(*(tiny.saved(tiny.config(), place) for place in (workdir, original)))
+
+
+def test_where_nothing_more_can_be_written_what_was_saved_stays(trained, tmp_path, capsys):
+    """Files of 8 KiB at most stand in for a full disk: Orbax meets the same kind of error."""
+    flag, original = trained
+    workdir = shutil.copytree(original, tmp_path / "run")
+    flags = [flag, f"--workdir={workdir}", "--config.train.steps=35"]
+    limit = ["bash", "-c", 'ulimit -f 8; exec "$@"', "-"]
+    limited = subprocess.run(
+        [*limit, sys.executable, "-m", "vitdiff_jax.main", *flags],
+        cwd=tiny.REPOSITORY, env=tiny.environment(), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert limited.returncode == 1
+    said = [line for line in limited.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1  # among what Orbax says of each array
+    assert said[0].startswith(f"error: cannot write into {workdir / 'checkpoints'}: ")
+    assert "File too large" in said[0]
+    assert tiny.call(*flags) == 0
+    assert "resuming at step 30 of 35" in capsys.readouterr().out
+    assert (workdir / "checkpoints" / "35").is_dir()
 
 
 @pytest.mark.parametrize("mode", ["train", "sample"])

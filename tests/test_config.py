@@ -194,6 +194,8 @@ def test_a_users_config_may_name_code_elsewhere(elsewhere):
         dict(diffusion=dict(times=dict(name="elsewhere.mine.sample"))),
         dict(sample=dict(grid=dict(name="elsewhere.mine.sample"))),
         dict(evaluate=dict(metrics=["class_accuracy", "elsewhere.mine"])),
+        dict(restore=dict(tasks=["mask:share=0.5+elsewhere.mine:width=2"])),
+        dict(damage=dict(operators=["denoise", "elsewhere.mine"])),
     ],
     ids=str,
 )
@@ -218,6 +220,7 @@ def test_what_the_users_config_names_too_is_honoured(elsewhere, tmp_path):
     given = tiny.config(
         sample=dict(sampler=dict(name="elsewhere.mine", strength=1.0)),
         diffusion=dict(schedule=dict(name="elsewhere.mine.Mine")),
+        damage=dict(operators=("elsewhere.mine", "mask:share=0.5")),
     )
     config = config_lib.complete(given)
     config_lib.save(config, tmp_path / "config.json")
@@ -296,6 +299,17 @@ def test_config_files(tmp_path):
     path.write_text("from ml_collections import ConfigDict\n"
                     "def get_config():\n    return ConfigDict(dict(seed=4))\n")  # fmt: skip
     assert config_lib.load(f"{path}").seed == 4
+
+
+def test_a_config_that_is_not_here_comes_with_the_package(tmp_path, monkeypatch):
+    """So that the README's command runs in any folder; a file of that name here goes before."""
+    monkeypatch.chdir(tmp_path)
+    shipped = config_lib.load("configs/digits.py")
+    assert shipped == config_lib.load(str(tiny.REPOSITORY / "configs" / "digits.py"))
+    assert config_lib.load("configs/imagenet.py:small").data.name == "imagenet"
+    (tmp_path / "configs").mkdir()
+    tiny.write(tmp_path / "configs" / "digits.py", train=dict(steps=7))
+    assert config_lib.load("configs/digits.py").train.steps == 7
 
 
 @pytest.mark.parametrize("file", sorted(tiny.REPOSITORY.glob("configs/*.py")), ids=lambda p: p.stem)

@@ -1,10 +1,29 @@
-"""Train, sample and evaluate Vision Transformer diffusion models in JAX.
+"""Vision Transformer diffusion models in JAX: train, sample, restore, evaluate, plan.
 
     model = vitdiff_jax.load("runs/digits")
-    images = model.sample(label=3, n=16, seed=0)     # uint8 [16, H, W, C]
-    vitdiff_jax.fit(config, "runs/mine")             # config: a dict or what `load_config` returns
+    images = model.sample(label=3, n=16, seed=0)             # uint8 [16, H, W, C]
+    found = model.restore(image, "inpaint", mask=mask, n=4)  # found.images, found.mean, found.std
+    config = vitdiff_jax.load_config("configs/digits.py")    # here, or of those that come along
+    vitdiff_jax.fit(config, "runs/mine")
 
-Imported on first use, so that `import vitdiff_jax` is quick.
+`load` is `vitdiff_jax.trained.load` and gives a `vitdiff_jax.trained.Trained`; `fit` is
+`vitdiff_jax.train.train`, `load_config` is `vitdiff_jax.config.load`. They are imported on first
+use, so that `import vitdiff_jax` is quick. The command is `vitdiff_jax.main`.
+
+| to look up | see |
+| --- | --- |
+| the flags of a mode | `main` of its module: `vitdiff_jax.sample`, `vitdiff_jax.restore`, ... |
+| the keys of a config | the source of `vitdiff_jax.defaults`, and the options of the components |
+| a data set | `vitdiff_jax.data.pipeline.Dataset`; each is a file of `vitdiff_jax.data` |
+| a denoiser | `vitdiff_jax.models`, such as `vitdiff_jax.models.vit` |
+| the process: schedules, predictions, times | `vitdiff_jax.diffusion.process` |
+| a sampler | `vitdiff_jax.samplers` |
+| damage, and repair | `vitdiff_jax.operators`, `vitdiff_jax.restoration` |
+| a metric | `vitdiff_jax.evaluation.measuring` |
+| one step of training, on which devices | `vitdiff_jax.train_step`, `vitdiff_jax.parallel` |
+
+Images are float32 [B, H, W, C] in [-1, 1] inside and uint8 at the edges. t = 0 is data and t = 1 is
+noise, everywhere.
 """
 
 import importlib

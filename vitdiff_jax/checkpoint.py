@@ -76,14 +76,15 @@ class Checkpoints:
             ema=ocp.args.PyTreeSave(state.ema),
             meta=ocp.args.JsonSave(meta),
         )
-        self.manager.wait_until_finished()  # of the last one; Orbax does so too
-        self._saving = step
-        self.manager.save(step, args=items, force=True)
+        with self._written():  # also what was begun before: Orbax waits for it too
+            self.manager.wait_until_finished()
+            self._saving = step
+            self.manager.save(step, args=items, force=True)
 
     def newest(self, set_aside: bool = False) -> int | None:
         """The newest step whose files are undamaged, None if nothing was saved yet.
 
-        set_aside: rename newer, damaged ones to "<step>.damaged", so that these steps can be
+        set_aside: rename newer, damaged ones to `<step>.damaged`, so that these steps can be
         written again. Raises CheckpointError where all are damaged: starting anew is for the user
         to decide, so nothing is renamed then.
         """
@@ -161,7 +162,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until all is written."""
-        self.manager.wait_until_finished()
+        with self._written():
+            self.manager.wait_until_finished()
         self.manager.close()
 
     def _same_arrays(
@@ -189,6 +191,18 @@ class Checkpoints:
         except Exception as error:  # Orbax raises ValueError, KeyError, JSONDecodeError, Exception
             line = " ".join(str(error).split())[:200]
             raise CheckpointError(f"checkpoint {step} in {self.directory}: {line}") from error
+
+    @contextlib.contextmanager
+    def _written(self):
+        """Turn the errors of a full disk, of which there are as many as arrays, into one."""
+        try:
+            yield
+        except Exception as error:  # tensorstore raises ValueError for files, Orbax OSError
+            line = " ".join(str(error).split())[-200:]
+            raise CheckpointError(
+                f"cannot write into {self.directory}: {line}; make room, and the same command goes"
+                " on from what was saved"
+            ) from error
 
     def _write_sums(self) -> None:
         """Called by Orbax when all files of a checkpoint exist but it is not yet visible."""

@@ -16,7 +16,7 @@ import pkgutil
 import re
 import runpy
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -26,6 +26,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from vitdiff_jax import paths
 from vitdiff_jax.defaults import FREE, defaults
 from vitdiff_jax.diffusion.process import Process
+from vitdiff_jax.operators import spelling
 
 COMPONENTS = {  # where the config's components live, and what a folder's modules call theirs
     "data": ("vitdiff_jax.data", "dataset"),
@@ -36,6 +37,11 @@ COMPONENTS = {  # where the config's components live, and what a folder's module
     "sample.grid": ("vitdiff_jax.diffusion.grids", None),
 }
 METRICS = ("vitdiff_jax.evaluation", "Metric")
+METRIC_LISTS = ("evaluate.metrics", "restore.metrics")
+OPERATOR_LISTS = ("restore.tasks", "damage.operators")
+PACKAGE = pathlib.Path(__file__).parent
+SHIPPED = (PACKAGE, PACKAGE.parent)
+"""Where the folder `configs` of this package is: in a wheel inside it, in a checkout beside it."""
 
 
 class ConfigError(ValueError):
@@ -96,11 +102,14 @@ def component(config: ConfigDict, key: str) -> tuple[Callable, dict[str, Any]]:
 def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Read a config file ("file.py" or "file.py:variant"), complete it, apply the overrides.
 
+    path: where there is no such file, the one that comes with the package: "configs/digits.py".
     overrides: command line arguments, "--config.train.steps=200" or in two parts.
     """
-    file, _, variant = path.partition(":")
-    if not pathlib.Path(file).is_file():
-        raise ConfigError(f"--config: there is no file {file}")
+    name, _, variant = path.partition(":")
+    places = [home / name for home in (pathlib.Path(), *SHIPPED)]
+    file = next((str(place) for place in places if place.is_file()), None)
+    if file is None:
+        raise ConfigError(f"--config: there is no file {name}")
     get_config = runpy.run_path(file).get("get_config")
     if get_config is None:
         raise ConfigError(f"--config: {file} has no function get_config()")
@@ -233,16 +242,27 @@ def read(
     if beside is not None:
         given = _without(given, FREE)
         leaves = dict(_leaves(given))
-    named = {key: str(leaves.get(f"{key}.name", "")) for key in COMPONENTS}
-    for key in ("evaluate.metrics", "restore.metrics"):
-        named[key] = "".join(map(str, leaves.get(key, ())))
-    for key, name in named.items():
-        if re.search(r"\W", name) and not (beside and name == _get(beside, key)["name"]):
-            raise ConfigError(
-                f"{path}: {key} names code outside the package ({name}), which reading a model must"
-                " not run; pass the --config it was trained with"
-            )
+    for key, name in _elsewhere(leaves, beside):
+        raise ConfigError(
+            f"{path}: {key} names code outside the package ({name}), which reading a model must"
+            " not run; pass the --config it was trained with"
+        )
     return complete(given, overrides)
+
+
+def _elsewhere(leaves: dict[str, Any], beside: ConfigDict | None) -> Iterator[tuple[str, str]]:
+    """(key, name) of what names code outside the package, but where `beside` names it too."""
+    names: dict[str, tuple[str, ...]] = {
+        key: (str(leaves.get(f"{key}.name", "")),) for key in COMPONENTS
+    }
+    for key in (*METRIC_LISTS, *OPERATOR_LISTS):
+        names[key] = tuple(map(str, leaves.get(key, ())))
+    for key, found in names.items():
+        foreign = spelling.outside if key in OPERATOR_LISTS else re.compile(r"\W").search
+        own = _get(beside, key) if beside else ()
+        own = (own["name"],) if key in COMPONENTS and own else own
+        if any(map(foreign, found)) and found != own:
+            yield key, ", ".join(found)
 
 
 def _without(tree: dict[str, Any], keys: Sequence[str], prefix: str = "") -> dict[str, Any]:

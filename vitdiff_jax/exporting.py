@@ -14,7 +14,7 @@ from vitdiff_jax.interop.rules import Found
 
 
 def main(config: ConfigDict | None, workdir: epath.Path, *, family: str | None = None) -> None:
-    """Write export/<average>.safetensors: config.sample's average, with the config in its head.
+    """Write `export/<average>.safetensors`: config.sample's average, with the config in its head.
 
     --family: with the names and shapes of its authors (dit, sit, uvit, jit) instead of ours, for
     their own code.

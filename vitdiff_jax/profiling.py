@@ -1,6 +1,6 @@
 """A profile of some steps of training, on request: `--profile=100:110`.
 
-JAX writes a trace of the host and of the devices below <workdir>/profile: .trace.json.gz for
+JAX writes a trace of the host and of the devices below `<workdir>/profile`: .trace.json.gz for
 Perfetto, .xplane.pb for TensorBoard; neither needs TensorFlow. Each step is one span, "train", with
 its number; what is computed bears the names of the model's parts (block_3/attention/...).
 """

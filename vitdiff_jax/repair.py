@@ -146,7 +146,7 @@ def program(
         module = restoration.find(method.name, operator)
     if module.TRAITS.hint and "hint" not in experiment.conditions:
         raise ConfigError(f"method: {method.name} needs a model that was trained to restore")
-    if module.TRAITS.gradient:  # through the network: little of it is kept in memory
+    if module.TRAITS.gradient and "remat" in experiment.config.model:  # keep little in memory
         experiment = dataclasses.replace(experiment, model=experiment.model.clone(remat="full"))
     restore = functools.partial(module.restore, **method.options)
     return Program(experiment, mesh, shape, count, restore, times_of(experiment))

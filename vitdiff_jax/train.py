@@ -32,7 +32,7 @@ def train(
     """Train, or resume, until config.train.steps; "finished", or "stopped" by a signal.
 
     config: complete (from `config.load`), or a part, which is completed with the defaults.
-    profile: "first:last", the steps to trace into <workdir>/profile, see `profiling`.
+    profile: "first:last", the steps to trace into `<workdir>/profile`, see `profiling`.
     """
     config, workdir = config_lib.complete(config), paths.reached(workdir)
     traced = profiling.Profile(profiling.parse(profile, config.train.steps), workdir / "profile")

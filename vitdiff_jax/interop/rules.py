@@ -69,7 +69,7 @@ def sizes(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
 
 
 def count(shapes: Shapes, prefix: str) -> int:
-    """How many numbered parts there are: 1 + the largest i of names <prefix><i>.*"""
+    """How many numbered parts there are: 1 + the largest i of names `<prefix><i>.*`"""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     found = [int(match[1]) for name in shapes if (match := pattern.match(name))]
     if not found:
@@ -164,7 +164,7 @@ def conv(
 def patches(
     theirs: str, ours: str, patch: int, channels: int, width: int, bias: bool = True
 ) -> list[Rule]:
-    """A strided convolution over patches as our layer on patches [p*p*C], channels fastest."""
+    """A strided convolution over patches as our layer on patches [p p C], channels fastest."""
     rule = Rule(
         f"{theirs}.weight", (width, channels, patch, patch), (f"{ours}/kernel",),
         lambda a: (a.transpose(2, 3, 1, 0).reshape(-1, width),),

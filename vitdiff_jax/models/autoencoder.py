@@ -147,7 +147,7 @@ class Autoencoder(nn.Module):
         return 2 ** (len(self.channels) - 1)
 
     def check(self, shape: tuple[int, int, int]) -> None:
-        """Raise ValueError("<option>: what is wrong") where options and images do not fit."""
+        """Raise `ValueError("<option>: what is wrong")` where options and images do not fit."""
         layers.check_choices(dtype=(self.dtype, ("float32", "bfloat16")))
         layers.check_least(
             blocks=(self.blocks, 1),
@@ -170,6 +170,7 @@ class Autoencoder(nn.Module):
             raise ValueError(f"images: {channels} channels; the autoencoder takes 3")
 
     def setup(self):
+        """Both halves and what lies between them, made once."""
         dtype, doubled = jnp.dtype(self.dtype), 2 * self.latent_channels
         self.encoder = Encoder(self.channels, self.blocks, doubled, self.groups, dtype)
         self.decoder = Decoder(self.channels, self.blocks, self.groups, dtype)

@@ -85,7 +85,7 @@ def with_hint(x: jax.Array, sizes: Sizes, cond: Cond) -> jax.Array:
 
 
 def check(sizes: Sizes, text_width: int) -> None:
-    """Raise ValueError("<option>: what is wrong") where the text encoder is impossible."""
+    """Raise `ValueError("<option>: what is wrong")` where the text encoder is impossible."""
     if text_width % 2 or (text_width > 64 and text_width % 64):
         raise ValueError(f"text_width: {text_width} is neither even up to 64 nor a multiple of 64")
     if "text" in sizes and sizes["text"][0] % BYTES_PER_TOKEN:

@@ -21,7 +21,11 @@ REMAT = {  # what the backward pass keeps of each block instead of computing it 
 }
 xavier = nn.initializers.xavier_uniform()
 small_normal = nn.initializers.normal(0.02)
-zeros = nn.initializers.zeros_init()
+
+
+def zeros(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """An initializer: all zero."""
+    return jnp.zeros(shape, dtype)
 
 
 def device_kind() -> str:
@@ -85,14 +89,14 @@ class Dense(nn.Dense):
 
 
 def patchify(x: jax.Array, patch: int) -> jax.Array:
-    """Cut images [B, H, W, C] into patches [B, N, p*p*C], row by row; channels vary fastest."""
+    """Cut images [B, H, W, C] into patches [B, N, p p C], row by row; channels vary fastest."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // patch, patch, w // patch, patch * c).swapaxes(2, 3)
     return x.reshape(b, -1, patch * patch * c)  # [B, N, p*p*C]
 
 
 def unpatchify(x: jax.Array, patch: int, height: int, width: int) -> jax.Array:
-    """The inverse of `patchify`: patches [B, N, p*p*C] to images [B, height, width, C]."""
+    """The inverse of `patchify`: patches [B, N, p p C] to images [B, height, width, C]."""
     b = x.shape[0]
     x = x.reshape(b, height // patch, width // patch, patch, -1).swapaxes(2, 3)
     return x.reshape(b, height, width, -1)  # [B, H, W, C]
@@ -234,7 +238,7 @@ def run_blocks(
 
     Block i is `block(*options)(h, own of i, *shared) -> (h, more of i)`; `own` has one tree of
     arrays (or None) for each block, what comes back is the last h and each block's `more`.
-    Parameters are called block_<i>, or where scanned blocks_<first>_to_<last> and stacked.
+    Parameters are called `block_<i>`, or where scanned `blocks_<first>_to_<last>` and stacked.
     """
     make: Any = block
     if (policy := REMAT[remat]) is not None:
@@ -259,14 +263,14 @@ def run_blocks(
 
 
 def check_choices(**options: tuple[str, Collection[str]]) -> None:
-    """Raise ValueError("<option>: ...") where the value of (value, choices) is not a choice."""
+    """Raise `ValueError("<option>: ...")` where the value of (value, choices) is not a choice."""
     for name, (value, choices) in options.items():
         if value not in choices:
             raise ValueError(f"{name}: {value!r} is none of {', '.join(choices)}")
 
 
 def check_least(**options: tuple[int, int]) -> None:
-    """Raise ValueError("<option>: ...") where the value of (value, least) is less."""
+    """Raise `ValueError("<option>: ...")` where the value of (value, least) is less."""
     for name, (value, least) in options.items():
         if value < least:
             raise ValueError(f"{name}: {value} is less than {least}")

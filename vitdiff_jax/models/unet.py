@@ -95,7 +95,7 @@ class Model(nn.Module):
     text_depth: int = 4
 
     def check(self, shape: tuple[int, int, int]) -> None:
-        """Raise ValueError("<option>: what is wrong") where options and images do not fit."""
+        """Raise `ValueError("<option>: what is wrong")` where options and images do not fit."""
         layers.check_choices(
             remat=(self.remat, layers.REMAT), dtype=(self.dtype, ("float32", "bfloat16"))
         )

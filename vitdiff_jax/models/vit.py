@@ -116,7 +116,7 @@ class Model(nn.Module):
         return self.clone(depth=depth, class_tokens_from=counts["before"])
 
     def check(self, shape: tuple[int, int, int]) -> None:
-        """Raise ValueError("<option>: what is wrong") where options and images do not fit."""
+        """Raise `ValueError("<option>: what is wrong")` where options and images do not fit."""
         layers.check_choices(
             size=(self.size, SIZES),
             remat=(self.remat, layers.REMAT),

@@ -42,11 +42,16 @@ class Operator(Protocol):
 def make(name: str, shape: Shape, rng: np.random.Generator, **options: Any) -> Operator:
     """The operator of that name; impossible names and options are a ValueError that says so.
 
-    A number is a text where an option is one: subsampling=420.
+    A dotted name is a module outside the package. A number is a text where an option is one:
+    subsampling=420.
     """
     found = [module.name for module in pkgutil.iter_modules(__path__)]
-    homes = {n: importlib.import_module(f"{__name__}.{n}") for n in found}
-    known = {n: home.make for n, home in homes.items() if hasattr(home, "make")}
+    homes = {n: f"{__name__}.{n}" for n in found} | ({name: name} if "." in name else {})
+    try:
+        modules = {n: importlib.import_module(home) for n, home in homes.items()}
+    except ImportError as error:
+        raise ValueError(f"name: cannot use {name!r}: {error}") from error
+    known = {n: module.make for n, module in modules.items() if hasattr(module, "make")}
     if name not in known:
         raise ValueError(f"name: there is no operator {name!r}, only {', '.join(known)}")
     texts = [

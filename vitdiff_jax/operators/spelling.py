@@ -4,6 +4,7 @@
     downsample:factor=2+colourise     one after the other
     dps/box                           a preset's operator, see `presets`
     dps/box:side=0.3                  with another option
+    my_package.stripes:width=2        of a module outside of this package
 
 The signs + , : = separate; a file's name may have the last two of them only.
 """
@@ -22,6 +23,11 @@ def parse(text: str) -> dict[str, Any]:
     """
     parts = [_part(part.strip()) for part in text.split("+")]
     return parts[0] if len(parts) == 1 else {"name": "compose", "parts": parts}
+
+
+def outside(text: str) -> bool:
+    """Whether an operator of a text is of a module outside of this package."""
+    return any("." in part.partition(":")[0] for part in text.split("+"))
 
 
 def _part(part: str) -> dict[str, Any]:

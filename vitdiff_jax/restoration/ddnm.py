@@ -1,6 +1,6 @@
 """DDNM+ (arXiv:2212.00490): of each estimate, replace what was measured by the measurement.
 
-With A = U diag(s) V^*, an ancestral step x_s = a x_hat + b x_t + tau z takes in place of x_hat
+With `A = U diag(s) V^*`, an ancestral step x_s = a x_hat + b x_t + tau z takes in place of x_hat
 
     x_hat + V diag(lambda) (U^* y / s - V^* x_hat),   lambda = min(1, tau s / (a noise_std))
 

@@ -1,6 +1,7 @@
 """DDRM (arXiv:2201.11793): each singular direction is denoised with what y says of it.
 
-With A = U diag(s) V^*, y' = U^* y / s and r = alpha_s noise_std / s, V^* x_s is, per direction,
+With `A = U diag(s) V^*`, `y' = U^* y / s` and r = alpha_s noise_std / s, in each direction
+`V^* x_s` is
 
     not measured:   alpha_s x_hat + sigma_s (sqrt(1 - eta^2) eps_hat + eta z)
     r > sigma_s:    alpha_s x_hat + sigma_s (sqrt(1 - eta^2) alpha_s (y' - x_hat) / r + eta z)

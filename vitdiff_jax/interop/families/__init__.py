@@ -178,7 +178,7 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unrolled(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters with the stacks of `scan`, blocks_<first>_to_<last>, as block_<i> each."""
+    """Parameters with the stacks of `scan`, `blocks_<first>_to_<last>`, as `block_<i>` each."""
     found = {}
     for name, value in params.items():
         if not (run := re.fullmatch(r"blocks_(\d+)_to_(\d+)", name)):
