@@ -26,7 +26,7 @@ FLOORS = [  # from the top; folders stand for all of their files
     ["config"],
     ["defaults"],
     ["evaluation"],
-    ["train_step", "parallel", "together", "checkpoint", "logs", "plots", "reports"],
+    ["train_step", "parallel", "together", "checkpoint", "logs", "plots", "results"],
     ["restoration", "damage", "averages", "codec", "costs", "kernels", "peers"],
     ["samplers"],
     ["diffusion", "operators", "models", "data", "interop", "hlo", "flops"],

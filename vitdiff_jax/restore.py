@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import logs, reports, restoration, tasks, together, trained
+from vitdiff_jax import logs, restoration, results, tasks, together, trained
 from vitdiff_jax.config import ConfigError
 from vitdiff_jax.data import photos
 from vitdiff_jax.evaluation.measuring import Batch, Measure, Measured, Setting
@@ -143,7 +143,7 @@ def _write(stem: pathlib.Path, photo: photos.Photo, found: Repaired) -> None:
 def _report(workdir: pathlib.Path, report: dict[str, Any], model: trained.Trained) -> None:
     if jax.process_index() == 0:
         about = {"step": model.step, "config": model.experiment.config.restore.to_dict()}
-        reports.write(workdir / "restoration.json", report | about | {"versions": versions()})
+        results.write(workdir / "restoration.json", report | about | {"versions": versions()})
 
 
 def _compare(model: trained.Trained, workdir: pathlib.Path) -> None:
@@ -249,4 +249,4 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
         ]
         costs = [str(row.get(key, "")) for key in ("seconds", "network_calls")]
         lines.append([row["task"], row["method"], *values, *costs])
-    yield from reports.aligned(lines)
+    yield from results.aligned(lines)
