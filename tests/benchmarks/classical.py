@@ -277,7 +277,7 @@ def main() -> None:
             rows.append(row)
             report = {"rows": rows, "images": config.restore.images, "tuned_on": args.tune}
             results.write(args.workdir / "classical.json", report)
-    print(*restore.table(rows), sep="\n")
+    print(*results.aligned(results.of_restoration(rows)), sep="\n")
 
 
 if __name__ == "__main__":
