@@ -16,10 +16,12 @@ from vitdiff_jax import page, results
 from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.page import Facts, Part, Problem, Table
 
-GRIDS, OTHERS, PAIRS, TASKS = 20, 4, 6, 6
-"""At most so many grids of a training, other pictures of samples, restored pictures, and tasks."""
-WAYS = 6
-"""Images whose way from noise is shown, of each file."""
+GRIDS, WAYS, OTHERS, PAIRS, TASKS = 20, 2, 4, 6, 6
+"""At most so many grids of a training, pictures of ways from noise, other pictures of samples,
+restored pictures, and tasks of a benchmark.
+"""
+ROWS = 6
+"""Images of a picture of ways from noise."""
 
 Json = dict[str, Any]
 
@@ -34,7 +36,7 @@ def _picture(
 
 
 def samples(workdir: pathlib.Path) -> Iterator[Part]:
-    """Grids of a training under a slider; what --mode=sample drew."""
+    """Grids of a training under a slider, ways from noise, and what --mode=sample drew."""
     files = sorted((workdir / "samples").glob("*.png"))
     grids = [path for path in files if re.fullmatch(r"\d+", path.stem)]
     if grids:
@@ -44,12 +46,14 @@ def samples(workdir: pathlib.Path) -> Iterator[Part]:
             for i, step in ((i, int(grids[i].stem)) for i in chosen)
         ]
         some = "" if len(chosen) == len(grids) else f" {len(chosen)} of {len(grids)} grids."
-        caption = f"The same seeds at each step, so one sees each image change.{some}"
+        caption = f"The same noise at each step: every image is seen to change.{some}"
         yield from (part for part in found if isinstance(part, Problem))
         if pictures := [part for part in found if isinstance(part, page.Picture)]:
             yield page.Slider("Samples over training", pictures, caption)
-    others = [path for path in files if path not in grids and "-frames" not in path.stem]
-    for path in sorted(others, key=_age)[:OTHERS]:
+    others = sorted((path for path in files if path not in grids), key=_age)
+    for path in [path for path in others if "-frames" in path.stem][:WAYS]:
+        yield from page.careful(f"samples/{path.name}", _way(path))
+    for path in [path for path in others if "-frames" not in path.stem][:OTHERS]:
         what = "Samples beside the nearest training images" if "nearest" in path.stem else "Samples"
         found = _picture(workdir, path, f"{what}, {path.stem}")
         yield found if isinstance(found, Problem) else page.Shown(found, f"{what}: {path.name}")
@@ -60,18 +64,12 @@ def _age(path: pathlib.Path) -> float:
     return -path.stat().st_mtime
 
 
-def ways(workdir: pathlib.Path) -> Iterator[Part]:
-    """The first few rows of pictures of ways from noise, the newest first."""
-    for path in sorted((workdir / "samples").glob("*-frames*.png"), key=_age)[:OTHERS]:
-        yield from page.careful(f"samples/{path.name}", _way(path))
-
-
 def _way(path: pathlib.Path) -> Iterator[Part]:
     known = re.search(r"-n(\d+)-frames(\d+)$", path.stem)
     if known is None:
         raise ValueError("its name does not say how many images and frames it has")
     n, frames = map(int, known.groups())
-    images = image_lib.cells(_pixels(path), n, frames)[:WAYS]
+    images = image_lib.cells(_pixels(path), n, frames)[:ROWS]
     sheet = image_lib.grid(images.reshape(-1, *images.shape[2:]), frames, least=1)
     alt = f"{len(images)} images, each in {frames} pictures from noise to the finished image"
     yield page.Shown(

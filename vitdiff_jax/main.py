@@ -130,7 +130,7 @@ def _check_processes(args, config_lib) -> None:
 
 
 def _workdir_and_config(args, overrides, config_lib):
-    """The workdir, and the config of the file given, else from the workdir; import and report need none."""
+    """The workdir, and the config from the file given, else from the workdir, if one is needed."""
     if args.mode == "import":
         if args.config or overrides or args.workdir is None:
             raise config_lib.ConfigError(

@@ -1,6 +1,7 @@
 """Plots of results: the only file that imports matplotlib."""
 
 import io
+import math
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +70,7 @@ def _sweep(axes: Any, report: dict[str, Any], metric: str) -> None:
     best = rows[report["best"]]
     axes.plot(
         best[along], best["results"][metric]["value"], "o", markersize=14, fillstyle="none",
-        color="black", label=f"best by {next(iter(rows[0]['results']))}",
+        color="black", clip_on=False, label=f"best by {next(iter(rows[0]['results']))}",
     )  # fmt: skip
     if report["floor"] and metric in report["floor"]["results"]:
         floor = report["floor"]["results"][metric]["value"]
@@ -79,16 +80,15 @@ def _sweep(axes: Any, report: dict[str, Any], metric: str) -> None:
 
 
 def curves(lines: Mapping[str, Line], xlabel: str, ylabel: str) -> str:
-    """Lines with their names as SVG, sparse ones with markers; logarithmic where y spans 20."""
+    """Lines with their names as SVG, sparse ones with markers; logarithmic if few are far above."""
 
     def draw(axes):
         most = max(len(x) for x, _ in lines.values())
         for name, (x, y) in lines.items():
             marker = "o" if len(x) < 40 and (len(x) < most or most < 5) else ""
             axes.plot(x, y, marker=marker, linewidth=1.4, label=name)
-        positive = [v for _, y in lines.values() for v in y if v > 0]
-        count = sum(len(y) for _, y in lines.values())
-        if len(positive) == count and max(positive) > 20 * min(positive):
+        values = sorted(v for _, y in lines.values() for v in y if math.isfinite(v))
+        if values and values[0] > 0 and values[-1] > 20 * values[len(values) // 2]:
             axes.set_yscale("log")
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.grid(alpha=0.3)

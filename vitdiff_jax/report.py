@@ -22,7 +22,7 @@ from vitdiff_jax.page import Facts, Part, Plot, Problem, Section, Table
 from vitdiff_jax.yardstick import versions
 
 POINTS = 400
-"""Of a curve; where there are more, each is the mean of its share."""
+"""Of a curve; where a run has more, each is the mean of its share."""
 
 Json = dict[str, Any]
 
@@ -66,32 +66,35 @@ def write(workdir: str | pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _lenient(path: pathlib.Path) -> Json:
-    """The same, {} for a broken one: its own section says so."""
+def _at(path: pathlib.Path, *keys: Any) -> Any:
+    """A value of a JSON file; None where it is not there: what is broken, its own section says."""
     try:
-        return results.read(path)
-    except (OSError, ValueError):
-        return {}
+        found = results.read(path)
+        for key in keys:
+            found = found[key]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return found
 
 
 def _head(workdir: pathlib.Path) -> tuple[str, Facts]:
     """A sentence and the numbers that matter most."""
-    config, found = _lenient(workdir / "config.json"), _lenient(workdir / "evaluation.json")
-    names = [config.get(part, {}).get("name") for part in ("model", "data")]
-    lead = f"The model {names[0]} on the data {names[1]}." if all(names) else "A workdir."
+    config, evaluation = workdir / "config.json", workdir / "evaluation.json"
+    model, data = (_at(config, part, "name") for part in ("model", "data"))
     lines, _ = _metrics(workdir)
+    last, steps = lines[-1]["step"] if lines else None, _at(config, "train", "steps")
     facts = []
-    if lines:
-        steps = config.get("train", {}).get("steps")
-        facts.append(("Steps", f"{lines[-1]['step']:,}" + (f" of {steps:,}" if steps else "")))
-    for name, key in (("Training loss", "loss"), ("Held-out loss", "heldout/loss")):
+    if last is not None:
+        whole = f" of {steps:,}" if isinstance(steps, int) and steps != last else ""
+        facts.append(("steps", f"{last:,}{whole}"))
+    for name, key in (("training loss", "loss"), ("held-out loss", "heldout/loss")):
         _, values = _series(lines, key)
         facts += [(name, f"{values[-1]:.4f}")] if values else []
-    try:
-        best = found["rows"][found["best"]]["results"]
-        facts += [(name, f"{value['value']:.4f}") for name, value in list(best.items())[:2]]
-    except (KeyError, IndexError, TypeError):
-        pass  # there is none, or its section says what is wrong with it
+    best = _at(evaluation, "rows", _at(evaluation, "best"), "results")
+    for name in list(best)[:2] if isinstance(best, dict) else ():
+        value = _at(evaluation, "rows", _at(evaluation, "best"), "results", name, "value")
+        facts += [(name, f"{value:.4f}")] if isinstance(value, float) else []
+    lead = f"Model {model}, trained on {data}" if model and data else "A run of vitdiff_jax"
     return lead, Facts(facts)
 
 
@@ -139,16 +142,15 @@ def _curves(workdir: pathlib.Path) -> Iterator[Part]:
 
 
 def _curve(name: str, lines: dict[str, plots.Line]) -> Iterator[Part]:
+    ends = [(label, x[0], y[0], x[-1], y[-1]) for label, (x, y) in lines.items()]
     words = "; ".join(
-        f"{label} {y[0]:.3g} at step {x[0]:,.0f}, {y[-1]:.3g} at step {x[-1]:,.0f}"
-        for label, (x, y) in lines.items()
+        f"{label} {first:.3g} at step {start:,.0f}, {last:.3g} at step {end:,.0f}"
+        for label, start, first, end, last in ends
     )
-    mean = (
-        " Each point is the mean of several."
-        if max(len(x) for x, _ in lines.values()) >= POINTS
-        else ""
-    )
-    yield Plot(plots.curves(lines, "step", name), f"{name[0].upper()}{name[1:]}: {words}.{mean}")
+    title = f"{name[0].upper()}{name[1:]}"
+    now = ", ".join(f"{label} {last:#.3g}" for label, *_, last in ends)
+    caption = f"{title} at the end: {now}" if len(ends) == 2 else title
+    yield Plot(plots.curves(lines, "step", name), f"{title}: {words}.", caption)
 
 
 def _evaluation(workdir: pathlib.Path) -> Iterator[Part]:
@@ -161,7 +163,7 @@ def _evaluation(workdir: pathlib.Path) -> Iterator[Part]:
                 known = [value for value in values if value is not None]
                 ends = f"{min(known):.4g} to {max(known):.4g}"
                 words = f"{metric} of {len(rows)} ways to sample: {ends}."
-                yield Plot(plots.sweep_panel(report, metric), words)
+                yield Plot(plots.sweep_panel(report, metric), words, metric)
         real = (floor["of"], floor["results"]) if floor else None
         head, *cells = results.of_evaluation(rows, real, best)
         about = f"{report['images']:,} images each."
@@ -195,7 +197,7 @@ def _versions(workdir: pathlib.Path) -> tuple[list[str], list[list[str]]]:
     """A head and rows: libraries by the files that say with which they were made."""
     known = {"this report": versions()}
     for name in ("evaluation.json", "restoration.json"):
-        found = _lenient(workdir / name).get("versions")
+        found = _at(workdir / name, "versions")
         known |= {name: found} if isinstance(found, dict) else {}
     names = list(dict.fromkeys(name for found in known.values() for name in found))
     return ["", *known], [[n, *(str(found.get(n, "")) for found in known.values())] for n in names]
@@ -203,7 +205,6 @@ def _versions(workdir: pathlib.Path) -> tuple[list[str], list[list[str]]]:
 
 SECTIONS: dict[str, Callable[[pathlib.Path], Iterator[Part]]] = {
     "Samples": albums.samples,
-    "From noise to image": albums.ways,
     "Curves": _curves,
     "Evaluation": _evaluation,
     "Restoration": albums.restoration,

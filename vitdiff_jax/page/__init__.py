@@ -35,7 +35,7 @@ class Picture:
     @property
     def pixelated(self) -> bool:
         """Whether it is so small that it is shown enlarged, its pixels as squares."""
-        return max(self.width, self.height) < 640
+        return max(self.width, self.height) < 400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +70,11 @@ class Shown:
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """A panel of `plots`. caption: what is seen on it, in words."""
+    """A panel of `plots`. alt: what is seen on it, in words."""
 
     svg: str
-    caption: str
+    alt: str
+    caption: str = ""
     kind: str = "plot"
 
 

@@ -1,6 +1,6 @@
 "use strict";
 
-// A slider shows one picture of a series, and says which.
+/* A slider shows one picture of a series, and says which. */
 for (const figure of document.querySelectorAll(".slider")) {
   const input = figure.querySelector("input");
   const pictures = figure.querySelectorAll("img");
@@ -12,11 +12,11 @@ for (const figure of document.querySelectorAll(".slider")) {
   };
   if (input) {
     input.addEventListener("input", show);
-    show(); // a browser may remember where it stood
+    show(); /* a browser may remember where it stood */
   }
 }
 
-// The border between two pictures follows its slider, or a pointer on the pictures.
+/* The border between two pictures follows its slider, or a pointer on the pictures. */
 for (const figure of document.querySelectorAll(".compare")) {
   const input = figure.querySelector("input");
   const pair = figure.querySelector(".pair");
