@@ -46,7 +46,7 @@ def samples(workdir: pathlib.Path) -> Iterator[Part]:
             for i, step in ((i, int(grids[i].stem)) for i in chosen)
         ]
         some = "" if len(chosen) == len(grids) else f" {len(chosen)} of {len(grids)} grids."
-        caption = f"The same noise at each step: every image is seen to change.{some}"
+        caption = f"From the same noise at each step, so that one sees each image change.{some}"
         yield from (part for part in found if isinstance(part, Problem))
         if pictures := [part for part in found if isinstance(part, page.Picture)]:
             yield page.Slider("Samples over training", pictures, caption)
@@ -95,10 +95,10 @@ def restoration(workdir: pathlib.Path) -> Iterator[Part]:
         for row in report["rows"]:
             sheets.setdefault(row["picture"], []).append(row)
         for name, rows in list(sheets.items())[:TASKS]:
-            yield from page.careful(name, _methods(_within(workdir, name), rows, report["shown"]))
+            yield from page.careful(name, _methods(workdir, rows, report["shown"]))
     elif report:
         for row in report["rows"][:PAIRS]:
-            yield from page.careful(row["restored"], _pair(_within(workdir, row["restored"]), row))
+            yield from page.careful(row.get("restored", row["input"]), _pair(workdir, row))
         if (count := len(report["rows"])) > PAIRS:
             yield Facts(
                 [("Pictures", f"{PAIRS} of {count} are shown; the others are in restored/")]
@@ -113,8 +113,9 @@ def _within(workdir: pathlib.Path, name: str) -> pathlib.Path:
     return path
 
 
-def _methods(path: pathlib.Path, rows: list[Json], shown: int) -> Iterator[Part]:
+def _methods(workdir: pathlib.Path, rows: list[Json], shown: int) -> Iterator[Part]:
     """What each method makes of the same images, under a slider."""
+    path = _within(workdir, rows[0]["picture"])
     names = [*(row["method"] for row in rows), "true"]
     columns = image_lib.cells(_pixels(path), shown, len(names)).swapaxes(0, 1)
     task, across = rows[0]["task"], math.ceil(shown / 2)
@@ -125,8 +126,9 @@ def _methods(path: pathlib.Path, rows: list[Json], shown: int) -> Iterator[Part]
     yield page.Slider(task, pictures, "Damaged, by each method, and as they truly are.")
 
 
-def _pair(path: pathlib.Path, row: Json) -> Iterator[Part]:
+def _pair(workdir: pathlib.Path, row: Json) -> Iterator[Part]:
     """A restored picture over what it was: the first two of those beside each other."""
+    path = _within(workdir, row["restored"])
     beside = _pixels(path.with_name(f"{path.stem}-beside.png"))
     with Image.open(path) as file:
         width, height = file.size

@@ -2,6 +2,7 @@
 
 Any value of the config can be given as --config.section.key=value. Exit codes: 0 finished, 1 the
 run failed, 2 the command or config is wrong, 75 stopped by a signal after saving (run it again).
+What a workdir holds is shown by its report.html, written at the end of a run or by --mode=report.
 """
 
 import argparse

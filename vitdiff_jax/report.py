@@ -29,7 +29,8 @@ Json = dict[str, Any]
 
 def main(config: ConfigDict | None, workdir: pathlib.Path) -> None:
     """Write report.html of a workdir, as every run does at its end; no accelerator is used."""
-    logs.say(f"report in {write(workdir)}")
+    if jax.process_index() == 0:
+        logs.say(f"report in {write(workdir)}")
 
 
 def at_end(workdir: pathlib.Path) -> None:
@@ -102,11 +103,12 @@ def _metrics(workdir: pathlib.Path) -> tuple[list[Json], int]:
     """The lines of metrics.jsonl by step, and how many cannot be read; a last one may be half."""
     path = workdir / "metrics.jsonl"
     found, bad = [], 0
-    for line in path.read_text(errors="replace").splitlines(True) if path.exists() else ():
+    for line in path.read_text(errors="replace").splitlines(True) if path.is_file() else ():
         try:
             values = json.loads(line)
-            found.append({"step": int(values["step"])} | values)
-        except (ValueError, KeyError, TypeError):
+            numbers = {key: v for key, v in values.items() if isinstance(v, (int, float))}
+            found.append(numbers | {"step": int(values["step"])})
+        except (ValueError, LookupError, TypeError, AttributeError):
             bad += line.endswith("\n")
     return sorted(found, key=lambda values: values["step"]), bad
 
