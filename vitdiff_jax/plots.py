@@ -104,19 +104,15 @@ def _svg(name: str, draw: Callable[[Any], None]) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+    style: Any = STYLE | {"svg.hashsalt": name}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
         draw(axes)
         handles, labels = axes.get_legend_handles_labels()
         if len(labels) > 1:
-            figure.legend(
-                handles,
-                labels,
-                loc="outside lower left",
-                ncols=2 if max(map(len, labels)) < 30 else 1,
-                fontsize=8,
-            )
+            ncols = 2 if max(map(len, labels)) < 30 else 1
+            figure.legend(handles, labels, loc="outside lower left", ncols=ncols, fontsize=8)
         file = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
