@@ -9,6 +9,7 @@ from PIL import Image
 
 import vitdiff_jax
 from tests import tiny
+from vitdiff_jax import report
 
 LOG = dict(
     every=10, sample_every=15, heldout_every=15, heldout_images=16, heldout_levels=2, images=4
@@ -60,7 +61,8 @@ def test_a_run_says_what_it_does_in_plain_lines(trained):
     workdir, out = trained
     said = out.splitlines()
     assert said[0].startswith(f"workdir {workdir}, compiled programs in ")
-    assert said[-1] == f"finished at step 30; samples in {workdir / 'samples'}"
+    assert said[-2] == f"finished at step 30; samples in {workdir / 'samples'}"
+    assert said[-1] == f"report in {workdir / 'report.html'}"
     steps = [line.partition("  ")[0] for line in said if line.startswith("step ")]
     assert steps == ["step 10/30", "step 20/30", "step 30/30"]
     assert "\r" not in out  # no progress bar where there is no terminal
@@ -72,14 +74,34 @@ def test_what_a_run_leaves(trained):
     names = {path.name for path in workdir.iterdir()}
     events = {name for name in names if name.startswith("events.out.tfevents")}
     assert len(events) == 1
-    assert names - events == {"config.json", "checkpoints", "samples", "metrics.jsonl"}
+    assert names - events == {
+        "config.json", "checkpoints", "samples", "metrics.jsonl", "report.html"
+    }  # fmt: skip
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["10", "20", "30"]
     samples = workdir / "samples"
-    assert sorted(path.name for path in samples.iterdir()) == ["00000015.png", "00000030.png"]
+    sizes = {}
     for path in samples.iterdir():
         with Image.open(path) as picture:
-            # Ten columns and a row of 8x8 enlarged six times, with gutters of 2.
-            assert picture.size == (10 * 50 + 2, 1 * 50 + 2)
+            sizes[path.name] = picture.size
+    # Ten columns and a row of 8x8 enlarged six times, with gutters of 2; at the end four ways.
+    assert sizes == {
+        "00000015.png": (10 * 50 + 2, 1 * 50 + 2), "00000030.png": (10 * 50 + 2, 1 * 50 + 2),
+        "00000030-n4-frames8.png": (8 * 50 + 2, 4 * 50 + 2),
+    }  # fmt: skip
+
+
+def test_the_way_from_noise_ends_in_the_samples(trained):
+    """The same seeds and classes: the last frames are the first images of the last grid."""
+    samples = trained[0] / "samples"
+    grid, ways = (
+        np.asarray(Image.open(samples / name)).astype(int)
+        for name in ("00000030.png", "00000030-n4-frames8.png")
+    )
+    for i in range(4):
+        image = grid[2:50, 50 * i + 2 : 50 * i + 50]
+        last = ways[50 * i + 2 : 50 * i + 50, -50:-2]
+        assert abs(image - last).max() <= 1
+        assert abs(image - ways[50 * i + 2 : 50 * i + 50, 2:50]).max() > 50  # noise
 
 
 def test_metrics(trained):
@@ -112,6 +134,7 @@ def test_training_lowers_the_heldout_loss(trained):
 
 
 def test_a_finished_run_does_nothing(workdir, config, capsys):
+    report.write(workdir)  # whose title is the folder's name
     before = tiny.files(workdir)
     assert tiny.call(config, f"--workdir={workdir}") == 0
     assert "finished already, at step 30: " in capsys.readouterr().out

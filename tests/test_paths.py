@@ -91,6 +91,7 @@ def test_a_bucket_holds_what_a_folder_does(run, unbroken):
     assert {*named(run)} - {*events} >= wanted
     for name in ("config.json", "samples/00000060.png"):
         assert (run / name).read_bytes() == (unbroken / name).read_bytes()
+    assert "Samples over training" in (run / "report.html").read_text()
 
 
 def test_python_loads_and_draws_from_a_bucket(run, unbroken):

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import logs, parallel, plots, reports, trained
+from vitdiff_jax import logs, parallel, plots, results, trained
 from vitdiff_jax.config import ConfigError
 from vitdiff_jax.data import pictures
 from vitdiff_jax.data.pipeline import DataError
@@ -139,7 +139,7 @@ def main(
     report["versions"] = versions()
     path = workdir / "evaluation.json"
     if jax.process_index() == 0:
-        reports.write(path, report)
+        results.write(path, report)
         if len(report["rows"]) > 1:
             plots.sweep(path.with_suffix(".png"), report)
     logs.say(f"written to {path}")
@@ -161,10 +161,10 @@ def _of_model(config: ConfigDict | None, workdir: epath.Path, npz: bool) -> dict
             model = trained.load(workdir, config, **average)
         began = time.monotonic()
         measured = _measure_row(model, yard, row, npz)
-        results = yard.results(measured)
+        numbers = yard.results(measured)
         seconds = round(time.monotonic() - began, 1)
         calls = {"network_calls": _calls(known.config, row)}
-        found.append(dataclasses.asdict(row) | calls | {"results": results, "seconds": seconds})
+        found.append(dataclasses.asdict(row) | calls | {"results": numbers, "seconds": seconds})
     for line in yard.warnings(measured, known.image_shape, dataset.crop, False):
         logs.say(f"warning: {line}")
     report = _report(yard, found, measured.count)
@@ -240,7 +240,7 @@ def _report(yard: Yardstick, found: list[dict[str, Any]], count: int) -> dict[st
     """Say the table, and give everything that led to it."""
     floor = yard.floor(count)
     best = _best(yard.metrics[0], found)
-    for line in reports.table(found, floor, best):
+    for line in results.table(found, floor, best):
         logs.say(line)
     return {
         "rows": found,

@@ -2,6 +2,7 @@
 
 Any value of the config can be given as --config.section.key=value. Exit codes: 0 finished, 1 the
 run failed, 2 the command or config is wrong, 75 stopped by a signal after saving (run it again).
+What a workdir holds is shown by its report.html, written at the end of a run or by --mode=report.
 """
 
 import argparse
@@ -27,7 +28,10 @@ MODES = {  # mode -> the module whose `main` runs it; its keyword arguments are 
     "plan": "vitdiff_jax.plan",
     "import": "vitdiff_jax.importing",
     "export": "vitdiff_jax.exporting",
+    "report": "vitdiff_jax.report",
 }
+REPORTED = ("train", "sample", "restore", "evaluate", "plan")
+"""Modes that leave a report of the workdir at their end."""
 FAILED, WRONG, STOPPED = 1, 2, 75
 
 
@@ -64,11 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     flags = [a for a in argv if a in ("-h", "--help")]
     base, _ = parser().parse_known_args([a for a in argv if a not in flags])
-    if base.mode == "plan":  # no chip that is there is needed, nor may it be kept from its user
+    if base.mode in ("plan", "report"):  # no chip is needed, nor may it be kept from its user
         os.environ["JAX_PLATFORMS"] = "cpu"
     # Only now: these imports take seconds, a wrong mode should not.
     from vitdiff_jax import config as config_lib
-    from vitdiff_jax import logs, parallel
+    from vitdiff_jax import logs, parallel, report
     from vitdiff_jax.ahead import CompileError
     from vitdiff_jax.checkpoint import CheckpointError
     from vitdiff_jax.data.pipeline import DataError
@@ -92,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         logs.say(f"workdir {workdir}, compiled programs in {parallel.use_compilation_cache()}")
         given = {name: _value(getattr(args, name), kind) for name, kind in kinds.items()}
         result = entry(config, workdir, **given)
+        if args.mode in REPORTED and result != STOPPED_RUN:  # which has no time to lose
+            report.at_end(workdir)
         others.finish()
     except config_lib.ConfigError as error:
         return _fail(others, WRONG, error)
@@ -127,13 +133,17 @@ def _check_processes(args, config_lib) -> None:
 
 
 def _workdir_and_config(args, overrides, config_lib):
-    """The workdir, and the config from the file given, else from the workdir; to import none."""
+    """The workdir, and the config from the file given, else from the workdir, if one is needed."""
     if args.mode == "import":
         if args.config or overrides or args.workdir is None:
             raise config_lib.ConfigError(
                 "--mode=import: takes --source, --family and --workdir; the config follows from the"
                 " weights, and its values can be set by the modes that use it"
             )
+        return paths.reached(args.workdir), None
+    if args.mode == "report":
+        if args.config or overrides or args.workdir is None:
+            raise config_lib.ConfigError("--mode=report: takes --workdir alone")
         return paths.reached(args.workdir), None
     if args.config:
         stem = pathlib.Path(args.config.partition(":")[0]).stem

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from vitdiff_jax import ahead, chips, logs, parallel, paths, program
+from vitdiff_jax import ahead, chips, logs, parallel, paths, program, results
 from vitdiff_jax import experiment as experiment_lib
 from vitdiff_jax.ahead import Compiled, Request
 from vitdiff_jax.chips import Slice
@@ -256,27 +256,7 @@ def search_table(plans: list[dict[str, Any]]) -> str:
 
 def table(plan: Mapping[str, Any]) -> str:
     """A plan as a person reads it."""
-    size = {name: value / chips.GIB for name, value in plan["bytes_per_device"].items()}
-    memory, messages = plan["memory_per_device"] / chips.GIB, plan["collectives"]
-    parts = ", ".join(f"{name} {size[name]:.2f}" for name in size if name != "total")
-    flops = plan["flops_per_image"] / 1e9
-    rows = [
-        ("chips", f"{plan['topology']}, {plan['chips']} devices; step {plan['how']}"),
-        ("parameters", f"{plan['parameters']:,}; {flops:.1f} GFLOP an image"),
-        ("memory", f"{size['total']:.2f} of {memory:.0f} GiB a device: {parts}"),
-        ("fits", "yes" if plan["fits"] else "NO: --search looks for a way that does"),
-        ("a step", f"{plan['seconds_per_step'] * 1e3:.1f} ms for {plan['batch']} images"
-                   f" ({plan['images_per_second']:,.0f} images/s); {plan['estimate']}"),
-        ("estimated MFU", f"{plan['estimated_mfu']:.3f} of the bf16 peak;"
-                          f" {plan['estimated_mfu_with_messages']:.3f} with messages"),
-        ("messages", f"{sum(messages['bytes'].values()) / 2**20:.0f} MiB a step and device,"
-                     f" {messages['seconds'] * 1e3:.1f} ms on the links, of which"
-                     f" {messages['hidden_seconds'] * 1e3:.1f} beside other work"),
-        ("the whole run", f"{plan['steps']:,} steps: {plan['hours']:.1f} hours,"
-                          f" {plan['chip_hours']:,.0f} chip hours"
-                          + ("" if plan["price"] is None else f", costs {plan['price']:,.0f}")),
-    ]  # fmt: skip
-    lines = [f"{name:14} {text}" for name, text in rows]
+    lines = [f"{name:14} {text}" for name, text in results.of_plan(plan)]
     lines += ["", "the most expensive operations, of all blocks together"]
     lines += [f"  {100 * o['share']:5.1f} %  {o['name']}" for o in plan["operations"]]
     return "\n".join(lines)

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import logs, reports, restoration, tasks, together, trained
+from vitdiff_jax import logs, restoration, results, tasks, together, trained
 from vitdiff_jax.config import ConfigError
 from vitdiff_jax.data import photos
 from vitdiff_jax.evaluation.measuring import Batch, Measure, Measured, Setting
@@ -81,7 +81,8 @@ def _restore_all(model, workdir, given: pathlib.Path, task: str | None, how) -> 
         now = places[first : first + processes]
         mine = [_restored(*place, own, task, how) for place in now[jax.process_index() :][:1]]
         for (path, stem), about in zip(now, itertools.chain(*together.objects(mine))):
-            rows.append({"input": str(path), **about})
+            where = {"input": str(path), "restored": f"{stem.relative_to(workdir)}.png"}
+            rows.append(where | about)
             logs.say(
                 f"{path.name} -> {stem}.png: {about['task']} by {about['method']}, noise"
                 f" {about.get('noise_std', 0):.3f}, {about['seconds']:.1f} s,"
@@ -144,7 +145,7 @@ def _write(stem: epath.Path, photo: photos.Photo, found: Repaired) -> None:
 def _report(workdir: epath.Path, report: dict[str, Any], model: trained.Trained) -> None:
     if jax.process_index() == 0:
         about = {"step": model.step, "config": model.experiment.config.restore.to_dict()}
-        reports.write(workdir / "restoration.json", report | about | {"versions": versions()})
+        results.write(workdir / "restoration.json", report | about | {"versions": versions()})
 
 
 def _compare(model: trained.Trained, workdir: epath.Path) -> None:
@@ -158,11 +159,13 @@ def _compare(model: trained.Trained, workdir: epath.Path) -> None:
         {"shape": model.experiment.shape, "conditions": model.experiment.conditions}, data
     )
     metrics, rows = _metrics(config.metrics, Setting(lambda: data, model.mesh)), []
+    count = min(config.images, len(data.heldout))
     for task in config.tasks:
         for row in _compare_on(task, methods, model, data, metrics, workdir / "restored"):
             rows.append(row)
-            _report(workdir, {"rows": rows, "images": config.images}, model)
-    for line in table(rows):
+            counts = {"images": count, "shown": min(SHOWN, count)}
+            _report(workdir, {"rows": rows} | counts, model)
+    for line in results.aligned(results.of_restoration(rows)):
         logs.say(line)
     logs.say(f"written to {workdir / 'restoration.json'}")
 
@@ -172,7 +175,8 @@ def _compare_on(task, methods, model, data, metrics, home) -> Iterator[dict[str,
     parts = list(_damaged(task, model.experiment, data))
     truth, shown = [part[0] for part in parts], [part[2] for part in parts]
     noise_std = parts[0][1].noise_std
-    about = {"task": task, "noise_std": noise_std}
+    name = "".join(c if c.isalnum() or c in "-." else "_" for c in task)
+    about = {"task": task, "noise_std": noise_std, "picture": f"restored/{name}.png"}
     yield about | {"method": "damaged"} | _measured(shown, truth, metrics)
     columns = [shown]
     for method in _serving(task, parts[0][1].operator, methods, model):
@@ -197,7 +201,6 @@ def _compare_on(task, methods, model, data, metrics, home) -> Iterator[dict[str,
         columns.append(truth)
         images = np.stack([np.concatenate(column)[:SHOWN] for column in columns], 1)
         sheet = np.asarray(image_lib.to_uint8(images.reshape(-1, *data.shape)))
-        name = "".join(c if c.isalnum() or c in "-." else "_" for c in task)
         image_lib.save_png(home / f"{name}.png", image_lib.grid(sheet, len(columns)))
 
 
@@ -238,16 +241,3 @@ def _measured(found, truth, metrics: list[Measure]) -> dict[str, Any]:
             images, true = (np.asarray(image_lib.to_uint8(a)) for a in (images, true))
             measured.update(Batch(images, {}, true))
         return {"results": {m.name: m.result(measured.of(m), ()) for m in metrics}}
-
-
-def table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """A line a row; each metric's mean with its 95 % confidence interval."""
-    names = list(rows[0]["results"])
-    lines = [["task", "method", *names, "seconds", "network calls"]]
-    for row in rows:
-        values = [
-            f"{r['value']:.3f} ± {1.96 * r['standard_error']:.3f}" for r in row["results"].values()
-        ]
-        costs = [str(row.get(key, "")) for key in ("seconds", "network_calls")]
-        lines.append([row["task"], row["method"], *values, *costs])
-    yield from reports.aligned(lines)

@@ -13,9 +13,13 @@ from vitdiff_jax import draw as draw_lib
 from vitdiff_jax import experiment as experiment_lib
 from vitdiff_jax import logs, parallel, prompts, trained, yardstick
 from vitdiff_jax import train_step as step_lib
+from vitdiff_jax.config import ConfigError
 from vitdiff_jax.data import pipeline
 from vitdiff_jax.evaluation import memorised
 from vitdiff_jax.interop import images as image_lib
+
+WAYS, FRAMES = 6, 8
+"""Images whose way from noise is shown at the end, and pictures of it."""
 
 
 class Watcher:
@@ -46,7 +50,7 @@ class Watcher:
         self.laid = whole if config.parallel.zero1 else lambda params: params
         self.heldout_times = np.asarray(law(step_lib.heldout_quantiles(levels), process.schedule))
         guide, self.guide_params = trained.guide_of(experiment)
-        experiment = dataclasses.replace(experiment, guide=guide)
+        self.experiment = experiment = dataclasses.replace(experiment, guide=guide)
         log, self.yard = config.log, None
         if log.sample_every or log.nearest_every or log.evaluate_every:
             self.draw = draw_lib.make_draw(experiment, config.sample, mesh)
@@ -69,6 +73,8 @@ class Watcher:
             else:
                 sheet = draw_lib.picture(images, self.dataset.classes)
             self._picture(step, "samples", f"{step:08d}.png", sheet, metrics)
+            if last and "hint" not in self.grid_cond:
+                self._way(step, params, metrics)
         if log.nearest_every and (last or step % log.nearest_every == 0):
             self._copies(step, params, metrics)
         if self.yard and (last or step % log.evaluate_every == 0):
@@ -92,6 +98,20 @@ class Watcher:
 
     def _drawn(self, params, seeds, cond):
         return self.draw((self.laid(params), self.guide_params), seeds, cond)
+
+    def _way(self, step, params, metrics):
+        """The first images' way from noise, compiled at the end only."""
+        seeds = np.arange(min(WAYS, self.config.log.images))
+        cond = {name: value[: len(seeds)] for name, value in self.grid_cond.items()}
+        try:
+            draw = draw_lib.make_draw(self.experiment, self.config.sample, self.mesh, frames=FRAMES)
+            images = draw((self.laid(params), self.guide_params), seeds, cond)
+        except ConfigError as error:  # a sampler from elsewhere need not show its way
+            logs.say(f"no picture of the way from noise: {error}")
+            return
+        sheet = image_lib.grid(images.reshape(-1, *images.shape[2:]), FRAMES)
+        name = f"{step:08d}-n{len(seeds)}-frames{FRAMES}.png"
+        self._picture(step, "frames", name, sheet, metrics)
 
     def _picture(self, step, name, file, sheet, metrics):
         metrics.image(step, name, sheet)

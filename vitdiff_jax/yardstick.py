@@ -26,7 +26,7 @@ from vitdiff_jax.data.pipeline import DataError, Dataset
 from vitdiff_jax.evaluation.frechet import Moments
 from vitdiff_jax.evaluation.measuring import Batch, Measure, Measured, Part, Setting
 from vitdiff_jax.evaluation.references import References
-from vitdiff_jax.reports import Results
+from vitdiff_jax.results import Results
 
 Batches = Callable[[int], Iterable[Batch]]
 """The batches of a set of images, from image number ... on."""

@@ -45,7 +45,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from vitdiff_jax import config as config_lib  # noqa: E402 - needs the path above
-from vitdiff_jax import experiment, parallel, reports, restore, tasks  # noqa: E402
+from vitdiff_jax import experiment, parallel, restore, results, tasks  # noqa: E402
 from vitdiff_jax.data import pipeline  # noqa: E402
 from vitdiff_jax.evaluation.measuring import Setting  # noqa: E402
 from vitdiff_jax.evaluation.psnr import psnr  # noqa: E402
@@ -276,8 +276,8 @@ def main() -> None:
         for row in rows_of(task, config, data, metrics, training):
             rows.append(row)
             report = {"rows": rows, "images": config.restore.images, "tuned_on": args.tune}
-            reports.write(args.workdir / "classical.json", report)
-    print(*restore.table(rows), sep="\n")
+            results.write(args.workdir / "classical.json", report)
+    print(*results.aligned(results.of_restoration(rows)), sep="\n")
 
 
 if __name__ == "__main__":

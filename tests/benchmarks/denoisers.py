@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from vitdiff_jax import config as config_lib  # noqa: E402 - needs the path above
-from vitdiff_jax import evaluate, reports, train, trained  # noqa: E402
+from vitdiff_jax import evaluate, results, train, trained  # noqa: E402
 
 NETWORKS = {
     "digits": {
@@ -107,7 +107,7 @@ def main() -> None:
             row = row_of(name, rate, given, steps, args.workdir / f"{name}-{rate:g}")
             rows.append(row | {"steps_per_second": round(pace, 2)})
             print(json.dumps(rows[-1]), flush=True)
-            reports.write(args.workdir / "denoisers.json", {"minutes": args.minutes, "rows": rows})
+            results.write(args.workdir / "denoisers.json", {"minutes": args.minutes, "rows": rows})
 
 
 if __name__ == "__main__":

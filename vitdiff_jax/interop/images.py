@@ -49,6 +49,21 @@ def grid(images: np.ndarray, columns: int, gutter: int = 2, least: int = 48) -> 
     return sheet
 
 
+def cells(sheet: np.ndarray, rows: int, columns: int, gutter: int = 2) -> np.ndarray:
+    """The images of a `grid` of whole rows, [rows, columns, h, w, C], as large as they are there.
+
+    ValueError if the sheet [H, W, C] cannot be such a grid.
+    """
+    height, width = ((s - gutter) / n - gutter for s, n in zip(sheet.shape, (rows, columns)))
+    if min(height, width) < 1 or height % 1 or width % 1:
+        raise ValueError(
+            f"{sheet.shape[1]}x{sheet.shape[0]} pixels are no {rows} x {columns} images"
+        )
+    h, w = int(height), int(width)
+    cut = sheet[gutter:, gutter:].reshape(rows, h + gutter, columns, w + gutter, -1)
+    return cut[:, :h, :, :w].swapaxes(1, 2)
+
+
 def save_png(path: epath.Path, image: np.ndarray, profile: bytes = b"") -> None:
     """Write uint8 or uint16 [H, W, C] as PNG, whole or not at all.
 
