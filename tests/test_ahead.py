@@ -66,8 +66,15 @@ def test_growth_is_linear_in_the_blocks_of_each_kind():
     assert (found.message_seconds, found.hidden) == pytest.approx((1.0, 1.4))
 
 
-def test_a_compiler_that_finds_no_room_says_how_much_it_needs():
-    text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
+@pytest.mark.parametrize(
+    "text",  # of libtpu 0.0.42.1
+    [
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.",
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO"
+        " temporaries (20.50G) exceeds available HBM (15.75G).",
+    ],
+)
+def test_a_compiler_that_finds_no_room_says_how_much_it_needs(text):
     assert ahead._needed(RuntimeError(text)) == 20.5 * 2**30
     with pytest.raises(RuntimeError, match="something else"):
         ahead._needed(RuntimeError("something else"))

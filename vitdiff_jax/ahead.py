@@ -185,10 +185,11 @@ def devices(topology: str) -> Sequence[Any]:
 
 def _needed(error: Exception) -> float:
     """The bytes that a compiler says it would need; anything else it says is raised again."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+    found = re.search(r"Used ([\d.]+[KMGT]) of|\(([\d.]+[KMGT])\) exceeds available", str(error))
     if not found:
         raise error
-    return float(found[1]) * 2 ** (10 * ("KMGT".index(found[2]) + 1))
+    size = found[1] or found[2]
+    return float(size[:-1]) * 2 ** (10 * ("KMGT".index(size[-1]) + 1))
 
 
 def extrapolate(base: Compiled, more: Mapping[str, tuple[Compiled, int]], left: Mapping[str, int]):

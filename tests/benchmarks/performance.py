@@ -43,7 +43,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "train.gradient_dtype=float32": {"train.gradient_dtype": "float32"},
     "model.remat=dots": {"model.remat": "dots"},
     "model.remat=full": {"model.remat": "full"},
-    "model.scan=True": {"model.scan": True},
+    "model.remat=full, model.scan=True": {"model.remat": "full", "model.scan": True},
     "train.accumulate=2": {"train.accumulate": 2},
 }
 
