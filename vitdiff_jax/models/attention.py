@@ -7,7 +7,8 @@ comes out of its product so. As [D, H, K] they are padded to 128 in K, and copie
 count DiT-XL's step on a v5e (32 images) took 164.6 ms, and takes 159.7.
 
     xla     products and a softmax, anywhere; the scores [B, H, N, N] go through the memory. On
-            TPUs `attention_tpu`, which has no forward-mode derivative
+            TPUs `attention_tpu`, which has no forward-mode derivative. (DiT-XL on v5e:2x2, by the
+            compiler's count: MFU 0.627, where pallas has 0.733)
     pallas  `attention_kernel`, for TPUs: the scores stay on the chip. It has no forward-mode
             derivative. Elsewhere it is interpreted, slowly
     cudnn   flash attention of NVIDIA's library: GPUs, bfloat16, no mask. Not yet run on one

@@ -62,7 +62,8 @@ class Model(nn.Module):
     learned_sigma: twice the channels come out: the prediction, then what stands for its variance.
     dtype: of the matrix products, "float32" or "bfloat16"; parameters are always float32.
     scan: roll the blocks into one compiled body: faster to compile, slower to run on a TPU.
-    remat: "none", "full" or "dots": how much of a block the backward pass computes again.
+    remat: "none", "full" or "dots": how much of a block the backward pass computes again. (XL, 32
+    images a chip, v5e:2x2: MFU 0.733, 0.557, 0.651 and 10.4, 4.4, 9.0 GiB by the compiler's count.)
     attention: what computes it: "auto", "xla", "pallas" or "cudnn", see `attention.py`.
     text_width, text_depth: of the text encoder that is trained along, where there is text.
     """
