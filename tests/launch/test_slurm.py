@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -257,6 +258,7 @@ def test_under_slurm_a_preempted_run_saves_and_goes_on(cluster, tmp_path):
     step = tiny.logged(tmp_path / "run")[-1]
     assert f"0: stopped by a signal at step {step}, saved" in cluster.log(job)
 
+    time.sleep(2)  # in the second of its end SLURM takes a job's new start for the old one
     cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now")  # else it waits 2 minutes
     tiny.until(lambda: f"0: step {step + 1}/2000" in cluster.log(job))
     assert f"0: resuming at step {step} of 2000" in cluster.log(job)
