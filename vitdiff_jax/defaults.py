@@ -51,7 +51,8 @@ def defaults() -> dict[str, Any]:
         train=dict(
             steps=100_000,
             batch=256,  # global
-            accumulate=1,  # parts of the batch that are run one after the other
+            # parts of the batch that are run one after the other. (DiT-XL as below, 2: MFU 0.587)
+            accumulate=1,
             # or bfloat16, where config.model.dtype is: half the messages. (By the compiler's count
             # for DiT-XL on v5e:2x2, 32 images a chip: MFU with messages 0.679 instead of 0.627.)
             gradient_dtype="float32",
