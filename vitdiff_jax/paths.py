@@ -16,6 +16,9 @@ Given = str | os.PathLike[str]
 BUCKET = "gs://"
 SECONDS = 60
 """How often what is appended goes into a bucket, at least, unless that takes 1 % of the time."""
+if importlib.util.find_spec("gcsfs"):
+    # Else epath takes TensorFlow where there is one; it decides at the first path that it sees.
+    os.environ.setdefault("EPATH_USE_TF", "0")
 _COPIES: list[tempfile.TemporaryDirectory] = []  # they go with this process
 
 
@@ -33,7 +36,6 @@ def reached(path: Given) -> epath.Path:
         raise OSError(f"{text}: only {BUCKET} and folders are known; mount it as a folder")
     if importlib.util.find_spec("gcsfs") is None:
         raise OSError(f'{text}: to reach buckets: pip install "vitdiff_jax[gcs]"')
-    os.environ["EPATH_USE_TF"] = "0"  # else epath takes TensorFlow where there is one
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks for more rights
     import fsspec.config
 
