@@ -67,6 +67,15 @@ def test_nothing_is_asked_of_a_network(workdir):
     assert "default-src 'none'" in found.all("meta", "content")[-1]
 
 
+def test_plots_have_no_colours_of_their_own(workdir):
+    """They would be seen in one theme only."""
+    plots = re.findall(r"<svg.*?</svg>", written(workdir).text, flags=re.S)
+    assert len(plots) == 5
+    for plot in plots:
+        assert "stroke: var(--series-1)" in plot
+        assert not re.search(r"(fill|stroke): #", plot)
+
+
 def test_no_id_stands_there_twice(workdir):
     """Clips and markers of a plot belong to it alone."""
     ids = [found["id"] for _, found in written(workdir).elements if "id" in found]
