@@ -293,9 +293,9 @@ class StopRequest:
         self.asked = True
         signal.signal(number, signal.SIG_DFL)
 
-    def __call__(self, step: int) -> bool:
-        """Whether to save and stop after this step."""
+    def __call__(self) -> bool:
+        """Whether to save and stop after this step; to be asked once after each."""
         # JAX stops at the step after the last one that it was told of, and has been told of none
-        # where the signal comes first: it counts from where this run begins, not from `step`.
+        # where the signal comes first: it is told how many this run has made.
         self.steps += 1
         return self.asked or self.manager.reached_preemption(self.steps)

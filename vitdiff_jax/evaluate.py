@@ -20,12 +20,12 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax import config as config_lib
 from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import logs, parallel, plots, results, trained
+from vitdiff_jax import logs, parallel, paths, plots, results, trained
 from vitdiff_jax.config import ConfigError
 from vitdiff_jax.data import pictures
 from vitdiff_jax.data.pipeline import DataError
 from vitdiff_jax.evaluation.measuring import Measure, Measured
-from vitdiff_jax.interop.images import NpzWriter, check_npz, partial_of
+from vitdiff_jax.interop.images import NpzWriter, check_npz
 from vitdiff_jax.yardstick import Yardstick, drawn, measure, of_pictures, versions
 
 
@@ -192,7 +192,7 @@ def _measure_row(model: trained.Trained, yard: Yardstick, row: Row, npz: bool) -
     draw = functools.partial(model.draw, **row.options())
     batches = drawn(draw, config, dataset, count)
     writes = npz and jax.process_index() == 0
-    if writes and not partial_of(target).exists() and not target.exists():
+    if writes and not paths.partial_of(target).exists() and not target.exists():
         keep.unlink(missing_ok=True)  # what was measured, was not written
 
     def written(first):
@@ -209,7 +209,7 @@ def _measure_row(model: trained.Trained, yard: Yardstick, row: Row, npz: bool) -
         "labels": config.evaluate.labels, "sample": config.sample.to_dict(), "npz": npz,
     }  # fmt: skip
     measured = measure(yard.parts, count, written if writes else batches, keep, about)
-    if writes and partial_of(target).exists():
+    if writes and paths.partial_of(target).exists():
         NpzWriter(target, shape).close(count)
     return measured
 

@@ -186,7 +186,7 @@ def _write(workdir: epath.Path, config: Any, params: dict[str, Any], about: dict
 
     What was cut off is no workdir, and the same command writes it again.
     """
-    partial, first = epath.Path(workdir / "checkpoints.partial"), jax.process_index() == 0
+    partial, first = workdir / "checkpoints.partial", jax.process_index() == 0
     if first:
         partial.rmtree(missing_ok=True)
     checkpoints = Checkpoints(partial, report=logs.say)

@@ -9,10 +9,12 @@ import os
 import pathlib
 import tempfile
 import time
+from typing import TypeVar
 
 from etils import epath
 
 Given = str | os.PathLike[str]
+Path = TypeVar("Path", bound=pathlib.Path | epath.Path)
 BUCKET = "gs://"
 SECONDS = 60
 """How often what is appended goes into a bucket, at least, unless that takes 1 % of the time."""
@@ -78,12 +80,17 @@ def mounted(path: Given, key: str) -> pathlib.Path:
     return pathlib.Path(path).expanduser()
 
 
+def partial_of(path: Path) -> Path:
+    """Where a file, or a folder, is until it is whole."""
+    return path.with_name(path.name + ".partial")
+
+
 def write(path: pathlib.Path | epath.Path, data: bytes) -> None:
     """Write a file whole or not at all."""
     if remote(path):
         path.write_bytes(data)
         return
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     partial.write_bytes(data)
     partial.replace(path)
 

@@ -6,7 +6,6 @@ blocks within 5 %, tests/test_plan.py); --full compiles all.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from vitdiff_jax import ahead, chips, logs, parallel, paths, program, results
+from vitdiff_jax import ahead, chips, logs, parallel, program, results
 from vitdiff_jax import experiment as experiment_lib
 from vitdiff_jax.ahead import Compiled, Request
 from vitdiff_jax.chips import Slice
@@ -56,9 +55,7 @@ def main(
     best = min(plans, key=lambda plan: (not plan["fits"], plan["seconds_per_step"]))
     logs.say(table(best) if len(plans) == 1 else f"{search_table(plans)}\n\n{table(best)}")
     path = workdir / "plan.json"
-    workdir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(best | ({"tried": plans} if search else {}), indent=2) + "\n"
-    paths.write(path, text.encode())
+    results.write(path, best | ({"tried": plans} if search else {}))
     logs.say(f"written to {path}")
 
 

@@ -165,7 +165,7 @@ class Run:
                 self._check(step - 1, before)
             before = values
             metrics.tick(step, waited)
-            stopping = stop(step)
+            stopping = stop()
             last = step == steps or stopping
             if last or step % self.config.log.every == 0:
                 self._check(step, values)

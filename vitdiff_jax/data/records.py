@@ -16,6 +16,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from vitdiff_jax import paths
 from vitdiff_jax.data.images import Facts, Images, Records
 from vitdiff_jax.data.pipeline import DataError
 
@@ -169,7 +170,7 @@ def written(
         except RuntimeError as error:  # how array_record says that the disk is full
             raise DataError(f"{folder}: cannot be written: {error}") from error
 
-    partial = folder.with_name(folder.name + ".partial")
+    partial = paths.partial_of(folder)
     shutil.rmtree(partial, ignore_errors=True)  # of a preparation that was killed
     partial.mkdir(parents=True)
     try:

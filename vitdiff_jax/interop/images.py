@@ -122,7 +122,7 @@ class NpzWriter:
     """
 
     def __init__(self, path: epath.Path, shape: tuple[int, ...]):
-        self.path, self.partial = path, pathlib.Path(partial_of(path))
+        self.path, self.partial = path, pathlib.Path(paths.partial_of(path))
         header = io.BytesIO()
         about = {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
         np.lib.format.write_array_header_1_0(header, about)
@@ -150,8 +150,3 @@ class NpzWriter:
             shutil.copyfileobj(source, target, 2**20)
         packed.replace(self.path)
         self.partial.unlink()
-
-
-def partial_of(path: epath.Path) -> epath.Path:
-    """Where a file is until it is whole."""
-    return path.with_name(path.name + ".partial")
