@@ -58,7 +58,11 @@ def machine(tmp_path, index, monkeypatch):
     (tmp_path / "path").mkdir()
     (tmp_path / "path/packaging").symlink_to(pathlib.Path(packaging.__file__).parent)
     for name, value in dict(
-        PIP_NO_INDEX="1", PIP_FIND_LINKS=index, PIP_CONFIG_FILE="/dev/null", PYTHONPATH="path"
+        PIP_NO_INDEX="1",
+        PIP_FIND_LINKS=index,
+        PIP_CONFIG_FILE="/dev/null",
+        PIP_QUIET="1",  # a machine may have been told so; pip's lists are empty then
+        PYTHONPATH="path",
     ).items():
         monkeypatch.setenv(name, str(value))
 
@@ -68,7 +72,7 @@ def machine(tmp_path, index, monkeypatch):
         )
 
     def versions():
-        found = json.loads(call("-m", "pip", "list", "--format=json").stdout)
+        found = json.loads(call("-m", "pip", "-v", "list", "--format=json").stdout)
         return {package["name"].lower(): package["version"] for package in found}
 
     def has(*packages):
