@@ -109,6 +109,16 @@ def test_no_data_are_needed_for_shapes_and_conditions(name, monkeypatch, tmp_pat
     assert experiment.forward_flops() > 0
 
 
+def test_operations_do_not_depend_on_what_computes_attention():
+    """What a kernel computes in each of its steps would be counted once, and cuDNN's not at all."""
+    counts = []
+    for by in ("xla", "pallas"):
+        config = plan.changed(config_lib.load("configs/imagenet.py"), {"model.attention": by})
+        shape, conditions = experiment_lib.outline(config)
+        counts.append(experiment_lib.build(config, shape, conditions).forward_flops())
+    assert len(set(counts)) == 1
+
+
 def test_state_bytes_are_those_of_the_arrays(tmp_path):
     run = tiny.run(tiny.config(model=dict(width=64)), tmp_path / "run")
     found = plan.state_bytes(run.config, run.experiment, 1)

@@ -155,6 +155,16 @@ def machines(plans: Plans):
                   mfu(found), f"{found['hours']:.1f}", found["estimate"])  # fmt: skip
 
 
+def gpu(plans: Plans):
+    """A GPU, measured: `tests/benchmarks/accelerator.py`, all blocks, AdamW and one average.
+
+    Its lines, kept as accelerator.txt in the folder of the plans, of a machine that has one.
+    """
+    kept = plans.folder / "accelerator.txt"
+    lines = kept.read_text().splitlines() if kept.exists() else ["not yet run"]
+    yield from (f"    {line}" for line in lines)
+
+
 def cpu(_: Plans):
     """This machine's CPU, measured: `tests/benchmarks/train_step.py`, DiT-S's size in float32."""
     run = [sys.executable, str(ROOT / "tests/benchmarks/train_step.py"), "--rounds=5"]
@@ -162,7 +172,7 @@ def cpu(_: Plans):
     yield from (f"    {line}" for line in done.stdout.splitlines())
 
 
-PARTS = {part.__name__: part for part in (headline, links, choices, accuracy, machines, cpu)}
+PARTS = {part.__name__: part for part in (headline, links, choices, accuracy, machines, gpu, cpu)}
 
 
 def main() -> None:

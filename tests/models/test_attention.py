@@ -53,7 +53,7 @@ def errors(found, wanted):
     return np.array([np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs])
 
 
-def compared(dtype, given, mask=None):
+def compared(dtype, given, mask=None, names=("xla", "pallas")):
     """The errors of XLA's and of the kernel's result and gradients, against float64."""
     q, k, v, scales, angles, weight = given
     operands = [jnp.asarray(a, dtype) for a in (q, k, v)]
@@ -67,7 +67,7 @@ def compared(dtype, given, mask=None):
         run = jax.jit(functools.partial(with_slopes, attend))
         return run(*operands, single[0], single[2])
 
-    found = {name: by(name) for name in ("xla", "pallas")}
+    found = {name: by(name) for name in names}
     with jax.enable_x64(True):
         exact = [np.asarray(a, np.float64) for a in operands]  # as rounded to the operands' type
 
@@ -75,7 +75,7 @@ def compared(dtype, given, mask=None):
             return plain_attention(q, k, v, None if scales is None else (*scales, angles), mask)
 
         wanted = jax.jit(functools.partial(with_slopes, attend))(*exact, scales, weight)
-    return [errors(found[name], wanted) for name in ("xla", "pallas")]
+    return [errors(found[name], wanted) for name in names]
 
 
 SIZES = [  # batch, heads, head size, tokens
@@ -95,6 +95,30 @@ def test_attention_is_a_softmax(size, turned):
     for dtype, least in ((jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)):
         for found in compared(dtype, given):
             assert found.max() < least
+
+
+@either
+def test_cudnn_is_given_what_it_takes(turned, monkeypatch):
+    """Tokens before heads; here XLA computes what cuDNN would."""
+    plain = jax.nn.dot_product_attention
+    monkeypatch.setattr(attention, "device_kind", lambda: "NVIDIA H100")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *qkv, implementation: plain(*qkv))
+    given = example(2, 3, 8, 10, turned=turned)
+    (found,) = compared(jnp.bfloat16, given, names=("cudnn",))
+    assert found.max() < 1e-2
+
+
+@either
+@pytest.mark.parametrize("size", [(8, 16, 72, 256), (4, 12, 64, 288), (2, 2, 64, 6)], ids=str)
+def test_cudnns_attention_is_a_softmax(size, turned):
+    """The sizes of DiT-XL and JiT-B, and a few tokens."""
+    if jax.default_backend() != "gpu":
+        pytest.skip("needs an NVIDIA GPU: JAX_PLATFORMS=cuda pytest")
+    given = example(*size, turned=turned)
+    assert attention.chosen("auto", size, jnp.dtype("bfloat16"), False) == "cudnn"
+    xla, cudnn = compared(jnp.bfloat16, given, names=("xla", "cudnn"))
+    assert cudnn.max() < 1e-2
+    assert (cudnn != xla).any()  # it is another program
 
 
 @either
@@ -194,6 +218,7 @@ def in_use(kind):
         ("cudnn", "NVIDIA H100", (8, 16, 72, 256), False, "cudnn"),
         ("cudnn", "NVIDIA H100", (8, 16, 72, 256), True, "xla"),
         ("cudnn", "NVIDIA H100", (8, 16, 160, 256), False, "xla"),
+        ("cudnn", "NVIDIA H100", (8, 16, 72, 49), False, "xla"),  # cuDNN's gradient wants pairs
         ("cudnn", "TPU v5 lite", (8, 16, 72, 256), False, "xla"),
     ],
 )

@@ -65,9 +65,10 @@ def test_halves_are_swapped_exactly(dtype):
     np.testing.assert_array_equal(attention_tpu.halves_swapped(x), jnp.roll(x, 4, 2))
 
 
+@pytest.mark.parametrize("kind", ["TPU v5 lite", "NVIDIA H100"])
 @pytest.mark.parametrize("name", ["vit", "dit", "uvit"])
-def test_denoisers_are_the_same_on_a_tpu(name, monkeypatch):
-    """Result and gradients of everything that is written in another way for TPUs."""
+def test_denoisers_are_the_same_on_every_chip(name, kind, monkeypatch):
+    """Result and gradients of everything that is written in another way for TPUs or GPUs."""
     model = denoiser(name, "all", attention="xla")
     params, given = tiny_params(name, "all"), inputs("all", shape_of(model))
 
@@ -80,9 +81,9 @@ def test_denoisers_are_the_same_on_a_tpu(name, monkeypatch):
 
     (_, out), slopes = result(params)
     for module in (layers, attention):
-        monkeypatch.setattr(module, "device_kind", lambda: "TPU v5 lite")
-    (_, out_tpu), slopes_tpu = result(params)
-    np.testing.assert_allclose(out_tpu, out, atol=1e-5 * abs(out).max())
+        monkeypatch.setattr(module, "device_kind", lambda: kind)
+    (_, out_there), slopes_there = result(params)
+    np.testing.assert_allclose(out_there, out, atol=1e-5 * abs(out).max())
     largest = max(abs(a).max() for a in jax.tree.leaves(slopes))
-    for found, wanted in zip(jax.tree.leaves(slopes_tpu), jax.tree.leaves(slopes), strict=True):
+    for found, wanted in zip(jax.tree.leaves(slopes_there), jax.tree.leaves(slopes), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6 * largest)

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import linear_call
+from jax.experimental.layout import Layout, with_layout_constraint
 
 EPSILON = 1e-6  # of RMSNorm, and of DiT's LayerNorm
 REMAT = {  # what the backward pass keeps of each block instead of computing it again
@@ -32,6 +33,22 @@ def device_kind() -> str:
     """Of the mesh in use, which need not be of this machine; else of this machine."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return (device or jax.devices()[0]).device_kind
+
+
+def on_gpu() -> bool:
+    """Whether what is compiled now is for a GPU."""
+    return not device_kind().startswith(("TPU", "cpu"))
+
+
+def row_major(x: jax.Array) -> jax.Array:
+    """x and its gradient, laid out in the order of their axes.
+
+    Left to itself, XLA lays what there is one vector of for each image out with the batch last,
+    for the sake of one weight gradient, then all tokens like it: on a GPU each product has a
+    transposition before it and one after it. (JiT-B/16, 128 images on an H200: without this, with
+    heads before tokens and SwiGLU's halves as one product a step took 67.4 ms, and takes 56.9.)
+    """
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def spread(a: jax.Array, shape: Sequence[int]) -> jax.Array:
@@ -81,6 +98,11 @@ class Dense(nn.Dense):
                 return x @ kernel + bias
             cut = zip(jnp.split(kernel, 2, -1), jnp.split(bias, 2, -1), strict=True)
             return tuple(x @ k + b for k, b in cut)
+        if on_gpu():
+            flat, parts = x.reshape(-1, x.shape[-1]), 1 + self.halves  # two products there too
+            cut = zip(jnp.split(kernel, parts, -1), jnp.split(bias, parts, -1), strict=True)
+            ys = [row_major((flat @ k + b).reshape(*x.shape[:-1], -1)) for k, b in cut]
+            return tuple(ys) if self.halves else ys[0]
         # The weight gradient then contracts over one axis; over two, XLA on CPU first writes a
         # transposed copy (37 % off the layer's speed, forward and backward).
         y = x.reshape(-1, x.shape[-1]) @ kernel + bias
