@@ -28,7 +28,7 @@ FLOORS = [  # from the top; folders stand for all of their files
     ["evaluation"],
     ["albums"],
     ["train_step", "parallel", "together", "checkpoint", "logs", "plots", "results", "page"],
-    ["restoration", "damage", "averages", "codec", "costs", "kernels", "peers"],
+    ["restoration", "damage", "averages", "codec", "costs", "kernels", "peers", "mirror"],
     ["samplers"],
     ["diffusion", "operators", "models", "data", "interop", "hlo", "flops"],
     ["chips", "paths"],

@@ -2,7 +2,7 @@
 
 Orbax does not notice damaged files, so SHA-256 sums of all files are written into a checkpoint
 before the rename that makes it visible: a checkpoint either is whole or does not exist. In a
-bucket, which cannot rename, a file that Orbax writes last does the same. Process 0 checks the sums
+bucket, which cannot rename, a file that is written last does the same. Process 0 checks the sums
 before anyone reads, since one process failing alone would leave the others waiting.
 """
 
@@ -20,6 +20,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
+
+from vitdiff_jax import mirror, paths
 
 SUMS = "checksums.json"
 UNSUMMED = (SUMS, "_CHECKPOINT_METADATA", "commit_success.txt")  # Orbax touches them at the end
@@ -47,7 +49,17 @@ class Checkpoints:
         read_only: bool = False,
         report: Callable[[str], None] = print,
     ):
-        self.directory = directory if directory.is_absolute() else directory.absolute()
+        self.home = directory if directory.is_absolute() else directory.absolute()
+        self.directory, self._mirror = self.home, None
+        if mirror.needed(self.home):
+            if jax.process_count() > 1:
+                raise CheckpointError(
+                    f"{self.home}: several processes write their checkpoints into a folder that"
+                    " all of them see, or into gs:// only"
+                )
+            self._mirror = mirror.Mirror(self.home, SUMS)
+            self.directory = self._mirror.folder
+        self.keep, self.keep_every = keep, keep_every
         self.report, self._saving = report, 0
         policies: list[keeping.PreservationPolicy] = [keeping.LatestN(keep)]
         if keep_every:
@@ -69,7 +81,7 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Start writing a `TrainState`; returns when the arrays may be changed again."""
-        if step in self.manager.all_steps():
+        if step in self.steps():
             return
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state.replace(ema={})),
@@ -81,6 +93,10 @@ class Checkpoints:
             self._saving = step
             self.manager.save(step, args=items, force=True)
 
+    def steps(self) -> list[int]:
+        """Of all checkpoints, the damaged ones too."""
+        return sorted(self._mirror.steps() if self._mirror else self.manager.all_steps())
+
     def newest(self, set_aside: bool = False) -> int | None:
         """The newest step whose files are undamaged, None if nothing was saved yet.
 
@@ -91,7 +107,7 @@ class Checkpoints:
         found = NOTHING
         if jax.process_index() == 0:
             damaged = []
-            for step in sorted(self.manager.all_steps(), reverse=True):
+            for step in reversed(self.steps()):
                 damage = self._damage(step)
                 if damage is None:
                     found = step
@@ -105,15 +121,15 @@ class Checkpoints:
         found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
         if found == ALL_DAMAGED:
             raise CheckpointError(
-                f"all checkpoints in {self.directory} are damaged; move them away to start anew"
+                f"all checkpoints in {self.home} are damaged; move them away to start anew"
             )
-        if set_aside:
+        if set_aside or self._mirror:
             self.manager.reload()
         return None if found == NOTHING else found
 
     def undamaged(self) -> list[int]:
         """All steps whose files are undamaged; the others are reported."""
-        wrong = np.zeros(len(steps := sorted(self.manager.all_steps())), bool)
+        wrong = np.zeros(len(steps := self.steps()), bool)
         if jax.process_index() == 0:
             for i, step in enumerate(steps):
                 if damage := self._damage(step):
@@ -124,9 +140,9 @@ class Checkpoints:
 
     def _set_aside(self, steps: list[int]) -> None:
         for step in steps:
-            path = self.directory / str(step)
+            path = self.home / str(step)
             places = (path.with_name(f"{step}.damaged{n}") for n in ("", *range(2, 1000)))
-            path.rename(next(place for place in places if not place.exists()))
+            paths.move(path, next(place for place in places if not place.exists()))
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON item of a checkpoint."""
@@ -177,7 +193,7 @@ class Checkpoints:
         for name in sorted(stored.keys() | wanted.keys()):
             if stored.get(name) != wanted.get(name):
                 raise CheckpointError(
-                    f"checkpoint {step} in {self.directory} is of another model: {name} is"
+                    f"checkpoint {step} in {self.home} is of another model: {name} is"
                     f" {stored.get(name, 'absent')} there and {wanted.get(name, 'absent')} here"
                 )
 
@@ -190,7 +206,7 @@ class Checkpoints:
             raise
         except Exception as error:  # Orbax raises ValueError, KeyError, JSONDecodeError, Exception
             line = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"checkpoint {step} in {self.directory}: {line}") from error
+            raise CheckpointError(f"checkpoint {step} in {self.home}: {line}") from error
 
     @contextlib.contextmanager
     def _written(self):
@@ -200,7 +216,7 @@ class Checkpoints:
         except Exception as error:  # tensorstore raises ValueError for files, Orbax OSError
             line = " ".join(str(error).split())[-200:]
             raise CheckpointError(
-                f"cannot write into {self.directory}: {line}; make room, and the same command goes"
+                f"cannot write into {self.home}: {line}; make room, and the same command goes"
                 " on from what was saved"
             ) from error
 
@@ -210,11 +226,21 @@ class Checkpoints:
             hidden = [a for a in self.directory.iterdir() if ".orbax-checkpoint-tmp" in a.name]
             for path in hidden or [self.directory / str(self._saving)]:  # in a bucket by its name
                 (path / SUMS).write_text(json.dumps(_sums(path), indent=1))
+                if self._mirror:
+                    self._mirror.send(self._saving, path)
+                    self._mirror.forget(self._preserved)
+
+    def _preserved(self, steps: list[int]) -> set[int]:
+        """What Orbax's policies above keep of the steps of a bucket that it does not know."""
+        whole = {step for step in steps if self.keep_every and step % self.keep_every == 0}
+        return whole | set(steps[-self.keep :])
 
     def _damage(self, step: int) -> str | None:
         """What is wrong with a checkpoint's files, None if nothing is."""
         path = self.directory / str(step)
         try:
+            if self._mirror:
+                self._mirror.fetch(step)
             wanted = json.loads((path / SUMS).read_text())
             found = _sums(path)
             wrong = [name for name, digest in wanted.items() if found.get(name) != digest]

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vitdiff_jax import paths
 from vitdiff_jax.data.images import Images
 from vitdiff_jax.data.latents import Latents, write
 from vitdiff_jax.data.pipeline import DataError, Dataset
@@ -58,7 +59,7 @@ class Codec:
 
 def load(path: str, factor: int) -> Codec:
     """The autoencoder in diffusers' file; WeightsError where it is none, or has another factor."""
-    file = pathlib.Path(path).expanduser()
+    file = paths.local(path).expanduser()
     if not file.is_file():
         raise WeightsError(f"config.latent.autoencoder: there is no file {file}")
     try:
@@ -135,4 +136,4 @@ def prepare(pictures: Dataset, config: Any, say: Say, process: int = 0, processe
 def _folder(config: Any) -> pathlib.Path:
     if not config.path:
         raise ValueError("path: needed: the folder for the latents that --mode=prepare writes")
-    return pathlib.Path(config.path).expanduser()
+    return paths.mounted(config.path, "path")

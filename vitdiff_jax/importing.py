@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from vitdiff_jax import averages, experiment, logs, parallel, trained
+from vitdiff_jax import averages, experiment, logs, parallel, paths, trained
 from vitdiff_jax import config as config_lib
 from vitdiff_jax.checkpoint import Checkpoints
 from vitdiff_jax.config import ConfigError
@@ -197,7 +197,7 @@ def _write(workdir: epath.Path, config: Any, params: dict[str, Any], about: dict
     checkpoints.close()
     if not first:
         return
-    partial.rename(workdir / "checkpoints")
+    paths.move(partial, workdir / "checkpoints")
     if about["licence"]:
         (workdir / trained.LICENCE).write_text(about["licence"])
     (workdir / trained.IMPORTED).write_text(json.dumps(about, indent=2) + "\n")

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("vitdiff_jax.main", description=__doc__, allow_abbrev=False,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     p.add_argument("--config", help="a config file, such as configs/digits.py or FILE:VARIANT")
-    p.add_argument("--workdir", help="default: runs/<name of the config>; may be gs://...")
+    p.add_argument("--workdir", help="default: runs/<config>; may be gs://... or s3://...")
     p.add_argument("--mode", default="train", choices=MODES)
     p.add_argument("--coordinator", help="host:port of process 0, to run several processes")
     p.add_argument("--processes", type=int, help="how many processes there are")

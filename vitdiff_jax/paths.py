@@ -1,4 +1,4 @@
-"""Where files lie: in folders of this machine, or in a bucket of Google Cloud Storage, gs://...
+"""Where files lie: in folders of this machine, or in buckets: gs:// of Google, s3:// of Amazon.
 
 `epath.Path` is used as pathlib's is, in both places; where a `pathlib.Path` is asked for, it is of
 this machine. A bucket has no folders, no renaming and no appending: an object is written whole.
@@ -9,13 +9,17 @@ import os
 import pathlib
 import tempfile
 import time
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from etils import epath
 
 Given = str | os.PathLike[str]
 Path = TypeVar("Path", bound=pathlib.Path | epath.Path)
-BUCKET = "gs://"
+BUCKETS = {  # how their addresses begin -> what fsspec reaches them by, and the extra with it
+    "gs://": ("gcsfs", "gcs"),
+    "s3://": ("s3fs", "s3"),
+    "az://": ("adlfs", "az"),
+}
 SECONDS = 60
 """How often what is appended goes into a bucket, at least, unless that takes 1 % of the time."""
 if importlib.util.find_spec("gcsfs"):
@@ -34,24 +38,41 @@ def reached(path: Given) -> epath.Path:
     if not remote(path):
         return epath.Path(path)
     text = os.fspath(path)
-    if not text.startswith(BUCKET):
-        raise OSError(f"{text}: only {BUCKET} and folders are known; mount it as a folder")
-    if importlib.util.find_spec("gcsfs") is None:
-        raise OSError(f'{text}: to reach buckets: pip install "vitdiff_jax[gcs]"')
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks for more rights
-    import fsspec.config
-
-    # Orbax and other processes write too: a list that was kept would not know of it.
-    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
-    bucket = text.removeprefix(BUCKET).partition("/")[0]
+    kind, rest = text[: text.index("://") + 3], text.partition("://")[2]
+    if kind not in BUCKETS:
+        raise OSError(f"{text}: only {', '.join(BUCKETS)} and folders are known; mount it as one")
+    package, extra = BUCKETS[kind]
+    if importlib.util.find_spec(package) is None:
+        raise OSError(f'{text}: to reach such buckets: pip install "vitdiff_jax[{extra}]"')
+    bucket = rest.partition("/")[0]
     try:
-        fsspec.filesystem("gcs").call("GET", "b/{}/o", bucket, maxResults=1)  # type: ignore
+        _list_one(_files(text), bucket)
     except FileNotFoundError as error:
         raise OSError(f"{text}: there is no bucket {bucket}") from error
-    except Exception as error:  # of gcsfs, of Google's authentication, of the network
+    except Exception as error:  # of fsspec's packages, of authentication, of the network
         line = " ".join(str(error).split())[:300] or type(error).__name__
         raise OSError(f"{text}: cannot be reached: {line}") from error
     return epath.Path(text)
+
+
+def _files(path: Given) -> Any:
+    """What fsspec has for a remote path; epath has the same object."""
+    import fsspec.config
+
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks for more rights
+    for name in ("gcs", "s3", "az"):  # others write too: a list that was kept would not know
+        fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
+    return fsspec.filesystem(os.fspath(path).partition("://")[0])
+
+
+def _list_one(files: Any, bucket: str) -> None:
+    """Ask for one object of a bucket; a bucket may have millions."""
+    if "gs" in files.protocol:
+        files.call("GET", "b/{}/o", bucket, maxResults=1)
+    elif "s3" in files.protocol:
+        files.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+    else:
+        files.ls(bucket)  # adlfs has nothing shorter
 
 
 def local(path: Given) -> pathlib.Path:
@@ -59,15 +80,33 @@ def local(path: Given) -> pathlib.Path:
     if not remote(path):
         return pathlib.Path(path)
     source = reached(path)
-    import fsspec
-
-    files = fsspec.filesystem("gcs")
-    if not files.exists(str(source)):
+    if not source.exists():
         raise OSError(f"{source}: there is no such object or folder")
     _COPIES.append(tempfile.TemporaryDirectory(prefix="vitdiff_jax-"))
-    copy = pathlib.Path(_COPIES[-1].name, str(source).removeprefix(BUCKET))
-    files.get(str(source), str(copy), recursive=files.isdir(str(source)))
+    copy = pathlib.Path(_COPIES[-1].name, str(source).partition("://")[2])
+    fetch(source, copy)
     return copy
+
+
+def fetch(source: epath.Path, copy: Given) -> None:
+    """Copy an object, or all that lies below a path, out of a bucket."""
+    files = _files(source)
+    files.get(str(source), os.fspath(copy), recursive=files.isdir(str(source)))
+
+
+def send(file: Given, target: epath.Path) -> None:
+    """Copy a file into a bucket."""
+    _files(target).put_file(os.fspath(file), str(target))
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a folder; in a bucket it is copied, then deleted."""
+    if not remote(source):
+        source.rename(target)
+        return
+    files = _files(source)  # whose own `mv` asks S3 for the folder itself, which is no object
+    files.copy(str(source), str(target), recursive=True)
+    files.rm(str(source), recursive=True)
 
 
 def mounted(path: Given, key: str) -> pathlib.Path:
@@ -75,7 +114,7 @@ def mounted(path: Given, key: str) -> pathlib.Path:
     if remote(path):
         raise ValueError(
             f"{key}: {path}: training reads in random order, which a bucket is too slow for; mount"
-            " it (gcsfuse BUCKET FOLDER) and give the folder"
+            " it as a folder (gcsfuse, mountpoint-s3) and give that"
         )
     return pathlib.Path(path).expanduser()
 

@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from vitdiff_jax import paths
 from vitdiff_jax.interop import torch_files
 
 
@@ -48,7 +49,7 @@ def read(published: Published, path: str | None = None) -> dict[str, np.ndarray]
     made = home / f"{pathlib.Path(published.file).stem}.safetensors"
     if path is None and made.is_file():
         return _checked(made, published)
-    source = home / published.file if path is None else pathlib.Path(path).expanduser()
+    source = home / published.file if path is None else paths.local(path).expanduser()
     if path is not None and not source.is_file():
         raise WeightsError(f"{source}: there is no such file")
     if source.suffix == ".safetensors":

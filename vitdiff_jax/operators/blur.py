@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from vitdiff_jax import paths
 from vitdiff_jax.operators import Operator, Shape, register, static
 from vitdiff_jax.operators.fourier import unwaves, waves
 from vitdiff_jax.operators.kronecker import Kronecker
@@ -74,7 +75,7 @@ def make(
     if border not in ("mirror", "circular"):
         raise ValueError(f"border: {border!r} is none of mirror, circular")
     if kind == "file":
-        kernel = read(pathlib.Path(path))
+        kernel = read(paths.local(path))
         size = len(kernel)
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size: {size} is not an odd number of pixels")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vitdiff_jax import paths
 from vitdiff_jax.operators import Shape, register, static
 from vitdiff_jax.operators.svd import Svd
 
@@ -54,7 +55,7 @@ def make(
     elif kind == "strokes":
         missing = _strokes(shape, rng, strokes)
     elif kind == "file":
-        missing = read(pathlib.Path(path), shape)
+        missing = read(paths.local(path), shape)
     else:
         raise ValueError(f"kind: {kind!r} is none of box, random, strokes, file")
     return Mask((~missing).astype(np.float32)[..., None], shape[2])
