@@ -33,7 +33,7 @@ def workdir(tmp_path_factory):
 
 def test_the_page_has_an_example_of_each_kind():
     defined = re.findall(r"^(?:def|class) (\w+)", "".join(FILES.values()), re.M)
-    assert {"dataset", "Model", "sample", "make", "Metric"} <= set(defined)
+    assert {"dataset", "Model", "sample", "make", "Metric", "restore"} <= set(defined)
     assert PAGE.count("```python") == len(FILES)
     assert len(COMMANDS) == 4
 
@@ -58,8 +58,17 @@ def test_the_damage_is_repaired(workdir):
     rows = json.loads((workdir / "restoration.json").read_text())["rows"]
     found = {row["method"]: row["results"]["psnr/uint8"]["value"] for row in rows}
     damaged = found.pop("damaged")
-    assert found.keys() == {"diffpir", "dps"}
+    assert found.keys() == {"my.pulled:pull=0.8", "diffpir"}
     assert min(found.values()) > damaged
+
+
+def test_a_method_that_is_none_is_named(workdir, capsys):
+    for name, said in (("my.scanline", "No module named"), ("my.jump", "it has no restore")):
+        flags = ["--mode=restore", f"--config.restore.methods=('{name}',)"]
+        assert tiny.call("--config=my/run.py", f"--workdir={workdir}", *flags) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: method: cannot use '{name}': ")
+        assert said in line
 
 
 def test_a_module_that_is_not_there_is_named(workdir, capsys):

@@ -195,6 +195,7 @@ def test_a_users_config_may_name_code_elsewhere(elsewhere):
         dict(sample=dict(grid=dict(name="elsewhere.mine.sample"))),
         dict(evaluate=dict(metrics=["class_accuracy", "elsewhere.mine"])),
         dict(restore=dict(tasks=["mask:share=0.5+elsewhere.mine:width=2"])),
+        dict(restore=dict(methods=["dps", "elsewhere.mine:scale=1.0"])),
         dict(damage=dict(operators=["denoise", "elsewhere.mine"])),
     ],
     ids=str,

@@ -38,7 +38,7 @@ COMPONENTS = {  # where the config's components live, and what a folder's module
 }
 METRICS = ("vitdiff_jax.evaluation", "Metric")
 METRIC_LISTS = ("evaluate.metrics", "restore.metrics")
-OPERATOR_LISTS = ("restore.tasks", "damage.operators")
+SPELLED_LISTS = ("restore.tasks", "restore.methods", "damage.operators")
 PACKAGE = pathlib.Path(__file__).parent
 SHIPPED = (PACKAGE, PACKAGE.parent)
 """Where the folder `configs` of this package is: in a wheel inside it, in a checkout beside it."""
@@ -255,10 +255,10 @@ def _elsewhere(leaves: dict[str, Any], beside: ConfigDict | None) -> Iterator[tu
     names: dict[str, tuple[str, ...]] = {
         key: (str(leaves.get(f"{key}.name", "")),) for key in COMPONENTS
     }
-    for key in (*METRIC_LISTS, *OPERATOR_LISTS):
+    for key in (*METRIC_LISTS, *SPELLED_LISTS):
         names[key] = tuple(map(str, leaves.get(key, ())))
     for key, found in names.items():
-        foreign = spelling.outside if key in OPERATOR_LISTS else re.compile(r"\W").search
+        foreign = spelling.outside if key in SPELLED_LISTS else re.compile(r"\W").search
         own = _get(beside, key) if beside else ()
         own = (own["name"],) if key in COMPONENTS and own else own
         if any(map(foreign, found)) and found != own:

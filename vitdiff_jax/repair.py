@@ -42,10 +42,7 @@ class Method:
         with named("method: "):
             options = spelling.parse(text)
             name = options.pop("name")
-            known = restoration.methods()
-            if name not in known:
-                raise ValueError(f"there is no {name!r}, only {', '.join(known)}")
-            given = config_lib.options(known[name].restore)
+            given = config_lib.options(restoration.module(name).restore)
             for key in options:
                 if key not in given:
                     raise ValueError(f"{name} has no option {key!r}, only {', '.join(given)}")
@@ -62,7 +59,7 @@ class Method:
 
     def calls(self, steps: int) -> int:
         """Network calls for one image."""
-        return restoration.methods()[self.name].calls(steps, **self.options)
+        return restoration.module(self.name).calls(steps, **self.options)
 
 
 class Program:

@@ -216,10 +216,9 @@ def _damaged(task: str, experiment, data) -> Iterator[tuple[np.ndarray, tasks.Ca
 
 def _serving(task, operator, methods, model) -> Iterator[Method]:
     """Those of the methods that can be used; of none given, all with their defaults."""
-    known = restoration.methods()
     hint = "hint" in model.experiment.conditions
-    for method in methods or [Method(name, {}) for name in known]:
-        traits = known[method.name].TRAITS
+    for method in methods or [Method(name, {}) for name in restoration.methods()]:
+        traits = restoration.module(method.name).TRAITS
         if traits.serves(operator) and (hint or not traits.hint):
             yield method
         elif methods:

@@ -177,7 +177,7 @@ def test_impossible_pairs_are_refused():
             others = line.split("; ")[1].removesuffix(" would do").split(", ")
             assert type(operator).__name__ in line
             assert all(restoration.find(other, operator) for other in others)
-    with pytest.raises(ValueError, match=r"no method 'ddpm', only ddnm, .*repaint"):
+    with pytest.raises(ValueError, match=r"there is no 'ddpm', only ddnm, .*repaint"):
         restoration.find("ddpm", served["mask"])
 
 

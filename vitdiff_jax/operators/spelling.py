@@ -1,4 +1,4 @@
-"""Operators as a person writes them, on a command line or in a config.
+"""Operators, and methods of restoration, as a person writes them, in a command or a config.
 
     mask:kind=random,share=0.7        the name of an operator, its options
     downsample:factor=2+colourise     one after the other
@@ -26,7 +26,7 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def outside(text: str) -> bool:
-    """Whether an operator of a text is of a module outside of this package."""
+    """Whether something of a text is of a module outside of this package."""
     return any("." in part.partition(":")[0] for part in text.split("+"))
 
 

@@ -61,20 +61,35 @@ def methods() -> dict[str, Any]:
     return {name: module for name, module in found.items() if hasattr(module, "restore")}
 
 
+def module(name: str) -> Any:
+    """A method's module; a dotted name is one outside the package. ValueError where it is none."""
+    if "." not in name:
+        known = methods()
+        if name not in known:
+            raise ValueError(f"there is no {name!r}, only {', '.join(known)}")
+        return known[name]
+    try:
+        found = importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"cannot use {name!r}: {error}") from error
+    for part in ("restore", "calls", "TRAITS"):
+        if not hasattr(found, part):
+            raise ValueError(f"cannot use {name!r}: it has no {part}")
+    return found
+
+
 def find(name: str, operator: Operator) -> Any:
-    """The module of a method. ValueError where there is none, or it cannot serve the operator."""
-    known = methods()
-    if name not in known:
-        raise ValueError(f"there is no method {name!r}, only {', '.join(known)}")
-    traits = known[name].TRAITS
+    """`module` of a method; ValueError also where it cannot serve the operator."""
+    found, traits = module(name), module(name).TRAITS
     if not traits.serves(operator):
         wanted = {"linear": "a linear operator", "svd": "an operator with an SVD", "mask": "a mask"}
-        others = [n for n, m in known.items() if m.TRAITS.serves(operator) and not m.TRAITS.hint]
+        known = methods().items()
+        others = [n for n, m in known if m.TRAITS.serves(operator) and not m.TRAITS.hint]
         raise ValueError(
             f"{name} needs {wanted[traits.needs]}, which {type(operator).__name__} is not;"
             f" {', '.join(others)} would do"
         )
-    return known[name]
+    return found
 
 
 def recommended(operator: Operator, hint: bool = False) -> str:
