@@ -17,7 +17,7 @@ FLOORS = [  # from the top; folders stand for all of their files
     ["main", "__init__"],
     ["train", "sample", "restore", "evaluate", "statistics", "prepare", "plan"],
     ["importing", "exporting"],
-    ["watch", "finetune", "profiling", "ahead", "report"],
+    ["watch", "finetune", "profiling", "stopping", "ahead", "report"],
     ["trained", "yardstick"],
     ["repair"],
     ["draw"],

@@ -16,8 +16,9 @@ from vitdiff_jax import experiment as experiment_lib
 from vitdiff_jax import finetune, logs, parallel, paths, profiling, trained, watch
 from vitdiff_jax import program as program_lib
 from vitdiff_jax import train_step as step_lib
-from vitdiff_jax.checkpoint import Checkpoints, StopRequest
+from vitdiff_jax.checkpoint import Checkpoints
 from vitdiff_jax.data import pipeline
+from vitdiff_jax.stopping import StopRequest
 
 FINISHED, STOPPED = "finished", "stopped"
 

@@ -295,10 +295,11 @@ def test_guidance_runs_one_network_outside_of_its_interval():
 def test_pieces_bound_the_memory_of_gradients():
     """What the compiler reserves: with a wide network, tiles kept for the way back are most."""
     tiling, t = Tiling((64, 64), (16, 16), 8), jnp.array([0.5])
+    wider = jax.random.normal(jax.random.key(0), (2, 64))  # products, which no compiler fuses away
 
     def denoise(x, t):
         for _ in range(8):
-            x = jnp.tanh(jnp.tile(x, 32)).reshape(*x.shape[:3], 32, -1).mean(3) * 1.1
+            x = jnp.tanh(x @ wider) @ wider.T
         return x
 
     def memory(batch):
@@ -306,7 +307,7 @@ def test_pieces_bound_the_memory_of_gradients():
         compiled = jax.jit(gradient).lower(jnp.zeros((1, 64, 64, 2))).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    assert memory(7) < memory(None) / 3
+    assert memory(7) < memory(None) / 5
 
 
 # --- Seams ---

@@ -116,7 +116,7 @@ def test_a_jax_that_is_too_old_is_named_and_stays_however_often_one_tries(machin
     for _ in range(2):
         done = run()
         assert "this machine has jax 0.7.2, and vitdiff_jax needs" in done.stderr
-        assert '%pip install "jax[cuda12]<0.11"' in done.stderr
+        assert '%pip install "jax[cuda12]<0.12"' in done.stderr
         assert versions()["jax"] == "0.7.2"
 
 
