@@ -139,7 +139,9 @@ def _write(stem: epath.Path, photo: photos.Photo, found: Repaired) -> None:
             image_lib.save_png(path, photos.encode(photo, pictures[name]), photo.profile)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(save, [*sheets, *pictures]))  # which raises what a thread raised
+        written = [pool.submit(save, name) for name in [*sheets, *pictures]]
+    for one in written:  # only now: what can be written is, also where another cannot
+        one.result()
 
 
 def _report(workdir: epath.Path, report: dict[str, Any], model: trained.Trained) -> None:
