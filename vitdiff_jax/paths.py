@@ -22,7 +22,7 @@ BUCKETS = {  # how their addresses begin -> what fsspec reaches them by, and the
 }
 SECONDS = 60
 """How often what is appended goes into a bucket, at least, unless that takes 1 % of the time."""
-if importlib.util.find_spec("gcsfs"):
+if any(importlib.util.find_spec(package) for package, _ in BUCKETS.values()):
     # Else epath takes TensorFlow where there is one; it decides at the first path that it sees.
     os.environ.setdefault("EPATH_USE_TF", "0")
 _COPIES: list[tempfile.TemporaryDirectory] = []  # they go with this process
@@ -56,7 +56,7 @@ def reached(path: Given) -> epath.Path:
 
 
 def _files(path: Given) -> Any:
-    """What fsspec has for a remote path; epath has the same object."""
+    """What fsspec reaches a remote path by, without lists that are kept."""
     import fsspec.config
 
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks for more rights

@@ -80,7 +80,8 @@ def module(name: str) -> Any:
 
 def find(name: str, operator: Operator) -> Any:
     """`module` of a method; ValueError also where it cannot serve the operator."""
-    found, traits = module(name), module(name).TRAITS
+    found = module(name)
+    traits = found.TRAITS
     if not traits.serves(operator):
         wanted = {"linear": "a linear operator", "svd": "an operator with an SVD", "mask": "a mask"}
         known = methods().items()
