@@ -117,6 +117,7 @@ again() {  # LASTED CODE: waits for another run, or gives up with CODE; a long r
 
 await() {  # PID: sets CODE to its exit code, whatever traps run meanwhile; bash need not comment
   CODE=0
-  while kill -0 "$1"; do wait "$1" || true; done 2>/dev/null
+  # Not `wait` at once: a trap that runs in it as the process ends may lose the exit code.
+  while kill -0 "$1"; do sleep 0.2 || true; done 2>/dev/null
   wait "$1" 2>/dev/null || CODE=$?
 }
