@@ -371,15 +371,25 @@ def test_a_workdir_that_is_there_stays(tmp_path, capsys):
     assert tiny.files(tmp_path) == before
 
 
-def test_what_was_cut_off_is_written_again(tmp_path, monkeypatch, capsys):
+def stop_before_the_end(checkpoints):
+    checkpoints.manager.wait_until_finished()  # a process that is gone writes no more
+    raise KeyboardInterrupt
+
+
+def stop_in_copying(source, target):
+    """As a bucket moves a folder: file by file."""
+    target.mkdir()
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("name", "stop"),
+    [("importing.Checkpoints.close", stop_before_the_end), ("paths.move", stop_in_copying)],
+)
+def test_what_was_cut_off_is_written_again(tmp_path, monkeypatch, capsys, name, stop):
     """Before the last file the folder is no workdir; the same command makes it one."""
-
-    def stop(checkpoints):
-        checkpoints.manager.wait_until_finished()  # a process that is gone writes no more
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched:
-        patched.setattr("vitdiff_jax.importing.Checkpoints.close", stop)
+        patched.setattr(f"vitdiff_jax.{name}", stop)
         assert imported(tmp_path, "jit")[0] == 1
     capsys.readouterr()
     assert not (tmp_path / "jit" / "config.json").exists()

@@ -22,6 +22,20 @@ SMALL = dict(
     log=dict(every=1),
     evaluate=dict(metrics=("pixel_frechet",), images=100_000),
 )
+# Process 0 cannot save, a second before process 1 dies.
+FIRST = """\
+import os, signal, sys, time
+import jax
+from vitdiff_jax import main, train
+from vitdiff_jax.checkpoint import CheckpointError
+def entry(config, workdir):
+    if jax.process_index() == 1:
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise CheckpointError("cannot write: Connection reset by peer; make room")
+train.main = entry
+sys.exit(main.main(sys.argv[1:]))
+"""
 AGAIN = "so does this one; the same command goes on from what was saved"
 
 
@@ -82,6 +96,17 @@ def test_a_death_while_saving(saved, tmp_path, config, capsys):
     step = Checkpoints(workdir / "checkpoints", read_only=True).newest()
     assert tiny.call(config, f"--workdir={workdir}", f"--config.train.steps={step + 1}") == 0
     assert f"resuming at step {step} of {step + 1}" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_fails_by_a_death_is_not_blamed_on_the_disk(tmp_path, config):
+    """Which of the two a process hears of first is chance: here it is always the checkpoint."""
+    with processes(2, config, f"--workdir={tmp_path}", program=("-c", FIRST)) as found:
+        found[1].wait(240)
+        assert found[0].wait(DEATH) == 1
+        err = found[0].communicate()[1].splitlines()
+    assert [line for line in err if line.startswith("error: ")] == [
+        f"error: process 1 died; {AGAIN}"
+    ]
 
 
 def test_the_death_of_process_0_in_the_first_step(tmp_path, config):

@@ -52,13 +52,8 @@ def call(*flags):
 
 
 def environment(devices=1):
-    """For a process of its own: so many CPU devices, and no TensorFlow (see poison/).
-
-    Programs for several devices are not optimised: that takes half of the time to compile.
-    """
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    if devices > 1:
-        flags += " --xla_backend_optimization_level=0"
+    """For a process of its own: so many CPU devices, and no TensorFlow (see poison/)."""
+    flags = f"--xla_force_host_platform_device_count={devices} {os.environ.get('XLA_FLAGS', '')}"
     paths = [str(POISON), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),

@@ -63,7 +63,9 @@ def main(
         raise ConfigError("--source: needed: the file of published weights")
     if not source.is_file():
         raise ConfigError(f"--source: there is no file {source}")
-    for name in ("config.json", "checkpoints"):
+    # Where both are, an import into a bucket was cut off as the second became the first.
+    cut_off = (workdir / "checkpoints.partial").exists()
+    for name in ("config.json",) if cut_off else ("config.json", "checkpoints"):
         if (workdir / name).exists():
             raise ConfigError(f"{workdir}: has {name} already; import into another --workdir")
     described, about, params = _exported(source) if family is None else _published(source, family)
@@ -188,6 +190,7 @@ def _write(workdir: epath.Path, config: Any, params: dict[str, Any], about: dict
     """
     partial, first = workdir / "checkpoints.partial", jax.process_index() == 0
     if first:
+        (workdir / "checkpoints").rmtree(missing_ok=True)
         partial.rmtree(missing_ok=True)
     checkpoints = Checkpoints(partial, report=logs.say)
     replicated = parallel.replicated(parallel.make_mesh())

@@ -101,9 +101,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         others.finish()
     except config_lib.ConfigError as error:
         return _fail(others, WRONG, error)
+    except CheckpointError as error:
+        others.expect_cause()  # a death while all save looks like a full disk
+        return _fail(others, FAILED, error)
     except (
-        CheckpointError, CompileError, DataError, RepairError, SamplingError, TrainingError,
-        WeightsError,
+        CompileError, DataError, RepairError, SamplingError, TrainingError, WeightsError,
     ) as error:  # fmt: skip
         return _fail(others, FAILED, error)
     except KeyboardInterrupt:  # training has a handler of its own

@@ -37,7 +37,8 @@ def test_dropout_is_in_the_middle_half_of_the_blocks(scan):
     for off, matters in (((1, 2), False), ((0, 2, 3), True), ((0, 1, 3), True)):
         some = stacked(without_blocks(params, off), wanted)
         dropped, plain = apply(some, *inputs(), keys), apply(some, *inputs(), None)
-        assert (np.asarray(dropped) != np.asarray(plain)).any() == matters
+        # Two programs, which may round differently.
+        assert (np.abs(np.asarray(dropped) - np.asarray(plain)).max() > 1e-4) == matters
 
 
 def test_dropout_is_off_without_keys_and_without_a_rate():
