@@ -1,20 +1,20 @@
-"""A ViT that is trained to restore: it sees the damaged image and draws the whole one (Palette).
+"""A ViT that is trained to restore: it sees the degraded image and draws the whole one (Palette).
 
 python -m vitdiff_jax.main --config=configs/restorer.py
 python -m vitdiff_jax.main --config=configs/restorer.py --mode=sample --n=48
 
 Needs no download. For photographs of your own, add --config.data.name=folder
 --config.data.path=FOLDER and --config.data.size=64. Any other config becomes a restorer in the same
-way: --config.damage.operators="('mask:kind=strokes','downsample:factor=2')".
+way: --config.degradation.operators="('mask:kind=strokes','downsample:factor=2')".
 
 Variant "small" is for a first look on a laptop.
 """
 
 
 def get_config(variant=""):
-    """Ten damages (arXiv:2111.05826 has four) on 32 px patches of scenes.py's photographs.
+    """Ten degradations (arXiv:2111.05826 has four) on 32 px patches of scenes.py's photographs.
 
-    One model for all of them, which is told the damaged image and not what happened to it. The
+    One model for all of them, which is told the degraded image and not what happened to it. The
     noise is up to 0.2, that of a bad photograph, so that it also learns to leave a clean one alone.
     No guidance is needed: the hint says nearly all, and dropping it costs training.
 
@@ -26,7 +26,7 @@ def get_config(variant=""):
     small = variant == "small"
     return dict(
         data=dict(name="scenes", size=32),
-        damage=dict(
+        degradation=dict(
             operators=(
                 "denoise", "mask:kind=box,margin=0.0", "mask:kind=random", "mask:kind=strokes",
                 "downsample:factor=2", "downsample:factor=4", "colourise",

@@ -10,7 +10,7 @@ def get_config(variant=""):
     """JiT's recipe (arXiv:2511.13720) in small, with times for restoring.
 
     JiT's times (logit mean 0.8, std 0.8) dwell on high noise, where a picture is composed. Here the
-    damaged picture says what is in it, and a restorer needs E[x | x_t] most at middle and low
+    degraded picture says what is in it, and a restorer needs E[x | x_t] most at middle and low
     noise, where edges and textures are settled: mean 0, std 1 puts 8 % of the times below t = 0.2,
     where JiT's have 0.3 %, and the loss on u weighs errors of x by 1 / t^2. The bottleneck is as
     wide as a patch, 4 x 4 x 3, so that fine detail passes.

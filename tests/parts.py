@@ -46,5 +46,5 @@ SCHEDULES = [  # every one with its defaults, and two whose scales are not 1 or 
     schedules.EDM(sigma_data=1.5),
 ]
 GRIDS = functions(grids)
-LAWS = functions(times)
+TIMES = functions(times)
 SAMPLERS = {name: complete(sample) for name, sample in entries(samplers, "sample").items()}

@@ -57,9 +57,9 @@ def test_the_run_learns_stripes(workdir):
 def test_the_damage_is_repaired(workdir):
     rows = json.loads((workdir / "restoration.json").read_text())["rows"]
     found = {row["method"]: row["results"]["psnr/uint8"]["value"] for row in rows}
-    damaged = found.pop("damaged")
+    degraded = found.pop("degraded")
     assert found.keys() == {"my.pulled:pull=0.8", "diffpir"}
-    assert min(found.values()) > damaged
+    assert min(found.values()) > degraded
 
 
 def test_a_method_that_is_none_is_named(workdir, capsys):

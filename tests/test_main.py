@@ -9,7 +9,7 @@ from PIL import Image
 
 import vitdiff_jax
 from tests import tiny
-from vitdiff_jax import report
+from vitdiff_jax.modes import report
 
 LOG = dict(
     every=10, sample_every=15, heldout_every=15, heldout_images=16, heldout_levels=2, images=4
@@ -120,7 +120,7 @@ def test_metrics(trained):
         assert line["grad_norm"] > 0
     for line in of_heldout.values():
         levels = {name: value for name, value in line.items() if name.startswith("heldout/t=")}
-        # The law's quartiles: sigmoid of -+0.6745, the normal's.
+        # The distribution's quartiles: sigmoid of -+0.6745, the normal's.
         assert set(levels) == {"heldout/t=0.337", "heldout/t=0.663"}
         assert line["heldout/loss"] == pytest.approx(np.mean(list(levels.values())))
     events = next(workdir.glob("events*")).read_bytes()
@@ -256,7 +256,7 @@ def test_evaluate(workdir, capsys):
     for values in row["results"].values():
         assert f"{values['value']:.4f}" in said
     assert 0 <= row["results"]["class_accuracy/svc"]["value"] <= 1
-    floor = report["floor"]["results"]["fd/pixels"]["value"]
+    floor = report["real_images"]["results"]["fd/pixels"]["value"]
     assert row["results"]["fd/pixels"]["value"] > floor
     assert tiny.call(*flags, metrics) == 0
     again = json.loads((workdir / "evaluation.json").read_text())

@@ -11,10 +11,12 @@ import time
 import jax
 import numpy as np
 
-from vitdiff_jax import config as config_lib
-from vitdiff_jax import experiment as experiment_lib
-from vitdiff_jax import main, parallel, train
-from vitdiff_jax.checkpoint import Checkpoints
+from vitdiff_jax import main
+from vitdiff_jax.experiment import build as experiment_lib
+from vitdiff_jax.experiment import config as config_lib
+from vitdiff_jax.runtime import parallel
+from vitdiff_jax.runtime.checkpoint import Checkpoints
+from vitdiff_jax.training import loop
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 POISON = pathlib.Path(__file__).parent / "poison"
@@ -105,7 +107,7 @@ def run(settings, workdir):
     experiment = experiment_lib.build(settings, dataset.shape, dataset.conditions)
     mesh = parallel.make_mesh(settings.parallel.fsdp)
     checkpoints = Checkpoints(workdir / "checkpoints")
-    return train.Run(settings, workdir, dataset, experiment, mesh, checkpoints)
+    return loop.Run(settings, workdir, dataset, experiment, mesh, checkpoints)
 
 
 def saved(settings, workdir):

@@ -6,21 +6,22 @@
     config = vitdiff_jax.load_config("configs/digits.py")    # here, or of those that come along
     vitdiff_jax.fit(config, "runs/mine")
 
-`load` is `vitdiff_jax.trained.load` and gives a `vitdiff_jax.trained.Trained`; `fit` is
-`vitdiff_jax.train.train`, `load_config` is `vitdiff_jax.config.load`. They are imported on first
-use, so that `import vitdiff_jax` is quick. The command is `vitdiff_jax.main`.
+`load` is `vitdiff_jax.inference.model.load` and returns a
+`vitdiff_jax.inference.model.TrainedModel`; `fit` is `vitdiff_jax.training.loop.train`,
+`load_config` is `vitdiff_jax.experiment.config.load`. They are imported on first use, so that
+`import vitdiff_jax` is quick. The command is `vitdiff_jax.main`.
 
 | to look up | see |
 | --- | --- |
-| the flags of a mode | `main` of its module: `vitdiff_jax.sample`, `vitdiff_jax.restore`, ... |
-| the keys of a config | the source of `vitdiff_jax.defaults`, and the options of the components |
+| the flags of a mode | `main` of its module in `vitdiff_jax.modes` |
+| the keys of a config | the source of `vitdiff_jax.experiment.defaults` |
 | a data set | `vitdiff_jax.data.pipeline.Dataset`; each is a file of `vitdiff_jax.data` |
 | a denoiser | `vitdiff_jax.models`, such as `vitdiff_jax.models.vit` |
 | the process: schedules, predictions, times | `vitdiff_jax.diffusion.process` |
 | a sampler | `vitdiff_jax.samplers` |
-| damage, and repair | `vitdiff_jax.operators`, `vitdiff_jax.restoration` |
+| degradation and restoration | `vitdiff_jax.operators`, `vitdiff_jax.restoration` |
 | a metric | `vitdiff_jax.evaluation.measuring` |
-| one step of training, on which devices | `vitdiff_jax.train_step`, `vitdiff_jax.parallel` |
+| the training step, its sharding | `vitdiff_jax.training.step`, `vitdiff_jax.runtime.parallel` |
 
 Images are float32 [B, H, W, C] in [-1, 1] inside and uint8 at the edges. t = 0 is data and t = 1 is
 noise, everywhere.
@@ -30,9 +31,9 @@ import importlib
 
 __version__ = "0.1.0"
 _HOMES = {
-    "load": "vitdiff_jax.trained:load",
-    "fit": "vitdiff_jax.train:train",
-    "load_config": "vitdiff_jax.config:load",
+    "load": "vitdiff_jax.inference.model:load",
+    "fit": "vitdiff_jax.training.loop:train",
+    "load_config": "vitdiff_jax.experiment.config:load",
 }
 
 

@@ -16,19 +16,19 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from vitdiff_jax import paths
+from vitdiff_jax.runtime import paths
 
 MODES = {  # mode -> the module whose `main` runs it; its keyword arguments are the mode's flags
-    "train": "vitdiff_jax.train",
-    "sample": "vitdiff_jax.sample",
-    "restore": "vitdiff_jax.restore",
-    "evaluate": "vitdiff_jax.evaluate",
-    "statistics": "vitdiff_jax.statistics",
-    "prepare": "vitdiff_jax.prepare",
-    "plan": "vitdiff_jax.plan",
-    "import": "vitdiff_jax.importing",
-    "export": "vitdiff_jax.exporting",
-    "report": "vitdiff_jax.report",
+    "train": "vitdiff_jax.training.loop",
+    "sample": "vitdiff_jax.modes.sample",
+    "restore": "vitdiff_jax.modes.restore",
+    "evaluate": "vitdiff_jax.modes.evaluate",
+    "statistics": "vitdiff_jax.modes.statistics",
+    "prepare": "vitdiff_jax.modes.prepare",
+    "plan": "vitdiff_jax.modes.plan",
+    "import": "vitdiff_jax.modes.import_",
+    "export": "vitdiff_jax.modes.export",
+    "report": "vitdiff_jax.modes.report",
 }
 REPORTED = ("train", "sample", "restore", "evaluate", "plan")
 """Modes that leave a report of the workdir at their end."""
@@ -71,17 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if base.mode in ("plan", "report"):  # no chip is needed, nor may it be kept from its user
         os.environ["JAX_PLATFORMS"] = "cpu"
     # Only now: these imports take seconds, a wrong mode should not.
-    from vitdiff_jax import config as config_lib
-    from vitdiff_jax import logs, parallel, report
-    from vitdiff_jax.ahead import CompileError
-    from vitdiff_jax.checkpoint import CheckpointError
     from vitdiff_jax.data.pipeline import DataError
-    from vitdiff_jax.draw import SamplingError
+    from vitdiff_jax.experiment import config as config_lib
+    from vitdiff_jax.inference.restoring import RestorationError
+    from vitdiff_jax.inference.sampling import SamplingError
     from vitdiff_jax.interop.weights import WeightsError
-    from vitdiff_jax.peers import Peers
-    from vitdiff_jax.repair import RepairError
-    from vitdiff_jax.train import STOPPED as STOPPED_RUN
-    from vitdiff_jax.train import TrainingError
+    from vitdiff_jax.modes import report
+    from vitdiff_jax.planning.aot import CompileError
+    from vitdiff_jax.runtime import logs, parallel
+    from vitdiff_jax.runtime.checkpoint import CheckpointError
+    from vitdiff_jax.runtime.processes import Peers
+    from vitdiff_jax.training.loop import STOPPED as STOPPED_RUN
+    from vitdiff_jax.training.loop import TrainingError
 
     entry = importlib.import_module(MODES[base.mode]).main
     full = parser()
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         others.expect_cause()  # a death while all save looks like a full disk
         return _fail(others, FAILED, error)
     except (
-        CompileError, DataError, RepairError, SamplingError, TrainingError, WeightsError,
+        CompileError, DataError, RestorationError, SamplingError, TrainingError, WeightsError,
     ) as error:  # fmt: skip
         return _fail(others, FAILED, error)
     except KeyboardInterrupt:  # training has a handler of its own

@@ -50,8 +50,8 @@ def config_of(given: str):
     """The complete config of "file.py:images,key=value"; values are JSON or text."""
     import jax
 
-    from vitdiff_jax import config as config_lib
-    from vitdiff_jax import plan
+    from vitdiff_jax.experiment import config as config_lib
+    from vitdiff_jax.modes import plan
 
     name, _, rest = given.partition(":")
     images, *pairs = rest.split(",")
@@ -81,8 +81,9 @@ def ours(given: str, trace: pathlib.Path | None) -> None:
     """Measure a step of ours and print a line."""
     import jax
 
-    from vitdiff_jax import chips, parallel, program
-    from vitdiff_jax import experiment as experiment_lib
+    from vitdiff_jax.experiment import build as experiment_lib
+    from vitdiff_jax.runtime import chips, parallel
+    from vitdiff_jax.training import program
 
     config = config_of(given)
     experiment = experiment_lib.build(config, *experiment_lib.outline(config))

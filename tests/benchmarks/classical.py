@@ -3,12 +3,12 @@
     python tests/benchmarks/classical.py --workdir=runs/scenes
         [--tune 8] [--config.restore.tasks="('dps/box','denoise')"] [--config.restore.metrics=...]
 
-Same held-out images, damage, noise and measures, hence the same row "damaged"; the table has
+Same held-out images, degradation, noise and measures, hence the same row "degraded"; the table has
 `restore`'s form and stands in {workdir}/classical.json. scikit-image does the work but for OpenCV's
 inpainting, Pillow's enlarging and the steps of total variation here. Nothing is chosen on the
 held-out images: a method knows the noise, or its one option is the best in PSNR on a few training
-images with damage of their own (printed with the method, "tv:weight=0.03"). The seconds are those
-of about one core, and of few images mostly of compiling the operator.
+images with degradation of their own (printed with the method, "tv:weight=0.03"). The seconds are
+those of about one core, and of few images mostly of compiling the operator.
 
     noise             wavelets (BayesShrink), non-local means, both told the noise; total variation
     blur              Wiener's filter with the known kernel, total variation
@@ -17,7 +17,7 @@ of about one core, and of few images mostly of compiling the operator.
     Fourier samples   the rest zero, total variation
     Radon             filtered back-projection, total variation
     JPEG              total variation of the picture
-    others            total variation where the damage is linear
+    others            total variation where the degradation is linear
 
 Total variation is argmin_x |y - A x|^2 / (2 |A|^2) + weight TV(x), each channel on its own.
 """
@@ -44,12 +44,14 @@ from skimage.transform import iradon
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from vitdiff_jax import config as config_lib  # noqa: E402 - needs the path above
-from vitdiff_jax import experiment, parallel, restore, results, tasks  # noqa: E402
 from vitdiff_jax.data import pipeline  # noqa: E402
 from vitdiff_jax.evaluation.measuring import Setting  # noqa: E402
 from vitdiff_jax.evaluation.psnr import psnr  # noqa: E402
+from vitdiff_jax.experiment import build as experiment_lib  # noqa: E402
+from vitdiff_jax.experiment import config as config_lib  # noqa: E402 - needs the path above
+from vitdiff_jax.inference import tasks  # noqa: E402
 from vitdiff_jax.interop.images import from_uint8, to_uint8  # noqa: E402
+from vitdiff_jax.modes import restore  # noqa: E402
 from vitdiff_jax.operators import adjoint, inverse  # noqa: E402
 from vitdiff_jax.operators.blur import Circular, Convolution  # noqa: E402
 from vitdiff_jax.operators.denoise import Identity  # noqa: E402
@@ -58,6 +60,7 @@ from vitdiff_jax.operators.jpeg import Jpeg  # noqa: E402
 from vitdiff_jax.operators.kronecker import Kronecker  # noqa: E402
 from vitdiff_jax.operators.mask import Mask  # noqa: E402
 from vitdiff_jax.operators.radon import Radon  # noqa: E402
+from vitdiff_jax.runtime import parallel, tables  # noqa: E402
 
 WEIGHTS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 """Of total variation."""
@@ -68,7 +71,7 @@ FILTERS = ("ramp", "shepp-logan", "cosine", "hamming", "hann")
 STEPS = 100
 """Accelerated proximal steps of total variation."""
 TUNING_SEED = 10**6
-"""The first seed of the training images' damage: no held-out image has it."""
+"""The first seed of the training images' degradation: no held-out image has it."""
 
 Case = tasks.Case
 Repair = Callable[..., np.ndarray]
@@ -76,7 +79,7 @@ Repair = Callable[..., np.ndarray]
 
 
 def methods(case: Case) -> Iterator[tuple[str, Repair, str, tuple]]:
-    """(name, function, its option, values to choose from; both empty for none) for a damage."""
+    """(name, function, its option, values to choose from; both empty: none) of a degradation."""
     operator = case.operator
     if isinstance(operator, Identity) and case.noise_std:
         yield "wavelet", wavelet, "", ()
@@ -239,13 +242,13 @@ def tuned(task: str, repair: Repair, values: tuple, x: np.ndarray, noise_std: fl
 
 
 def rows_of(task: str, config: Any, data: pipeline.Dataset, metrics: list, training: np.ndarray):
-    """A row for the damaged images, and one for each method that serves the task."""
+    """A row for the degraded images, and one for each method that serves the task."""
     measured = functools.partial(restore._measured, metrics=metrics)
     parts = list(restore._damaged(task, types.SimpleNamespace(config=config), data))
     truth, cases = [part[0] for part in parts], [part[1] for part in parts]
     noise_std, count = cases[0].noise_std, sum(map(len, truth))
     about = {"task": task, "noise_std": noise_std}
-    yield about | {"method": "damaged"} | measured([part[2] for part in parts], truth)
+    yield about | {"method": "degraded"} | measured([part[2] for part in parts], truth)
     for name, repair, option, values in methods(cases[0]):
         if option:
             value = tuned(task, repair, values, training, noise_std)
@@ -266,7 +269,7 @@ def main() -> None:
     config = config_lib.read(args.workdir / "config.json", overrides)
     if not config.restore.tasks:
         raise config_lib.ConfigError("config.restore.tasks: empty, there is nothing to compare on")
-    data = experiment.undamaged(config)
+    data = experiment_lib.clean_dataset(config)
     part = next(pipeline.in_order(data.train, range(args.tune), args.tune))
     training = np.asarray(from_uint8(part["image"]))
     setting = Setting(lambda: data, parallel.make_mesh())
@@ -276,8 +279,8 @@ def main() -> None:
         for row in rows_of(task, config, data, metrics, training):
             rows.append(row)
             report = {"rows": rows, "images": config.restore.images, "tuned_on": args.tune}
-            results.write(args.workdir / "classical.json", report)
-    print(*results.aligned(results.of_restoration(rows)), sep="\n")
+            tables.write(args.workdir / "classical.json", report)
+    print(*tables.aligned(tables.of_restoration(rows)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,11 @@ import jax
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from vitdiff_jax import config as config_lib  # noqa: E402 - needs the path above
-from vitdiff_jax import evaluate, results, train, trained  # noqa: E402
+from vitdiff_jax.experiment import config as config_lib  # noqa: E402 - needs the path above
+from vitdiff_jax.inference import model as model_lib  # noqa: E402
+from vitdiff_jax.modes import evaluate  # noqa: E402
+from vitdiff_jax.runtime import tables  # noqa: E402
+from vitdiff_jax.training import loop  # noqa: E402
 
 NETWORKS = {
     "digits": {
@@ -54,7 +57,7 @@ compiled, so that a moment of other work does not count."""
 
 def trained_for(given: dict, workdir: pathlib.Path) -> None:
     """Train to the end, or end here, when a signal stops it."""
-    if train.train(given, workdir) != "finished":
+    if loop.train(given, workdir) != "finished":
         sys.exit(75)
 
 
@@ -76,11 +79,11 @@ def row_of(name: str, rate: float, given: dict, steps: int, workdir: pathlib.Pat
     trained_for(given, workdir)
     evaluate.main(None, workdir)
     report = json.loads((workdir / "evaluation.json").read_text())
-    parameters = trained.load(workdir).weights
+    parameters = model_lib.load(workdir).weights
     count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
     return {
         "model": name, "parameters": count, "learning_rate": rate, "steps": steps,
-        "results": report["rows"][0]["results"], "floor": report["floor"],
+        "results": report["rows"][0]["results"], "real_images": report["real_images"],
     }  # fmt: skip
 
 
@@ -107,7 +110,7 @@ def main() -> None:
             row = row_of(name, rate, given, steps, args.workdir / f"{name}-{rate:g}")
             rows.append(row | {"steps_per_second": round(pace, 2)})
             print(json.dumps(rows[-1]), flush=True)
-            results.write(args.workdir / "denoisers.json", {"minutes": args.minutes, "rows": rows})
+            tables.write(args.workdir / "denoisers.json", {"minutes": args.minutes, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ def ours():
     import jax
     import jax.numpy as jnp
 
-    from vitdiff_jax import parallel
     from vitdiff_jax.evaluation.measuring import Batch
     from vitdiff_jax.evaluation.networks import Network
     from vitdiff_jax.models.inception import Inception
+    from vitdiff_jax.runtime import parallel
 
     model, batch = Inception(), Batch(images())
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 299, 299, 3)))

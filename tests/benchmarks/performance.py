@@ -24,8 +24,9 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from vitdiff_jax import chips, plan  # noqa: E402 - needs the path above
-from vitdiff_jax import config as config_lib  # noqa: E402
+from vitdiff_jax.experiment import config as config_lib  # noqa: E402
+from vitdiff_jax.modes import plan  # noqa: E402 - needs the path above
+from vitdiff_jax.runtime import chips  # noqa: E402 - needs the path above
 
 FAST = {"parallel.zero1": True, "train.gradient_dtype": "bfloat16"}
 ONE = {"train.ema": [0.9999]}  # average; the config has two

@@ -87,7 +87,7 @@ def levels(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Ours:
-    """Compiled programs as `vitdiff_jax.repair` makes them."""
+    """Compiled programs as `vitdiff_jax.inference.restoring` makes them."""
 
     def __init__(self, params: Any, steps: int, batches: list[int]):
         self.params, self.times = params, times(steps)

@@ -25,8 +25,9 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from vitdiff_jax import config as config_lib  # noqa: E402 - needs the path above
-from vitdiff_jax import draw, experiment  # noqa: E402
+from vitdiff_jax.experiment import build as experiment_lib  # noqa: E402
+from vitdiff_jax.experiment import config as config_lib  # noqa: E402 - needs the path above
+from vitdiff_jax.inference import sampling  # noqa: E402
 from vitdiff_jax.interop import images as image_lib  # noqa: E402
 from vitdiff_jax.samplers import euler  # noqa: E402
 
@@ -34,14 +35,14 @@ SHAPE, CLASSES, STEPS = (32, 32, 3), 1000, 4
 SIZE = dict(patch=4, width=384, depth=12, heads=6, bottleneck=128, class_tokens=0)
 
 
-def built(dtype: str = "float32", **sample) -> experiment.Experiment:
+def built(dtype: str = "float32", **sample) -> experiment_lib.Experiment:
     """The model with these options of config.sample."""
     sample = dict(sampler=dict(name="euler"), steps=STEPS, guidance=2.0) | sample
     config = config_lib.complete({"model": SIZE | {"dtype": dtype}, "sample": sample})
-    return experiment.build(config, SHAPE, {"label": [str(i) for i in range(CLASSES)]})
+    return experiment_lib.build(config, SHAPE, {"label": [str(i) for i in range(CLASSES)]})
 
 
-def random_params(known: experiment.Experiment):
+def random_params(known: experiment_lib.Experiment):
     """Not the initial ones, whose output is 0 whatever the input."""
     random = np.random.default_rng(0)
     return jax.tree.map(
@@ -50,15 +51,15 @@ def random_params(known: experiment.Experiment):
     )
 
 
-def sampler(known: experiment.Experiment, count: int, *, apart: bool = False):
+def sampler(known: experiment_lib.Experiment, count: int, *, apart: bool = False):
     """params -> float images, compiled for `count` of them."""
-    denoise_of = draw.guided(known, known.config.sample, apart=apart)
+    denoise_of = sampling.guided(known, known.config.sample, apart=apart)
     cond = {"label": np.arange(count, dtype=np.int32) % CLASSES}
     schedule, times = known.process.schedule, np.linspace(1, 0, STEPS + 1)
 
     @jax.jit
     def sample(params):
-        x, keys = draw.start(schedule, np.arange(count, dtype=np.uint32), SHAPE)
+        x, keys = sampling.start(schedule, np.arange(count, dtype=np.uint32), SHAPE)
         return euler.sample(denoise_of((params, None), cond), schedule, times, x, keys)
 
     return sample
@@ -124,7 +125,7 @@ def files(rounds: int) -> None:
             image_lib.save_png(home / f"{i}.png", image)
 
     def ahead():
-        for images in draw.one_ahead(lambda _: program(params), range(batches)):
+        for images in sampling.one_ahead(lambda _: program(params), range(batches)):
             write(images)
 
     def in_turn():

@@ -34,11 +34,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.parity.jit_torch import JiT  # noqa: E402 - needs the path above
-from vitdiff_jax import averages, parallel, train_step  # noqa: E402
 from vitdiff_jax.diffusion import times  # noqa: E402
 from vitdiff_jax.diffusion.process import Process  # noqa: E402
 from vitdiff_jax.diffusion.schedules import RectifiedFlow  # noqa: E402
+from vitdiff_jax.experiment import ema as ema_lib  # noqa: E402
 from vitdiff_jax.models import vit  # noqa: E402
+from vitdiff_jax.runtime import parallel  # noqa: E402
+from vitdiff_jax.training import step as train_step  # noqa: E402
 
 BATCH, SHAPE, CLASSES = 32, (32, 32, 3), 1000
 SIZE = dict(patch=4, width=384, depth=12, heads=6, bottleneck=128)
@@ -88,7 +90,7 @@ def our_step():
         seed=0, batch_size=BATCH, label_dropout=LABEL_DROPOUT,
     )  # fmt: skip
     mesh = parallel.make_mesh()
-    init = train_step.make_init(model, optimizer, (averages.decay_name(DECAY),), 0, SHAPE)
+    init = train_step.make_init(model, optimizer, (ema_lib.decay_name(DECAY),), 0, SHAPE)
     shardings = parallel.state_shardings(mesh, jax.eval_shape(init))
     state = jax.jit(init, out_shardings=shardings)()
     data = parallel.put_batch(mesh, batch())

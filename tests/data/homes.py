@@ -16,9 +16,9 @@ import pytest
 
 from tests import tiny
 from tests.data import archives
-from vitdiff_jax import config as config_lib
-from vitdiff_jax import experiment
 from vitdiff_jax.data import pipeline, transforms
+from vitdiff_jax.experiment import build as experiment_lib
+from vitdiff_jax.experiment import config as config_lib
 
 SIZE = 16
 SETS = {  # what makes the archives, and the data section of the config
@@ -85,7 +85,7 @@ class Home:
     def dataset(self, **options):
         """The data set of the config with other options."""
         changed = self.data | dict(data_dir=str(self.root)) | options
-        return experiment.dataset(config_lib.complete(tiny.config(data=changed)))
+        return experiment_lib.dataset(config_lib.complete(tiny.config(data=changed)))
 
 
 def home(path, name, **options):

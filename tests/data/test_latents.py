@@ -1,6 +1,6 @@
 """Prepared latents: what an encoder made of each picture, drawn anew, whole or refused.
 
-The encoder is arithmetic here; see `tests/test_codec.py` for the real one and the command.
+The encoder is arithmetic here; the real one and the command: `tests/experiment/test_codec.py`.
 """
 
 import itertools

@@ -10,10 +10,10 @@ import skimage.data
 from sklearn.datasets import load_sample_image
 
 from tests import tiny
-from vitdiff_jax import config as config_lib
-from vitdiff_jax import train
 from vitdiff_jax.data import pipeline, scenes
 from vitdiff_jax.data.pipeline import DataError
+from vitdiff_jax.experiment import config as config_lib
+from vitdiff_jax.training import loop
 
 SIZE = 32
 CODES = {name: 20 * i + 10 for i, name in enumerate(scenes.FILES)}
@@ -263,7 +263,7 @@ def test_the_config_trains(tmp_path):
         )
     ]  # fmt: skip
     config = config_lib.load(f"{tiny.REPOSITORY}/configs/scenes.py:small", overrides)
-    assert train.train(config, tmp_path / "run") == "finished"
+    assert loop.train(config, tmp_path / "run") == "finished"
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     values = {name: value for line in lines for name, value in json.loads(line).items()}
     assert np.isfinite(values["heldout/loss"])

@@ -14,7 +14,7 @@ import vitdiff_jax
 from tests import tiny
 from tests.data import homes
 from tests.data.homes import copy_of, drawn, everyone, run
-from vitdiff_jax import prompts
+from vitdiff_jax.inference import prompts
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 

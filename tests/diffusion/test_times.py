@@ -7,19 +7,21 @@ import pytest
 from scipy import stats
 from scipy.special import expit
 
-from tests.parts import LAWS, SCHEDULES
-from vitdiff_jax import train_step
+from tests.parts import SCHEDULES, TIMES
 from vitdiff_jax.diffusion import times
 from vitdiff_jax.diffusion.schedules import EDM, LinearVP, RectifiedFlow
+from vitdiff_jax.training import step as train_step
 
 U = np.linspace(0.001, 0.999, 333)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-@pytest.mark.parametrize("law", LAWS)
-def test_every_law_is_a_quantile_function(law, schedule):
+@pytest.mark.parametrize("distribution", TIMES)
+def test_every_distribution_is_a_quantile_function(distribution, schedule):
     """Increasing in u, with values in [0, 1]: only then does stratifying u stratify t."""
-    t = np.asarray(LAWS[law](jnp.asarray(np.linspace(1e-6, 1 - 1e-6, 1001), jnp.float32), schedule))
+    t = np.asarray(
+        TIMES[distribution](jnp.asarray(np.linspace(1e-6, 1 - 1e-6, 1001), jnp.float32), schedule)
+    )
     assert t.shape == (1001,)
     assert (np.diff(t) >= 0).all()
     assert t.min() >= 0
@@ -61,7 +63,7 @@ def test_edm_lognormal(schedule, mean, std):
 
 
 def test_edm_lognormal_stays_in_the_schedules_range():
-    """A law that leaves sigma_min to sigma_max is clipped to its ends."""
+    """A distribution that leaves sigma_min to sigma_max is clipped to its ends."""
     t = times.edm_lognormal(jnp.array([1e-6, 1 - 1e-6]), EDM(), mean=0.0, std=10.0)
     np.testing.assert_array_equal(t, [0, 1])
 

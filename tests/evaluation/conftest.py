@@ -3,9 +3,9 @@
 import pytest
 
 from tests.evaluation import weights
-from vitdiff_jax import parallel
 from vitdiff_jax.data import digits, pipeline
 from vitdiff_jax.evaluation.measuring import Setting
+from vitdiff_jax.runtime import parallel
 
 
 @pytest.fixture(scope="session")

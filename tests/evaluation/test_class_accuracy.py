@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vitdiff_jax import parallel
 from vitdiff_jax.data import pipeline
 from vitdiff_jax.evaluation import class_accuracy
 from vitdiff_jax.evaluation.measuring import Batch, Measured, Setting
+from vitdiff_jax.runtime import parallel
 
 
 @pytest.fixture(scope="module")

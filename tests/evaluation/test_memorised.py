@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from tests import tiny
-from vitdiff_jax import draw as draw_lib
 from vitdiff_jax.data import digits, pipeline
 from vitdiff_jax.evaluation import memorised
+from vitdiff_jax.inference import sampling
 
 RATIO = 1 / 3  # Yoon et al., 2023
 
@@ -120,7 +120,7 @@ def test_training_warns_of_copies(tmp_path, monkeypatch, capsys, flag, copies):
     """The "model" draws noise, and in its second place a training image, mirrored."""
     images = digits.dataset().train.images
 
-    def make_draw(*_):
+    def make_sample_fn(*_):
         def draw(params, seeds, cond):
             assert len(seeds) == len(cond["label"]) == 4
             drawn = noise(4, (8, 8, 1))
@@ -129,7 +129,7 @@ def test_training_warns_of_copies(tmp_path, monkeypatch, capsys, flag, copies):
 
         return draw
 
-    monkeypatch.setattr(draw_lib, "make_draw", make_draw)
+    monkeypatch.setattr(sampling, "make_sample_fn", make_sample_fn)
     workdir = tmp_path / "run"
     assert tiny.call(flag, f"--workdir={workdir}") == 0
     said = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from tests.parts import entries
-from vitdiff_jax import config, evaluation
+from vitdiff_jax import evaluation
 from vitdiff_jax.evaluation import networks
 from vitdiff_jax.evaluation.frechet import Moments
 from vitdiff_jax.evaluation.measuring import Batch, Measured, Part, Setting
+from vitdiff_jax.experiment import config
 
 METRICS = {  # not the contract itself, nor a file that imports it
     name: entry for name, entry in entries(evaluation, "Metric").items()

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vitdiff_jax import parallel
 from vitdiff_jax.evaluation import networks
 from vitdiff_jax.evaluation.measuring import Batch, Setting
 from vitdiff_jax.interop.weights import WeightsError
+from vitdiff_jax.runtime import parallel
 
 PIECE = 4
 

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vitdiff_jax import config
 from vitdiff_jax.diffusion.process import Process
+from vitdiff_jax.experiment import config
 from vitdiff_jax.interop import families, rules
 from vitdiff_jax.interop.families import dit, jit, sit
 from vitdiff_jax.models import dit as dit_model

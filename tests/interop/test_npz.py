@@ -5,9 +5,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from vitdiff_jax import paths
 from vitdiff_jax.interop import images
 from vitdiff_jax.interop.images import NpzWriter
+from vitdiff_jax.runtime import paths
 
 GIVEN = np.random.default_rng(0).integers(0, 256, (7, 3, 5, 3), np.uint8)
 

@@ -30,7 +30,7 @@ from tests.models.tiny_models import (
     stacked,
     tiny_params,
 )
-from vitdiff_jax import config
+from vitdiff_jax.experiment import config
 from vitdiff_jax.models.conditions import blank, not_told
 
 FIELDS = {name: [f.name for f in dataclasses.fields(Model)] for name, Model in DENOISERS.items()}

@@ -81,7 +81,7 @@ EVEN = ["denoise", "downsample:factor=3,kind=average", "colourise", "blur:size=5
 
 @pytest.mark.parametrize("text", EVEN)
 def test_an_even_image_is_shown_as_itself(text):
-    """Nothing is scaled: these damages change nothing where all is of one brightness."""
+    """Nothing is scaled: these degradations change nothing where all is of one brightness."""
     operator = make(parse(text), SHAPE)
     x = jnp.full((1, *SHAPE), 0.7)
     np.testing.assert_allclose(as_image(operator, operator.forward(x), SHAPE), x, atol=1e-6)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from vitdiff_jax.config import complete
+from vitdiff_jax.experiment.config import complete
 from vitdiff_jax.interop import families
 from vitdiff_jax.interop.families import uvit as family
 from vitdiff_jax.models import uvit

@@ -114,12 +114,12 @@ def test_the_denoiser_is_not_asked_where_there_is_no_noise(name, schedule):
 
 @pytest.mark.usefixtures("eager")
 @each_method
-@pytest.mark.parametrize("damage", ["hdr", "jpeg", "fourier", "nothing"])
-def test_every_operator_that_is_served_gives_an_image(name, damage):
+@pytest.mark.parametrize("degradation", ["hdr", "jpeg", "fourier", "nothing"])
+def test_every_operator_that_is_served_gives_an_image(name, degradation):
     """Finite, real and float32: also of what is not linear, complex, or not there."""
     shape = (4, 4, 1)
-    options = OPERATORS.get(damage, dict(name=damage))
-    if damage == "nothing":
+    options = OPERATORS.get(degradation, dict(name=degradation))
+    if degradation == "nothing":
         options = dict(name="mask", kind="random", share=1.0)
     operator = make(options, shape)
     if not METHODS[name].TRAITS.serves(operator):

@@ -66,7 +66,7 @@ def test_an_operator_that_is_not_linear():
 
 @pytest.mark.parametrize("copies", [2, 3])
 def test_the_default_step_does_not_depend_on_the_size(copies):
-    """Copies of an image side by side, each damaged alike, become copies of what it becomes."""
+    """Copies of an image side by side, each degraded alike, become copies of what it becomes."""
     schedule, times = RectifiedFlow(), np.array([0.8, 0.0])  # the last step adds no noise
     x = noise(schedule, COUNT, times[0])
     y = 0.3 * np.cos(np.arange(x.size)).reshape(x.shape)

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from vitdiff_jax import paths
 from vitdiff_jax.data import images, pictures, records, text
 from vitdiff_jax.data.files import Folder, Zip, open_path
 from vitdiff_jax.data.pipeline import DataError, Dataset
+from vitdiff_jax.runtime import paths
 
 LOG = logging.getLogger(__name__)
 

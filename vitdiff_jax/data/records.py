@@ -16,9 +16,9 @@ from typing import Any
 import grain
 import numpy as np
 
-from vitdiff_jax import paths
 from vitdiff_jax.data.images import Facts, Images, Records
 from vitdiff_jax.data.pipeline import DataError
+from vitdiff_jax.runtime import paths
 
 Say = Callable[[str], None]
 

@@ -10,11 +10,11 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vitdiff_jax import paths
 from vitdiff_jax.data import records as records_lib
 from vitdiff_jax.data.images import Annotate, Crop, Facts, Images
 from vitdiff_jax.data.pipeline import DataError, Dataset
 from vitdiff_jax.data.records import NotPrepared, Say, TfdsRecords
+from vitdiff_jax.runtime import paths
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The diffusion process as pure functions on arrays; knows neither networks nor data."""
+"""The diffusion process: pure functions on arrays, no networks, no data."""
 
 from collections.abc import Callable
 

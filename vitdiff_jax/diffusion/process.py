@@ -156,7 +156,7 @@ class Process:
 
         With a learned variance plus `reverse.variational_bits` of a step of its chain, as DiT has
         it: in full, in bits per dimension, and without a gradient through the estimate of x. The
-        law of times should be `discrete`.
+        timestep distribution should be `discrete`.
         """
         prediction, variance = self._parts(out, x)
         error = jnp.mean((prediction - self.target(x, eps, t)) ** 2, (1, 2, 3))

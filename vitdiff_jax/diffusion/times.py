@@ -1,6 +1,6 @@
 """Laws of training times: maps of quantiles u [B] in (0, 1) to times t [B].
 
-    law(u, schedule, **options) -> t
+    distribution(u, schedule, **options) -> t
 
 Each is the inverse of its distribution function, so that stratifying the quantiles serves them all.
 """

@@ -1,1 +1,1 @@
-"""Metrics, one file each with a class `Metric(dataset)`: name, update(images, labels), result()."""
+"""Metrics: FID, IS, KID, precision and recall, PSNR, ..., one file each."""

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from vitdiff_jax import paths
 from vitdiff_jax.data.pipeline import Dataset
+from vitdiff_jax.runtime import paths
 
 KEEP = 50_000
 """Vectors that are kept of a set, at most: of Inception's 2048 numbers these are 410 MB."""

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from vitdiff_jax import together
+from vitdiff_jax.data import gather
 from vitdiff_jax.data.pipeline import Source
 from vitdiff_jax.interop.images import grid
 
@@ -41,7 +41,7 @@ def compare(samples: np.ndarray, source: Source) -> Nearest:
     """
     processes, count = jax.process_count(), len(samples)
     mine = np.array_split(np.arange(len(source)), processes)[jax.process_index()]
-    found = together.gathered(_search(samples, source, mine), processes * count)
+    found = gather.gathered(_search(samples, source, mine), processes * count)
     images, nearest, second = (a.reshape(processes, count, *a.shape[1:]) for a in found)
     where = nearest.argmin(0)
     both = np.sort(np.concatenate([nearest, second]), 0)  # [2 processes, N]

@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from vitdiff_jax import parallel
 from vitdiff_jax.evaluation.measuring import Batch, Setting
 from vitdiff_jax.interop import numpy_pickle, weights
 from vitdiff_jax.interop.images import from_uint8
 from vitdiff_jax.models import inception as inception_lib
 from vitdiff_jax.models import lpips as lpips_lib
+from vitdiff_jax.runtime import parallel
 
 PIECE = {"cpu": 8}
 """Images per device and call, elsewhere 64. On two CPU cores pieces of 8, two at once, make

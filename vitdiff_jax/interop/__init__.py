@@ -1,1 +1,1 @@
-"""Images in and out of the program."""
+"""Images and published weights, in and out."""

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 from safetensors.numpy import save as as_bytes
 
-from vitdiff_jax import paths
 from vitdiff_jax.interop.families import flatten, nested
+from vitdiff_jax.runtime import paths
 
 KIND = "vitdiff_jax"
 FACTS = ("config", "shape", "conditions", "family", "ema", "step", "licence")

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from vitdiff_jax import paths
+from vitdiff_jax.runtime import paths
 
 
 def from_uint8(u):

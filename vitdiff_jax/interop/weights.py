@@ -17,8 +17,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vitdiff_jax import paths
 from vitdiff_jax.interop import torch_files
+from vitdiff_jax.runtime import paths
 
 
 class WeightsError(RuntimeError):

@@ -1,1 +1,1 @@
-"""Denoisers, one file each with a flax module `Model`; the only folder that imports flax.linen."""
+"""Denoisers and other networks; the only room that imports flax.linen."""

@@ -25,7 +25,7 @@ from vitdiff_jax.models import layers
 Cond = dict[str, jax.Array]
 Sizes = Mapping[str, tuple[int, ...]]
 
-NOT_TOLD = {"label": -1, "attributes": -1, "text": -1, "embedding": 0, "hint": 0}
+NULL = {"label": -1, "attributes": -1, "text": -1, "embedding": 0, "hint": 0}
 BYTES_PER_TOKEN = 4
 
 
@@ -43,7 +43,7 @@ def sizes_of(conditions: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def not_told(cond: Cond) -> Cond:
     """The same conditions, none of them told."""
-    return {name: jnp.full_like(value, NOT_TOLD[name]) for name, value in cond.items()}
+    return {name: jnp.full_like(value, NULL[name]) for name, value in cond.items()}
 
 
 def blank(sizes: Sizes, batch: int, height: int, width: int) -> Cond:
@@ -54,7 +54,7 @@ def blank(sizes: Sizes, batch: int, height: int, width: int) -> Cond:
     }  # fmt: skip
     kinds = {"label": jnp.int32, "attributes": jnp.int8, "text": jnp.int16}
     return {
-        name: jnp.full((batch, *shapes[name]), NOT_TOLD[name], kinds.get(name, jnp.float32))
+        name: jnp.full((batch, *shapes[name]), NULL[name], kinds.get(name, jnp.float32))
         for name in sizes
     }
 

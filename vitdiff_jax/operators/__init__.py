@@ -1,4 +1,6 @@
-"""How images get damaged: one file each, each with
+"""How images are degraded: masks, blur, JPEG, ..., one file each.
+
+Each file has
 
     make(shape, rng, **options) -> operator
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vitdiff_jax import paths
 from vitdiff_jax.operators import Operator, Shape, register, static
 from vitdiff_jax.operators.fourier import unwaves, waves
 from vitdiff_jax.operators.kronecker import Kronecker
 from vitdiff_jax.operators.svd import Svd
+from vitdiff_jax.runtime import paths
 
 
 @register

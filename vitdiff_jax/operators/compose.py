@@ -1,4 +1,4 @@
-"""Several damages one after the other: an old photograph is small, then grey, then scratched."""
+"""Degradations in sequence: an old photograph is small, then grey, then scratched."""
 
 from collections.abc import Sequence
 from typing import Any

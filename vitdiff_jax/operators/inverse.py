@@ -52,7 +52,7 @@ def as_image(operator: Operator, y: jax.Array, shape: Shape) -> jax.Array:
     """An image float [B, *shape] that shows what was measured, for people and networks.
 
     y itself where it is an image of that shape, 0 (grey) where a mask hides it; else the
-    pseudo-inverse, or least squares near 0; of several damages the last one first. Raises
+    pseudo-inverse, or least squares near 0; of several degradations the last one first. Raises
     ValueError for what is not linear and changes the shape.
     """
     if isinstance(operator, Composed):

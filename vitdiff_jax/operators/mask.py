@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vitdiff_jax import paths
 from vitdiff_jax.operators import Shape, register, static
 from vitdiff_jax.operators.svd import Svd
+from vitdiff_jax.runtime import paths
 
 
 @register

@@ -1,11 +1,13 @@
-"""Restorers: one file each, how damaged images are repaired with a denoiser, each with
+"""Restoration methods: DDRM, DDNM, DPS, PiGDM, ..., one file each.
+
+Each file has
 
     restore(denoise, schedule, times, x, keys, *, operator, y, noise_std, **options) -> x
     calls(steps, **options) -> int       network calls for one image
     TRAITS                               what it needs and what holds, see `Traits`
 
 denoise, schedule, times, x, keys: as for `samplers`; x starts as sigma(1) eps.
-operator: what damaged the images, see `operators`. y [B, ...] = operator.forward(x) + noise.
+operator: what degraded the images, see `operators`. y [B, ...] = operator.forward(x) + noise.
 noise_std: of that noise in units of [-1, 1], one number for all, 0 for none; for complex y, of the
 real and of the imaginary part.
 Every norm is per image, and image i depends on its own y and key alone.
@@ -34,7 +36,7 @@ class Traits:
     consistent: a measurement without noise is reproduced.
     exact: samples the posterior for Gaussian images and a linear operator, with enough steps and
         the options that its docstring names.
-    hint: for models that were trained to restore, and see the damaged image.
+    hint: for models that were trained to restore, and see the degraded image.
     """
 
     needs: str

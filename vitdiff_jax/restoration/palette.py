@@ -1,6 +1,6 @@
 """Palette (arXiv:2111.05826): a model that was trained to restore just samples.
 
-It sees the damaged image as a condition, the hint, so that all is in `denoise`; operator, y and
+It sees the degraded image as a condition, the hint, so that all is in `denoise`; operator, y and
 noise_std are not looked at. It is as good as its training, and nothing binds it to y.
 """
 

@@ -1,4 +1,6 @@
-"""Samplers: one file each, each with
+"""Samplers: DDIM, Heun, DPM-Solver++, UniPC, ..., one file each.
+
+Each file has
 
     sample(denoise, schedule, times, x, keys, **options) -> x
     calls(steps, **options) -> int       network calls for one image, on a grid of that many steps

@@ -1,0 +1,555 @@
+"""config.sample: each option reaches the sampler, and does there what it says.
+
+Networks have random parameters and are asked by hand too, in a loop of Euler steps written here.
+"""
+
+import dataclasses
+import re
+import shutil
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitdiff_jax
+from tests import tiny
+from tests.data import homes
+from vitdiff_jax import restoration
+from vitdiff_jax.diffusion import grids
+from vitdiff_jax.diffusion.schedules import DiscreteVP
+from vitdiff_jax.experiment import build as experiment_lib
+from vitdiff_jax.experiment import config as config_lib
+from vitdiff_jax.experiment import ema as ema_lib
+from vitdiff_jax.experiment.config import ConfigError
+from vitdiff_jax.inference import sampling
+from vitdiff_jax.inference.model import TrainedModel
+from vitdiff_jax.inference.sampling import SamplingError
+from vitdiff_jax.interop import images as image_lib
+from vitdiff_jax.runtime import parallel
+from vitdiff_jax.runtime.checkpoint import Checkpoints
+from vitdiff_jax.training import step as train_step
+
+SHAPE, CLASSES = (4, 4, 3), ("a", "b")
+VIT = dict(patch=2, width=16, depth=1, heads=2, bottleneck=4, class_tokens=0)
+DIT = dict(name="dit", patch=4, width=16, depth=1, heads=2)
+VARIANCE = dict(
+    prediction="eps", loss_space="eps", schedule=dict(name="DiscreteVP"),
+    times=dict(name="discrete"), learned_variance=1000,
+)  # fmt: skip
+LEARNED = dict(sampler=dict(name="ancestral_learned"), grid=dict(name="respaced"), steps=3)
+EULER = dict(sampler=dict(name="euler"), steps=4)
+
+
+def settings(model=VIT, diffusion=None, sample=EULER, **sections):
+    """A complete config of a tiny model; model: all of its options."""
+    given = {name: dict(section) for name, section in tiny.CONFIG.items()} | sections
+    given |= dict(model=dict(name="vit") | model, diffusion=diffusion or {}, sample=dict(sample))
+    return config_lib.complete(given)
+
+
+def built(config, shape=SHAPE, classes=CLASSES):
+    return experiment_lib.build(config, shape, {"label": classes})
+
+
+def random_params(known, seed=0, scale=0.3):
+    """Not the initial ones, whose output is 0 whatever the input."""
+    random = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(scale * random.standard_normal(leaf.shape), leaf.dtype),
+        known.param_shapes(),
+    )
+
+
+def trained(config, seed=0, **options):
+    """A `TrainedModel` of random parameters; options of `built`, and guide."""
+    guide = options.pop("guide", None)
+    known = built(config, **options)
+    params = random_params(known, seed)
+    if guide is None:
+        return TrainedModel(known, params, 0, parallel.make_mesh())
+    known = dataclasses.replace(known, guide=guide.experiment)
+    return TrainedModel(known, params, 0, parallel.make_mesh(), "", guide.params)
+
+
+@pytest.fixture
+def floats(monkeypatch):
+    """Images come out as they are, not as 8 bits."""
+    monkeypatch.setattr(image_lib, "to_uint8", lambda x: x)
+
+
+PROGRAMS = {}
+
+
+def compiled(model):
+    """(parameters, x, time, cond) -> the network's output; kept, by what Flax says of the model."""
+
+    def apply(params, x, time, cond):
+        return model.apply({"params": params}, x, time, cond)
+
+    return PROGRAMS.setdefault(repr(model), jax.jit(apply))
+
+
+def asked(model, x, t, label):
+    """E[x | x_t] of a network of x on rectified flow, by a straight call; label: of all images."""
+    cond = {"label": np.full(len(x), label, np.int32)}
+    network, count = compiled(model.experiment.model), len(x)
+    return np.asarray(network(model.params, x, np.full(count, 1 - t, np.float32), cond))
+
+
+def start(n, shape=SHAPE):
+    """The noise that the seeds 0, 1, ... begin with."""
+    keys = [jax.random.split(jax.random.key(seed))[0] for seed in range(n)]
+    return np.stack([np.asarray(jax.random.normal(key, shape)) for key in keys])
+
+
+def euler(denoise, x, steps=4):
+    """[x at each time] of Euler's method on rectified flow, on a linear grid."""
+    path = [x]
+    for i in range(steps):
+        t, s = 1 - i / steps, 1 - (i + 1) / steps
+        x = x + (s - t) * (x - denoise(x, t)) / t
+        path.append(x)
+    return path
+
+
+def by_hand(model, scale, label=1, n=3, other=None, channels=3, rescale=0.0, low=0.0, high=1.0):
+    """Guided samples: away from `other`'s answer, or the model's without the label."""
+
+    def denoise(x, t):
+        told = asked(model, x, t, label)
+        null = asked(other or model, x, t, label if other else -1)
+        if not low <= t <= high:
+            return told
+        guided = null + scale * (told - null)
+        guided[..., channels:] = told[..., channels:]
+        for i in range(len(x)):
+            guided[i] *= 1 - rescale + rescale * told[i].std() / guided[i].std()
+        return guided
+
+    return euler(denoise, start(n))[-1]
+
+
+# --- Guidance ---
+
+
+@pytest.mark.usefixtures("floats")
+@pytest.mark.parametrize(
+    "options",
+    [dict(), dict(channels=2), dict(rescale=0.7), dict(channels=1, rescale=1.0, high=0.8)],
+    ids=str,
+)
+def test_options_of_guidance(options):
+    """As a loop by hand; the interval goes with them, and each changes something."""
+    model = trained(settings())
+    given = {f"guidance_{name}": value for name, value in options.items()}
+    found = model.sample(label=1, n=3, guidance=3.0, **given)
+    np.testing.assert_allclose(found, by_hand(model, 3.0, **options), rtol=1e-4, atol=2e-5)
+    if options:
+        assert abs(found - by_hand(model, 3.0)).max() > 0.01
+
+
+@pytest.mark.usefixtures("floats")
+def test_autoguidance_is_by_the_other_model():
+    """Smaller, and asked with the same label."""
+    small = trained(settings(VIT | dict(width=8)), seed=5)
+    model = trained(settings(), guide=small)
+    found = model.sample(label=1, n=3, guidance=2.0, guidance_channels=2)
+    wanted = by_hand(model, 2.0, other=small, channels=2)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-5)
+    assert abs(wanted - by_hand(model, 2.0, channels=2)).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(guidance_channels=-1), "config.sample.guidance_channels: -1 is negative"),
+        (dict(guidance_rescale=1.5), "config.sample.guidance_rescale: 1.5 is not in [0, 1]"),
+        (dict(threshold="hard"), "config.sample.threshold: 'hard' is none of none, static, dynam"),
+        (dict(threshold_quantile=0.0), "config.sample.threshold_quantile: 0.0 is not in (0, 1]"),
+        (dict(sampler="ancestral_learned"), "config.sample.sampler.name: ancestral_learned needs"),
+        (dict(frames=1), "frames: 1 is neither 0, for none, nor 2 or more"),
+        (dict(frames=-2), "frames: -2 is neither 0, for none, nor 2 or more"),
+        (dict(guide_with="elsewhere"), "guide_with: not an option that sampling takes"),
+        (dict(grid="linear"), "grid: not an option that sampling takes"),
+        (dict(colour="red"), "colour: not an option that sampling takes"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_impossible_options(options, message):
+    """Before anything is drawn, in one line."""
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        trained(settings()).sample(n=1, **options)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+# --- A second workdir, for sampling, training and restoring ---
+
+
+def save(workdir, config, seed, shape=(8, 8, 1), classes=tuple("0123456789")):
+    """A workdir with random parameters, whose samples are neither grey nor black and white."""
+    known = built(config, shape, classes)
+    name = ema_lib.decay_name(config.train.ema[0])
+    emas = {name: random_params(known, seed, 0.1)}
+    state = train_step.TrainState(jnp.int32(0), jnp.int32(0), {}, {}, emas)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints.save(0, state, {"shape": shape, "conditions": {"label": classes}})
+    checkpoints.close()
+    config_lib.save(config, workdir / "config.json")
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def workdirs(tmp_path_factory):
+    """Two models of digits, the second smaller; only to be read."""
+    home, small = tmp_path_factory.mktemp("draw"), VIT | dict(width=8)
+    sample = EULER | dict(guidance=2.0)
+    save(home / "model", settings(sample=sample), 1)
+    save(home / "guide", settings(small, sample=sample | dict(guide_with=str(home / "guide"))), 2)
+    return home
+
+
+@pytest.fixture
+def home(workdirs, tmp_path):
+    return shutil.copytree(workdirs, tmp_path / "home")
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture).astype(int)
+
+
+def guided_digit(home, x, t, label):
+    """By hand: the model's answer, away from the guide's."""
+    model, guide = (vitdiff_jax.load(home / name) for name in ("model", "guide"))
+    told = asked(model, x, t, label)
+    null = asked(guide, x, t, label)
+    return null + 2 * (told - null), told
+
+
+def as_pixels(x):
+    return np.clip(np.round(127.5 * (x + 1)), 0, 255)
+
+
+def test_sampling_with_a_second_workdir(home):
+    """Which itself says to be guided by itself, and is not."""
+    flags = [f"--workdir={home / 'model'}", "--mode=sample", "--n=3", "--label=4", "--npz"]
+    code, _, error = homes.run(*flags, f"--config.sample.guide_with={home / 'guide'}")
+    assert code == 0, error
+    with np.load(home / "model" / "samples" / "step0-label-4-seed0-n3.npz") as file:
+        images = file["arr_0"]
+    path = euler(lambda x, t: guided_digit(home, x, t, 4)[0], start(3, (8, 8, 1)))
+    assert abs(as_pixels(path[-1]) - images).max() <= 1
+    plain = euler(lambda x, t: guided_digit(home, x, t, 4)[1], start(3, (8, 8, 1)))
+    assert abs(as_pixels(plain[-1]) - images).max() > 10
+
+
+def test_restoring_with_a_second_workdir(home, monkeypatch):
+    """What methods see is the guided denoiser: one that returns its answer shows it."""
+
+    def restore(denoise, schedule, times, x, keys, *, operator, y, noise_std):
+        return denoise(x, jnp.full(len(x), 0.5))
+
+    monkeypatch.setattr(restoration.methods()["ddnm"], "restore", restore)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(home / "photo.png")
+    code, _, error = homes.run(
+        f"--workdir={home / 'model'}", "--mode=restore", f"--input={home / 'photo.png'}",
+        "--task=denoise", "--noise=0.5", "--method=ddnm", "--label=4",
+        f"--config.sample.guide_with={home / 'guide'}",
+    )  # fmt: skip
+    assert code == 0, error
+    wanted, plain = guided_digit(home, start(1, (8, 8, 1)), 0.5, 4)
+    found = pixels(home / "model" / "restored" / "photo.png")
+    assert abs(found - as_pixels(wanted[0, ..., 0])).max() <= 1
+    assert abs(found - as_pixels(plain[0, ..., 0])).max() > 10
+
+
+def test_watching_with_a_second_workdir(home):
+    """Samples that training shows are those that --mode=sample draws afterwards."""
+    config = tiny.write(
+        home / "tiny.py", model=VIT | dict(name="vit"), train=dict(steps=1),
+        log=dict(every=1, sample_every=1), optimizer=dict(warmup=0),
+        sample=EULER | dict(guidance=2.0, guide_with=str(home / "guide")),
+    )  # fmt: skip
+    code, _, error = homes.run(config, f"--workdir={home / 'run'}")
+    assert code == 0, error
+    assert homes.run("--mode=sample", f"--workdir={home / 'run'}", "--n=4")[0] == 0
+    shown = pixels(home / "run" / "samples" / "00000001.png")
+    assert abs(shown - pixels(home / "run" / "samples" / "step1-seed0-n4.png")).max() <= 1
+    none = ["--config.sample.guide_with=", "--seed=0", "--n=4"]
+    (home / "run" / "samples" / "step1-seed0-n4.png").unlink()
+    assert homes.run("--mode=sample", f"--workdir={home / 'run'}", *none)[0] == 0
+    assert abs(shown - pixels(home / "run" / "samples" / "step1-seed0-n4.png")).max() > 10
+
+
+def test_sampling_in_bfloat16_what_was_trained_in_float32(home):
+    """Near to it, and not the same."""
+    flags = [f"--workdir={home / 'model'}", "--mode=sample", "--n=4", "--npz"]
+    path, found = home / "model" / "samples" / "step0-seed0-n4.npz", []
+    for dtype in ("float32", "bfloat16"):
+        code, _, error = homes.run(*flags, f"--config.model.dtype={dtype}")
+        assert code == 0, error
+        with np.load(path) as file:
+            found.append(file["arr_0"].astype(int))
+    away = abs(found[1] - found[0])
+    assert 0 < away.mean() < 2
+    assert np.ptp(found[0]) > 50
+
+
+@pytest.mark.parametrize(
+    ("diffusion", "shape", "classes", "what"),
+    [
+        (dict(schedule=dict(name="Cosine")), (8, 8, 1), tuple("0123456789"), "schedule"),
+        (dict(), (4, 8, 1), tuple("0123456789"), "image size"),
+        (dict(), (8, 8, 1), tuple("abc"), "conditions"),
+    ],
+    ids=["schedule", "shape", "conditions"],
+)
+def test_models_that_cannot_guide(home, tmp_path, diffusion, shape, classes, what):
+    """Sampling, restoring and training refuse them, before they begin."""
+    other = save(tmp_path / "other", settings(diffusion=diffusion), 3, shape, classes)
+    flag = f"--config.sample.guide_with={other}"
+    line = f"error: config.sample.guide_with: {other} has another {what} than the model, so that"
+    for mode in ("sample", "restore", "train"):
+        code, _, error = homes.run(f"--mode={mode}", f"--workdir={home / 'model'}", flag)
+        assert code == 2
+        assert error.startswith(line)
+    code, _, error = homes.run(
+        "--mode=sample", f"--workdir={home / 'model'}", f"--config.sample.guide_with={tmp_path}"
+    )
+    assert code == 2
+    assert error.startswith(f"error: {tmp_path}")
+
+
+# --- Thresholds ---
+
+
+@pytest.mark.usefixtures("floats")
+@pytest.mark.parametrize("kind", ["static", "dynamic"])
+def test_a_threshold_keeps_samples_within_range(kind):
+    """DDIM ends on the denoiser's last answer, which guidance had driven out."""
+    model = trained(settings(sample=dict(sampler=dict(name="ddim"), steps=3, guidance=9.0)))
+    free = model.sample(label=1, n=3)
+    found = model.sample(label=1, n=3, threshold=kind, threshold_quantile=0.9)
+    assert abs(free).max() > 1.5
+    assert abs(found).max() <= 1
+    assert abs(abs(found).max((1, 2, 3)) - 1).max() < 1e-6
+    assert np.median(abs(found - free)) > 0.01
+    other = model.sample(label=1, n=3, threshold=kind, threshold_quantile=0.5)
+    assert (abs(other - found).max() > 0.01) == (kind == "dynamic")
+
+
+# --- Learned variances ---
+
+
+def test_a_learned_variance_through_the_command(tmp_path):
+    """Trained for a few steps and sampled from."""
+    sections = tiny.config(diffusion=VARIANCE, train=dict(steps=3), sample=LEARNED)
+    sections["model"] = DIT | dict(learned_sigma=True)
+    (tmp_path / "tiny.py").write_text(f"def get_config():\n    return {sections!r}\n")
+    config = f"--config={tmp_path / 'tiny.py'}"
+    code, out, error = homes.run(config, f"--workdir={tmp_path / 'run'}")
+    assert code == 0, error
+    assert "finished at step 3" in out
+    code, _, error = homes.run("--mode=sample", f"--workdir={tmp_path / 'run'}", "--n=4", "--npz")
+    assert code == 0, error
+    with np.load(tmp_path / "run" / "samples" / "step3-seed0-n4.npz") as file:
+        images = file["arr_0"]
+    assert images.shape == (4, 8, 8, 1)
+    assert np.ptp(images) > 100
+    line = (
+        "error: config.sample.sampler.name: ancestral_learned needs a model that has learned its"
+        " variance: config.diffusion.learned_variance; ancestral does without"
+    )
+    plain = [config, f"--workdir={tmp_path / 'plain'}"]
+    plain += ["--config.diffusion.learned_variance=0", "--config.log.sample_every=1"]
+    assert homes.run(*plain)[::2] == (2, line)
+    code, _, error = homes.run(*plain[:2], "--config.model.learned_sigma=False")
+    assert code == 2
+    assert error.startswith(
+        "error: config.diffusion.learned_variance: the network must put it out: "
+    )
+    assert not (tmp_path / "plain").exists()
+
+
+@pytest.mark.usefixtures("floats")
+def test_the_variance_is_the_models_own_whatever_guides():
+    """A guided estimate, by its first channel only; the variance of the network with its label."""
+    model = trained(settings(DIT | dict(learned_sigma=True), VARIANCE, LEARNED))
+    schedule, network = DiscreteVP(), compiled(model.experiment.model)
+
+    def ask(x_t, t, label):
+        cond = {"label": jnp.full(len(x_t), label, jnp.int32)}
+        out = network(model.params, x_t, 1000 * t - 1, cond)
+        alpha, sigma = (a[:, None, None, None] for a in schedule.alpha_sigma(t))
+        return (x_t - sigma * out[..., :3]) / alpha, (out[..., 3:] + 1) / 2
+
+    def denoise(x_t, t):
+        told, null = ask(x_t, t, 1)[0], ask(x_t, t, -1)[0]
+        guided = null + 1.5 * (told - null)
+        return jnp.concatenate([guided[..., :1], told[..., 1:]], -1)
+
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(jnp.arange(2))
+    _, sigma = schedule.alpha_sigma(jnp.ones(()))
+    from vitdiff_jax.samplers import ancestral_learned
+
+    def by_hand(variance):
+        return ancestral_learned.sample(
+            denoise, schedule, grids.respaced(schedule, 3), sigma * start(2), keys[:, 1],
+            variance=variance,
+        )  # fmt: skip
+
+    found = model.sample(label=1, n=2, guidance=1.5, guidance_channels=1)
+    wanted = by_hand(lambda x_t, t: ask(x_t, t, 1)[1])
+    size = abs(wanted).max()
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * size)
+    assert abs(found - by_hand(lambda x_t, t: ask(x_t, t, -1)[1])).max() > 1e-2 * size
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """A network cut to its first channels."""
+
+    model: object
+    channels: int
+
+    @property
+    def conditions(self):
+        return self.model.conditions
+
+    def apply(self, *arguments):
+        return self.model.apply(*arguments)[..., : self.channels]
+
+
+@pytest.mark.usefixtures("floats")
+def test_variances_that_are_not_wanted_are_ignored():
+    """As of SiT's published network: loss and samples are those of the first channels."""
+    model = trained(settings(DIT | dict(learned_sigma=True), dict(prediction="u")))
+    known = model.experiment
+    assert known.param_shapes()["head"]["kernel"].shape == (16, 16 * 6)
+    cut = dataclasses.replace(known, model=Cut(known.model, 3))
+    wanted = TrainedModel(cut, model.params, 0, model.mesh)
+    np.testing.assert_array_equal(model.sample(label=0, n=2), wanted.sample(label=0, n=2))
+    batch = {
+        "image": np.random.default_rng(0).integers(0, 256, (2, *SHAPE), np.uint8),
+        "label": np.arange(2), "index": np.arange(2),
+    }  # fmt: skip
+    losses = [
+        train_step.make_heldout_step(k.model, k.process, k.time_distribution, 2, seed=0)(
+            model.params, batch
+        )
+        for k in (known, cut)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+    assert float(min(losses[0])) > 0.1
+
+
+# --- The way of an image ---
+
+
+@pytest.mark.usefixtures("floats")
+@pytest.mark.parametrize(
+    ("schedule", "prediction", "grid"),
+    [("RectifiedFlow", "x", "linear"), ("Cosine", "v", "linear"), ("EDM", "edm", "edm_rho")],
+)
+def test_frames_from_noise_to_the_image(schedule, prediction, grid):
+    """The noise at unit contrast, then nearer and nearer; EDM's clean end is the last one."""
+    diffusion = dict(schedule=dict(name=schedule), prediction=prediction, loss_space=prediction)
+    sample = dict(sampler=dict(name="ddim"), grid=dict(name=grid), steps=6)
+    model = trained(settings(VIT, diffusion, sample))
+    way = model.sample(label=1, n=2, frames=4)
+    assert way.shape == (2, 4, *SHAPE)
+    np.testing.assert_allclose(way[:, -1], model.sample(label=1, n=2), atol=1e-5)
+    np.testing.assert_allclose(way[:, 0], start(2), atol=1e-3)  # EDM's noise is 80 x 0.99992
+    both = model.sample(label=1, n=2, frames=2)
+    np.testing.assert_allclose(both, way[:, [0, -1]], atol=1e-5)
+
+
+@pytest.mark.usefixtures("floats")
+def test_frames_between_are_those_of_the_loop():
+    """x_t of four Euler steps, each at unit contrast; more frames than steps repeat some."""
+    model = trained(settings())
+    path = euler(lambda x, t: asked(model, x, t, 1), start(2))
+    scaled = [x / np.hypot(t, 1 - t) for x, t in zip(path, (1, 0.75, 0.5, 0.25, 0))]
+    way = model.sample(label=1, n=2, frames=5)
+    np.testing.assert_allclose(way, np.stack(scaled, 1), rtol=1e-4, atol=2e-5)
+    three = model.sample(label=1, n=2, frames=3)
+    np.testing.assert_allclose(three, way[:, ::2], atol=1e-5)
+    nine = model.sample(label=1, n=2, frames=9)
+    np.testing.assert_allclose(nine[:, [0, 2, 4, 6, 8]], way, atol=1e-5)
+
+
+def jump(denoise, schedule, times, x, keys):
+    """A sampler from outside that walks no grid: it has no way to show."""
+    return denoise(x, jnp.ones(len(x)))
+
+
+sample = jump
+
+
+def test_a_sampler_that_does_not_walk():
+    model = trained(
+        settings(sample=dict(sampler=dict(name="tests.inference.test_sampling"), steps=2))
+    )
+    assert model.sample(n=2).shape == (2, *SHAPE)
+    with pytest.raises(ConfigError) as caught:
+        model.sample(n=2, frames=2)
+    assert str(caught.value) == "frames: tests.inference.test_sampling does not show its way"
+
+
+def test_frames_as_a_picture(home):
+    """A row for each image; the arrays of --npz are the last of them."""
+    flags = [f"--workdir={home / 'model'}", "--mode=sample", "--n=3", "--npz"]
+    assert homes.run(*flags)[0] == 0
+    assert homes.run(*flags, "--frames=5")[0] == 0
+    stem = home / "model" / "samples" / "step0-seed0-n3"
+    with Image.open(f"{stem}-frames5.png") as picture:
+        width, height = picture.size
+    assert (width - 2) * 3 == (height - 2) * 5
+    arrays = []
+    for path in (f"{stem}.npz", f"{stem}-frames5.npz"):
+        with np.load(path) as file:
+            arrays.append(file["arr_0"].astype(int))
+    assert abs(arrays[0] - arrays[1]).max() <= 1
+    for frames in (1, -1):
+        code, _, error = homes.run(*flags, f"--frames={frames}")
+        assert (code, error) == (
+            2, f"error: frames: {frames} is neither 0, for none, nor 2 or more"
+        )  # fmt: skip
+    code, _, error = homes.run(*flags[:3], "--latents")
+    assert (code, error) == (2, "error: --latents: the model draws pixels")
+
+
+def test_what_is_not_finite_is_one_line():
+    """Also on the way there."""
+    model = trained(settings())
+    model.weights = (jax.tree.map(lambda a: a * jnp.nan, model.params), None)
+    for frames in (0, 2):
+        with pytest.raises(SamplingError, match=r"^the image of seed 7 is not finite: the param"):
+            model.sample(label=0, n=2, seed=7, frames=frames)
+
+
+# --- One call after the other ---
+
+
+def test_the_next_call_begins_before_the_last_one_is_taken():
+    """So that devices never wait for the host; never more than two at once."""
+    done = []
+    for result in sampling.one_ahead(lambda i: done.append(f"begin {i}") or i, range(3)):
+        done.append(f"take {result}")
+    assert done == ["begin 0", "begin 1", "take 0", "begin 2", "take 1", "take 2"]
+    assert list(sampling.one_ahead(str, [])) == []
+
+
+@pytest.mark.parametrize(
+    ("most", "count", "devices", "batch"),
+    [(256, 1, 1, 1), (256, 256, 4, 256), (256, 260, 4, 132), (256, 5, 4, 8), (6, 24, 4, 8)],
+)
+def test_calls_are_of_equal_batches(most, count, devices, batch):
+    """A last call that is filled up with zeros costs as much as a whole one."""
+    mesh = types.SimpleNamespace(size=devices)
+    assert sampling.batch_size(most, count, mesh) == batch
+    assert batch * -(-count // most) - count < devices * -(-count // most)

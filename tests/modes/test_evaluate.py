@@ -1,0 +1,572 @@
+"""`--mode=evaluate` from outside: sweeps, floors, interruptions, any images, bad input."""
+
+import itertools
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitdiff_jax
+from tests import tiny
+from tests.evaluation import weights
+from tests.evaluation.test_frechet import by_sqrtm
+from tests.evaluation.test_pixel_frechet import gaussian
+from tests.test_main import fails
+from vitdiff_jax.data import digits
+from vitdiff_jax.evaluation import networks
+from vitdiff_jax.experiment import config as config_lib
+from vitdiff_jax.inference import evaluator, sampling
+from vitdiff_jax.inference import model as model_lib
+from vitdiff_jax.interop.images import save_npz, save_png
+from vitdiff_jax.modes import evaluate
+from vitdiff_jax.runtime.checkpoint import Checkpoints
+
+COUNT, SEED = 80, 500
+CHANGES = dict(
+    train=dict(steps=20, ema=(0.5, 0.99)),
+    log=dict(every=20, evaluate_every=10, evaluate_images=COUNT),
+    sample=dict(batch=32),
+    evaluate=dict(metrics=("pixel_frechet",), images=COUNT, seed=SEED),
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return tiny.write(tmp_path_factory.mktemp("config") / "tiny.py", **CHANGES)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, config):
+    """A finished run that was evaluated in its middle and at its end."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    assert tiny.call(config, f"--workdir={workdir}") == 0
+    return workdir
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def noise():
+    """Images that no model is needed for, more of them than numbers in each."""
+    return np.random.default_rng(0).integers(0, 256, (130, 8, 8, 1), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def real():
+    """{split: images}."""
+    dataset = digits.dataset()
+    return {"train": dataset.train.images, "heldout": dataset.heldout.images}
+
+
+def report_of(workdir, *flags):
+    assert tiny.call(f"--workdir={workdir}", "--mode=evaluate", *flags) == 0
+    return json.loads((workdir / "evaluation.json").read_text())
+
+
+def sweep(**values):
+    return [f"--config.evaluate.sweep.{name}={value}" for name, value in values.items()]
+
+
+def value(row, metric="fd/pixels"):
+    return row["results"][metric]["value"]
+
+
+def distance(images, others):
+    """The Fréchet distance in pixels by NumPy and SciPy."""
+    return by_sqrtm(gaussian(images), gaussian(others))
+
+
+def draw(workdir, n=COUNT, ema=None, **options):
+    """The samples that a row is of: the classes in turn, seeds from evaluate.seed on."""
+    return vitdiff_jax.load(workdir, ema=ema).sample(None, n, SEED, **options)
+
+
+# --- Sweeps ---
+
+
+def test_all_combinations_are_rows():
+    values = dict(
+        guidance=(1.0, 2.0), interval=((0.0, 1.0), (0.2, 0.8)), ema=(0.5, 0.99),
+        sampler=("euler", "heun"), steps=(1, 2, 3),
+    )  # fmt: skip
+    settings = config_lib.complete(tiny.config(**CHANGES))
+    (alone,) = evaluate.rows(settings)
+    assert alone == evaluate.Row(1.0, 0.0, 1.0, 0.5, None, "euler", 2)
+    settings.evaluate.sweep.update(values)
+    found = {
+        (r.guidance, (r.guidance_low, r.guidance_high), r.ema, r.sampler, r.steps)
+        for r in evaluate.rows(settings)
+    }
+    assert found == set(itertools.product(*values.values()))
+    assert len({row.name for row in evaluate.rows(settings)}) == 48  # a file each
+
+
+@pytest.fixture(scope="module")
+def swept(trained, tmp_path_factory):
+    """(workdir, report, what was said) of a sweep."""
+    workdir = shutil.copytree(trained, tmp_path_factory.mktemp("swept") / "run")
+    flags = sweep(guidance=(1.0, 20.0), interval=((0.0, 1.0), (2.0, 3.0)), ema=(0.5, 0.99))
+    with pytest.MonkeyPatch.context() as patch:
+        said = []
+        patch.setattr("vitdiff_jax.runtime.logs.say", said.append)
+        return workdir, report_of(workdir, *flags), said
+
+
+def where(report, **settings):
+    """The row with these settings."""
+    (row,) = (r for r in report["rows"] if all(r[name] == v for name, v in settings.items()))
+    return row
+
+
+def test_options_reach_the_sampler(swept, real):
+    """Guidance counts within its interval only, and each EMA is another model."""
+    workdir, report, _ = swept
+    assert len(report["rows"]) == 8
+    for ema in (0.5, 0.99):
+        plain = where(report, ema=ema, guidance=1.0, guidance_low=0.0)
+        never = where(report, ema=ema, guidance=20.0, guidance_low=2.0)
+        guided = where(report, ema=ema, guidance=20.0, guidance_low=0.0)
+        assert value(never) == pytest.approx(value(plain), rel=1e-4)
+        assert value(guided) != pytest.approx(value(plain), rel=1e-3)
+        images = draw(workdir, ema=ema, guidance=20.0)
+        assert value(guided) == pytest.approx(distance(images, real["heldout"]), rel=1e-3)
+    values = [value(where(report, ema=e, guidance=1.0, guidance_low=0.0)) for e in (0.5, 0.99)]
+    assert values[0] != pytest.approx(values[1], rel=1e-3)
+
+
+def test_samplers_and_steps(workdir, real):
+    """Heun's last step is Euler's, so that one step is the same and three are not."""
+    report = report_of(workdir, *sweep(sampler=("euler", "heun"), steps=(1, 3)))
+    values = {(row["sampler"], row["steps"]): value(row) for row in report["rows"]}
+    assert values["heun", 1] == pytest.approx(values["euler", 1], rel=1e-5)
+    assert len({round(v, 3) for v in values.values()}) == 3
+    wanted = distance(draw(workdir, sampler="heun", steps=3), real["heldout"])
+    assert values["heun", 3] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_report_has_every_setting(swept):
+    workdir, report, _ = swept
+    assert (report["step"], report["images"]) == (20, COUNT)
+    stored = json.loads((workdir / "config.json").read_text())
+    assert report["evaluate"].keys() == stored["evaluate"].keys()
+    assert report["evaluate"]["sweep"]["guidance"] == [1.0, 20.0]
+    assert report["sample"] == stored["sample"]
+    assert report["data"] == stored["data"]
+    assert (report["reference"], report["crop"]) == ("heldout", "none")
+    assert report["versions"]["vitdiff_jax"] == vitdiff_jax.__version__
+    assert report["seconds"] >= sum(row["seconds"] for row in report["rows"]) > 0
+
+
+def test_the_best_row(swept):
+    _, report, _ = swept
+    assert value(report["rows"][report["best"]]) == min(map(value, report["rows"]))
+
+
+def test_best_is_by_the_first_metric_and_its_direction():
+    """The most accurate row is not always the nearest."""
+
+    class Distance:
+        name, higher_is_better = "far", False
+
+    class Share:
+        name, higher_is_better = "right", True
+
+    found = [
+        {"results": {"far": {"value": far}, "right": {"value": right}}}
+        for far, right in [(3.0, 0.2), (1.0, 0.1), (2.0, 0.9)]
+    ]
+    assert (evaluate._best(Distance, found), evaluate._best(Share, found)) == (1, 2)
+
+
+def test_table(swept):
+    """What differs, all numbers, the best marked, the floor."""
+    _, report, said = swept
+    head = next(i for i, line in enumerate(said) if "guidance_low" in line)
+    names = ["guidance", "guidance_low", "guidance_high", "ema", "fd/pixels"]
+    assert said[head].split() == names
+    lines = [line.split() for line in said[head + 1 : head + 10]]
+    for i, (line, row) in enumerate(zip(lines, report["rows"])):
+        best = ["best"] if i == report["best"] else []
+        wanted = [str(row[name]) for name in names[:-1]] + [f"{value(row):.4f}"]
+        assert line == best + wanted
+    floor = report["real_images"]["results"]["fd/pixels"]["value"]
+    assert lines[8] == ["real images", f"{floor:.4f}"]
+    assert said[head + 10] == f"real images: {COUNT} real images of train"
+
+
+def test_picture(swept, workdir):
+    """Of a sweep; there is nothing to plot of one row."""
+    with Image.open(swept[0] / "evaluation.png") as picture:
+        assert picture.format == "PNG"
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 10
+    report_of(workdir)
+    assert not (workdir / "evaluation.png").exists()
+
+
+def test_nothing_is_left_but_results(swept):
+    """What an interrupted sweep would need is gone; what is known of real images stays."""
+    kept = {path.name for path in (swept[0] / "evaluation").iterdir()}
+    assert kept == {"real-heldout.npz", "real-train.npz"}
+
+
+# --- Floors and references ---
+
+
+def test_floor_is_the_distance_of_the_other_split(tmp_path, config, real, noise):
+    """By as many images as samples: here more than there are, so all."""
+    save_npz(tmp_path / "noise.npz", np.tile(noise, (10, 1, 1, 1)))
+    flags = [config, f"--samples={tmp_path / 'noise.npz'}"]
+    for reference, other in (("heldout", "train"), ("train", "heldout")):
+        report = report_of(tmp_path / "run", *flags, f"--config.evaluate.reference={reference}")
+        floor = report["real_images"]["results"]["fd/pixels"]["value"]
+        assert floor == pytest.approx(distance(real["train"], real["heldout"]), rel=1e-3)
+        assert report["real_images"]["of"] == f"{len(real[other]):,} real images of {other}"
+        wanted = distance(np.tile(noise, (10, 1, 1, 1)), real[reference])
+        assert value(report["rows"][0]) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_floor_of_few_samples_is_of_as_few_real_images(swept, real):
+    which = np.random.default_rng(0).choice(len(real["train"]), COUNT, replace=False)
+    wanted = distance(real["train"][which], real["heldout"])
+    floor = swept[1]["real_images"]["results"]["fd/pixels"]["value"]
+    assert floor == pytest.approx(wanted, rel=1e-2)
+
+
+def test_labels_as_in_the_held_out_images(workdir):
+    """Drawn for other labels, the samples are others."""
+    balanced, prior = (
+        report_of(workdir, f"--config.evaluate.labels={kind}") for kind in ("balanced", "prior")
+    )
+    assert prior["evaluate"]["labels"] == "prior"
+    assert value(prior["rows"][0]) != value(balanced["rows"][0])
+
+
+# --- Interruptions ---
+
+
+@pytest.mark.parametrize("npz", [False, True])
+def test_an_interrupted_sweep_goes_on(workdir, swept, monkeypatch, capsys, npz):
+    """In its second row and twice: no image is drawn again, the numbers are the same."""
+    monkeypatch.setattr(evaluator, "SAVE_SECONDS", 0)
+    plain, calls = model_lib.TrainedModel.sample_cond, []
+
+    def limited(self, cond, n, seed, **options):
+        if len(calls) == limit:
+            raise KeyboardInterrupt
+        calls.append((options["guidance"], seed - SEED, n))
+        return plain(self, cond, n, seed, **options)
+
+    monkeypatch.setattr(model_lib.TrainedModel, "sample_cond", limited)
+    flags = [*sweep(guidance=(1.0, 20.0)), *["--npz"] * npz]
+    for stop in (4, 5):
+        limit = stop
+        assert tiny.call(f"--workdir={workdir}", "--mode=evaluate", *flags) == 1
+        assert "interrupted; the same command may be run again" in capsys.readouterr().err
+        assert not (workdir / "evaluation.json").exists()
+    limit = 99
+    report = report_of(workdir, *flags)
+    assert f"going on at image 64 of {COUNT}" in capsys.readouterr().out
+    parts = [(0, 32), (32, 32), (64, 16)]
+    assert calls == [(guidance, *part) for guidance in (1.0, 20.0) for part in parts]
+    for row in report["rows"]:
+        same = where(swept[1], guidance=row["guidance"], guidance_low=0.0, ema=0.5)
+        assert row["results"] == same["results"]
+    if npz:
+        for path in (workdir / "evaluation").glob("samples-*.npz"):
+            guidance = 20.0 if "guidance20.0-" in path.name else 1.0
+            assert_near(np.load(path)["arr_0"], draw(workdir, guidance=guidance))
+
+
+def test_killed_with_the_last_samples_written_but_not_counted(workdir, monkeypatch):
+    """Measuring the last batch takes a while: what follows must not be a dead end."""
+    monkeypatch.setattr(evaluator, "SAVE_SECONDS", 0)
+    update = evaluator.Measured.update
+
+    def killed(self, batch):
+        if self.done + len(batch.images) == COUNT:
+            raise KeyboardInterrupt
+        update(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluator.Measured, "update", killed)
+        assert tiny.call(f"--workdir={workdir}", "--mode=evaluate", "--npz") == 1
+    report_of(workdir, "--npz")
+
+
+# --- Images from anywhere ---
+
+
+def assert_near(images, others):
+    """Within one grey level: other batch shapes round differently."""
+    assert images.shape == others.shape
+    assert np.abs(images.astype(int) - others).max() <= 1
+
+
+def pngs(images, home):
+    home.mkdir()
+    for i, image in enumerate(images):
+        save_png(home / f"{i:05d}.png", image)
+    return home
+
+
+def test_samples_are_the_same_from_a_model_and_from_files(workdir, config, tmp_path):
+    """--npz writes what --mode=sample draws from the same seeds; files give the same numbers."""
+    report = report_of(workdir, "--npz")
+    (path,) = (workdir / "evaluation").glob("samples-step20-*.npz")
+    with np.load(path) as file:
+        assert file.files == ["arr_0"]
+        images = file["arr_0"]
+    flags = ["--mode=sample", "--npz", f"--n={COUNT}", f"--seed={SEED}"]
+    assert tiny.call(f"--workdir={workdir}", *flags) == 0
+    (drawn,) = (workdir / "samples").glob(f"*-seed{SEED}-n{COUNT}.npz")
+    np.testing.assert_array_equal(images, np.load(drawn)["arr_0"])
+    folder = pngs(images, tmp_path / "pngs")
+    with zipfile.ZipFile(tmp_path / "pngs.zip", "w") as archive:
+        for picture in folder.iterdir():
+            archive.write(picture, picture.name)
+    for place in (path, folder, tmp_path / "pngs.zip"):
+        found = report_of(tmp_path / "elsewhere", config, f"--samples={place}")
+        assert found["images"] == COUNT
+        assert value(found["rows"][0]) == pytest.approx(value(report["rows"][0]), rel=1e-9)
+        assert found["real_images"] == report["real_images"]
+
+
+def test_pairs(tmp_path, config, real, capsys):
+    """psnr by its formula; a true image is most like itself."""
+    true = real["train"][:9].repeat(2, 1).repeat(2, 2)
+    images = np.clip(true.astype(int) + np.arange(9)[:, None, None, None] + 1, 0, 255)
+    images = images.astype(np.uint8)
+    save_npz(tmp_path / "images.npz", images)
+    folder = pngs(true, tmp_path / "true")
+    flags = [config, "--config.evaluate.metrics=('psnr','ssim')", f"--truth={folder}"]
+    report = report_of(tmp_path / "run", *flags, f"--samples={tmp_path / 'images.npz'}")
+    errors = ((images / 1.0 - true) ** 2).mean((1, 2, 3))
+    (row,) = report["rows"]
+    assert value(row, "psnr/uint8") == pytest.approx((20 * np.log10(255 / errors**0.5)).mean())
+    assert 0.5 < value(row, "ssim/gaussian-11") < 1
+    assert report["real_images"] is None
+    assert report["truth"] == str(folder)
+    assert "warning" not in capsys.readouterr().out
+    flags[1] = "--config.evaluate.metrics=('ssim',)"
+    report = report_of(tmp_path / "run", *flags, f"--samples={folder}")
+    assert value(report["rows"][0], "ssim/gaussian-11") == pytest.approx(1)
+
+
+def test_devices_do_not_matter(workdir, swept):
+    """Samples are drawn on two, and measured."""
+    flags = [f"--workdir={workdir}", "--mode=evaluate"]
+    assert tiny.command(*flags, devices=2)[::2] == (0, "")
+    report = json.loads((workdir / "evaluation.json").read_text())
+    same = where(swept[1], guidance=1.0, guidance_low=0.0, ema=0.5)
+    assert value(report["rows"][0]) == pytest.approx(value(same), rel=1e-3)
+    assert report["real_images"] == swept[1]["real_images"]
+
+
+# --- During training ---
+
+
+def test_training_evaluates_each_ema(trained, swept):
+    """The same samples as --mode=evaluate draws afterwards."""
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    found = {line["step"]: line for line in lines if "evaluation_seconds" in line}
+    assert list(found) == [10, 20]
+    for ema in (0.5, 0.99):
+        last = found[20][f"fd/pixels/ema{ema}/value"]
+        same = where(swept[1], guidance=1.0, guidance_low=0.0, ema=ema)
+        assert last == pytest.approx(value(same), rel=1e-6)
+        assert found[10][f"fd/pixels/ema{ema}/value"] != last
+    assert all(line["evaluation_seconds"] > 0 for line in found.values())
+
+
+@pytest.mark.parametrize("wrong", ["metrics=()", "metrics=fid", "reference=/none.npz"])
+def test_what_training_cannot_evaluate_is_refused_at_the_start(tmp_path, config, capsys, wrong):
+    flags = [config, f"--workdir={tmp_path / 'run'}", f"--config.evaluate.{wrong}"]
+    fails(capsys, *flags, "--config.evaluate.inception=/none.safetensors")
+    assert not (tmp_path / "run").exists()
+
+
+# --- Warnings ---
+
+
+def warned(capsys):
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+
+
+def test_too_few_images_for_a_covariance(tmp_path, config, noise, capsys):
+    for count in (64, 65):
+        save_npz(tmp_path / "noise.npz", noise[:count])
+        report_of(tmp_path / "run", config, f"--samples={tmp_path / 'noise.npz'}")
+        found = warned(capsys)
+        assert len(found) == (count == 64)
+    save_npz(tmp_path / "noise.npz", noise[:10])
+    report_of(tmp_path / "run", config, f"--samples={tmp_path / 'noise.npz'}")
+    assert warned(capsys)[0].startswith("warning: fd/pixels: 10 images are no more than the 64 num")
+
+
+def test_samples_that_were_compressed_with_loss(tmp_path, config, noise, capsys):
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(noise):
+        Image.fromarray(image[..., 0]).save(tmp_path / "images" / f"{i}.jpg")
+    report_of(tmp_path / "run", config, f"--samples={tmp_path / 'images'}")
+    (found,) = warned(capsys)
+    assert found.startswith("warning: the samples were compressed with loss (JPEG, WebP)")
+
+
+def test_a_reference_of_other_images(workdir, tmp_path, monkeypatch, capsys):
+    """Another size or crop shifts a distance, and nothing in the numbers would tell."""
+    monkeypatch.setattr(networks, "inception", weights.small)
+    fid = "--config.evaluate.metrics=fid"
+    save = dict(mu=np.zeros(5), sigma=np.eye(5))
+    file = tmp_path / "file.npz"
+    np.savez(file, **save, about=json.dumps(dict(size=[16, 16, 1], crop="face to 16x16")))
+    report = report_of(workdir, f"--config.evaluate.reference={file}", fid)
+    size, crop = warned(capsys)
+    assert size.startswith("warning: the samples are of (8, 8, 1), the reference ")
+    assert "of [16, 16, 1] (height, width, channels)" in size
+    assert crop.startswith("warning: the model's images were cropped 'none', the reference ")
+    assert "'face to 16x16'" in crop
+    assert report["reference"]["file"] == str(file)
+    assert report["reference"]["crop"] == "face to 16x16"
+    np.savez(file, **save)
+    report_of(workdir, f"--config.evaluate.reference={file}", fid)
+    assert warned(capsys) == []
+
+
+# --- Bad input ---
+
+
+def refused(capsys, *flags):
+    """(exit code, the only line on stderr); what is said before does not matter."""
+    code = tiny.call("--mode=evaluate", *flags)
+    err = capsys.readouterr().err
+    assert code in (1, 2)
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    return code, err.removeprefix("error: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("sweep.ema=(0.9,)", "config.evaluate.sweep.ema: 0.9 is not one of train.ema [0.5, 0.99]"),
+        ("sweep.sampler=magic", "config.evaluate.sweep.sampler: there is no 'magic' here, only"),
+        (
+            "sweep.interval=(0.1,0.9)",
+            "config.evaluate.sweep.interval: 0.1 is not a pair (low, high)",
+        ),
+        (
+            "sweep.interval=((0.1,),)",
+            "config.evaluate.sweep.interval: (0.1,) is not a pair (low, high)",
+        ),
+        ("labels=mine", "config.evaluate.labels: 'mine' is none of balanced, prior"),
+        ("reference=/no.npz", "/no.npz: there is no such file of reference statistics"),
+        ("metrics=psnr", "config.evaluate.metrics: psnr compares pairs of images: --truth is nee"),
+    ],
+)
+def test_impossible_wishes(trained, capsys, flag, message):
+    _, found = refused(capsys, f"--workdir={trained}", f"--config.evaluate.{flag}")
+    assert found.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "flag", ["guidance=('much',)", "steps=(0,)", "steps=('few',)", "interval=((0,'a'),)"]
+)
+def test_sweeps_of_what_is_no_number(trained, capsys, flag):
+    _, found = refused(capsys, f"--workdir={trained}", f"--config.evaluate.sweep.{flag}")
+    assert found.startswith("config.evaluate.sweep.")
+
+
+def test_a_model_of_nothing(trained, monkeypatch, capsys):
+    """Images of NaN would be black ones, with a distance like any other."""
+    restore = Checkpoints.restore_emas
+    monkeypatch.setattr(
+        Checkpoints, "restore_emas",
+        lambda *args: evaluate.jax.tree.map(lambda a: a * np.nan, restore(*args)),
+    )  # fmt: skip
+    for flags in ([], ["--npz"]):
+        code, found = refused(capsys, f"--workdir={trained}", *flags)
+        assert code == 1
+        assert found.startswith(f"the image of seed {SEED} is not finite: the parameters are not")
+    with pytest.raises(sampling.SamplingError, match="seed 3 is not finite"):
+        vitdiff_jax.load(trained).sample(n=2, seed=3)
+
+
+def given(home, images):
+    """--samples of these images."""
+    save_npz(home / "images.npz", images)
+    return f"--samples={home / 'images.npz'}"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ("ssim", "config.evaluate.metrics: ssim: images of 8x8 are smaller than its window of 11"),
+        ("class_accuracy", "config.evaluate.metrics: class_accuracy needs to know what the images"),
+        ("psnr", "config.evaluate.metrics: psnr compares pairs of images: --truth is needed"),
+        ("()", "config.evaluate.metrics: empty; name what to measure"),
+    ],
+)
+def test_what_cannot_be_measured_of_pictures(tmp_path, config, noise, capsys, metrics, message):
+    flags = [config, f"--workdir={tmp_path / 'run'}", given(tmp_path, noise)]
+    if metrics == "ssim":
+        flags.append(f"--truth={tmp_path / 'images.npz'}")
+    code, found = refused(capsys, *flags, f"--config.evaluate.metrics={metrics}")
+    assert (code, found[: len(message)]) == (2, message)
+
+
+def test_pictures_that_cannot_be_used(tmp_path, config, noise, capsys):
+    flags = [config, f"--workdir={tmp_path / 'run'}"]
+    (tmp_path / "empty").mkdir()
+    _, found = refused(capsys, *flags, f"--samples={tmp_path / 'empty'}")
+    assert found.startswith(f"{tmp_path / 'empty'}: no images in it")
+    folder = pngs(noise[:3], tmp_path / "pngs")
+    save_png(folder / "00001.png", noise[1].repeat(2, 0))
+    _, found = refused(capsys, *flags, f"--samples={folder}")
+    assert "00001.png has 8x16 pixels, but 00000.png has 8x8" in found
+    for array in (noise / 255, np.full((3, 8, 8, 1), np.nan)):
+        np.savez(tmp_path / "floats.npz", arr_0=array)
+        _, found = refused(capsys, *flags, f"--samples={tmp_path / 'floats.npz'}")
+        assert "arr_0 is float64" in found
+    code, found = refused(capsys, *flags, f"--samples={tmp_path / 'none.npz'}")
+    assert (code, found.partition(":")[0]) == (1, str(tmp_path / "none.npz"))
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+
+
+def test_truth_of_other_images(tmp_path, config, noise, capsys):
+    flags = [config, f"--workdir={tmp_path / 'run'}", given(tmp_path, noise)]
+    _, found = refused(capsys, *flags, f"--truth={tmp_path / 'none'}")
+    assert found.startswith(f"{tmp_path / 'none'}: there is no such folder or zip file")
+    for name, other in (("fewer", noise[1:]), ("higher", noise.repeat(2, 1))):
+        save_npz(tmp_path / f"{name}.npz", other)
+        _, found = refused(capsys, *flags, f"--truth={tmp_path / name}.npz")
+        assert found.startswith(f"--truth: {len(other)} images in {tmp_path / name}.npz of ")
+
+
+def test_samples_of_another_size_than_the_reference(tmp_path, config, noise, capsys):
+    flags = [config, f"--workdir={tmp_path / 'run'}", given(tmp_path, noise.repeat(2, 1))]
+    code, found = refused(capsys, *flags)
+    assert (code, found.startswith("config.evaluate.metrics: ")) == (2, True)
+
+
+def test_a_single_image(tmp_path, config, noise, capsys):
+    """It has no covariance."""
+    refused(capsys, config, f"--workdir={tmp_path / 'run'}", given(tmp_path, noise[:1]))
+
+
+def test_samples_need_a_config(tmp_path, noise, capsys):
+    """That of a run would do as well; but nothing says which data is meant."""
+    flags = [f"--workdir={tmp_path / 'run'}", given(tmp_path, noise)]
+    code, found = refused(capsys, *flags)
+    assert (code, found.partition(":")[0]) == (2, str(tmp_path / "run" / "config.json"))
+
+
+def test_truth_for_a_model(trained, tmp_path, noise, capsys):
+    save_npz(tmp_path / "true.npz", noise)
+    _, found = refused(capsys, f"--workdir={trained}", f"--truth={tmp_path / 'true.npz'}")
+    assert found.startswith("--truth: ")

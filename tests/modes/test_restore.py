@@ -1,0 +1,324 @@
+"""`--mode=restore` and `model.restore`: pictures of all kinds, comparisons, bad input."""
+
+import errno
+import json
+import shutil
+
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+import vitdiff_jax
+from tests import tiny
+from tests.test_main import fails
+from vitdiff_jax.data import digits
+from vitdiff_jax.evaluation.psnr import psnr
+from vitdiff_jax.experiment.config import ConfigError
+from vitdiff_jax.inference import restoring
+from vitdiff_jax.interop.images import to_uint8
+from vitdiff_jax.modes import restore
+
+RESTORE = dict(steps=3, batch=4, images=6, methods=("ddrm", "repaint:jump=1,resample=2", "dps"))
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    home = tmp_path_factory.mktemp("runs")
+    config = tiny.write(home / "tiny.py", restore=RESTORE, train=dict(steps=10))
+    assert tiny.call(config, f"--workdir={home / 'run'}") == 0
+    return home / "run"
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return vitdiff_jax.load(trained)
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def call(workdir, *flags):
+    """What stands in restoration.json."""
+    assert tiny.call(f"--workdir={workdir}", "--mode=restore", *flags) == 0
+    return json.loads((workdir / "restoration.json").read_text())
+
+
+def picture(path, *shape, mode=None, dtype=np.uint8):
+    """A random picture in a file; returns its pixels."""
+    pixels = RANDOM.integers(0, np.iinfo(dtype).max, shape, dtype)
+    Image.fromarray(pixels, mode).save(path)
+    return pixels
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+# --- The user's pictures ---
+
+
+def test_a_hole_is_filled_and_nothing_else_is_touched(workdir, tmp_path):
+    """A picture larger than the model's, no multiple of anything; the original stays."""
+    photo = picture(tmp_path / "photo.png", 19, 13)
+    missing = np.zeros((19, 13), np.uint8)
+    missing[5:9, 3:8] = 255
+    Image.fromarray(missing).save(tmp_path / "mask.png")
+    before = tiny.files(tmp_path)
+    report = call(
+        workdir, f"--input={tmp_path / 'photo.png'}", "--task=inpaint", "--noise=0",
+        f"--mask={tmp_path / 'mask.png'}", "--n=2", "--label=3",
+    )  # fmt: skip
+    home = workdir / "restored"
+    assert sorted(path.name for path in home.iterdir()) == [
+        "photo-1.png", "photo-2.png", "photo-beside.png", "photo-uncertainty.png", "photo.png",
+    ]  # fmt: skip
+    one, two, mean = (pixels(home / f"photo{name}.png") for name in ("-1", "-2", ""))
+    for image in (one, two, mean):
+        np.testing.assert_array_equal(image[missing == 0], photo[missing == 0])
+    assert (one != two)[missing > 0].any()
+    assert abs((one.astype(float) + two) / 2 - mean).max() <= 1
+    uncertain = pixels(home / "photo-uncertainty.png")
+    assert (uncertain[missing == 0] == 0).all()
+    assert uncertain[missing > 0].any()
+    after = tiny.files(tmp_path)
+    assert {name: after[name] for name in before if not name.startswith("run")} == {
+        name: data for name, data in before.items() if not name.startswith("run")
+    }
+    (row,) = report["rows"]
+    assert (row["task"], row["method"]) == ("inpaint", "ddrm")
+    assert row["tiles"] > 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "mode"),
+    [((12, 9), np.uint8, None), ((12, 9), np.uint16, None), ((12, 9, 3), np.uint8, None),
+     ((12, 9, 4), np.uint8, None)],
+    ids=["grey", "grey16", "rgb", "rgba"],
+)  # fmt: skip
+def test_a_picture_comes_back_in_its_kind(workdir, tmp_path, shape, dtype, mode):
+    """By a model of grey images of 8 px."""
+    given = picture(tmp_path / "photo.png", *shape, mode=mode, dtype=dtype)
+    call(workdir, f"--input={tmp_path / 'photo.png'}", "--task=denoise", "--method=ddrm")
+    found = pixels(workdir / "restored" / "photo.png")
+    assert (found.shape, found.dtype) == (given.shape, given.dtype)
+    if len(shape) == 3 and shape[2] == 4:
+        np.testing.assert_array_equal(found[..., 3], given[..., 3])
+    assert len({pixel.tobytes() for pixel in found.reshape(-1, *found.shape[2:])}) > 3
+
+
+def test_a_folder_keeps_its_names_apart(workdir, tmp_path):
+    photos = tmp_path / "photos"
+    (photos / "trip").mkdir(parents=True)
+    for name in ("a.png", "a.bmp", "b.png", "trip/b.png"):
+        picture(photos / name, 8, 8)
+    report = call(workdir, f"--input={photos}", "--task=upscale:factor=2", "--method=ddnm")
+    assert len(report["rows"]) == 4
+    home = workdir / "restored"
+    for name in ("a.png.png", "a.bmp.png", "b.png", "trip/b.png"):
+        assert pixels(home / name).shape == (16, 16)
+
+
+def test_degrading_first_knows_the_truth(workdir, tmp_path):
+    """A sinogram is no picture; what is seen of it and the truth stand beside the result."""
+    picture(tmp_path / "phantom.png", 16, 16)
+    report = call(
+        workdir, f"--input={tmp_path / 'phantom.png'}", "--task=radon:angles=8", "--degrade",
+        "--noise=0.01", "--method=diffpir",
+    )  # fmt: skip
+    assert report["rows"][0]["noise_std"] == 0.01
+    sheet = pixels(workdir / "restored" / "phantom-beside.png")
+    assert sheet.shape[1] > 2.8 * sheet.shape[0]  # three pictures in a row
+
+
+def test_editing_keeps_what_it_must(model):
+    """SDEdit under a mask, of a class; the level decides how many steps there are."""
+    image = digits.dataset().heldout.images[0]
+    changed = np.zeros((8, 8), bool)
+    changed[:, 4:] = True
+    found = model.restore(image, "edit", mask=changed, strength=0.7, label=4, n=2)
+    assert found.images.shape == (2, 8, 8, 1)
+    np.testing.assert_array_equal(found.images[:, :, :4], np.stack([image[:, :4]] * 2))
+    assert (found.images[0] != found.images[1]).any()
+    calls = [model.restore(image, "edit", strength=s).about["network_calls"] for s in (0.05, 0.9)]
+    assert calls == [1, 3]  # of three steps those below the level, and one from it
+
+
+def test_a_sample_depends_on_its_own_seed_alone(model):
+    """Not on how many there are, nor on the picture's other colours."""
+    image = RANDOM.integers(0, 256, (8, 8, 1), np.uint8)
+    options = dict(task="mask:kind=random,share=0.5", method="ddnm", degrade=True, noise_std=0.0)
+    three = model.restore(image, n=3, seed=0, **options)
+    one = model.restore(image, n=1, seed=0, **options)
+    np.testing.assert_allclose(three.samples[:1], one.samples, atol=1e-5)
+    assert abs(three.samples[0] - three.samples[1]).max() > 0.01
+
+
+def test_from_python_as_from_the_command(model, workdir, tmp_path):
+    given = picture(tmp_path / "photo.png", 8, 8)
+    flags = ("--task=deblur:size=3", "--method=ddrm", "--noise=0.1", "--seed=4")
+    call(workdir, f"--input={tmp_path / 'photo.png'}", *flags)
+    found = model.restore(given, "deblur:size=3", method="ddrm", noise_std=0.1, seed=4)
+    written = pixels(workdir / "restored" / "photo.png").astype(int)
+    assert abs(found.images[0, ..., 0].astype(int) - written).max() <= 1
+
+
+def test_four_devices_give_the_same(workdir, tmp_path):
+    """Three samples, cut over devices that they do not divide by."""
+    picture(tmp_path / "photo.png", 11, 8)
+    flags = [
+        f"--workdir={workdir}", "--mode=restore", f"--input={tmp_path / 'photo.png'}",
+        "--task=mask:kind=random,share=0.5", "--degrade", "--method=pigdm", "--n=3",
+    ]  # fmt: skip
+    assert tiny.call(*flags) == 0
+    home = workdir / "restored"
+    wanted = [pixels(home / f"photo-{i}.png").astype(int) for i in (1, 2, 3)]
+    shutil.rmtree(home)
+    code, _, error = tiny.command(*flags, devices=4)
+    assert code == 0, error
+    for i in (1, 2, 3):
+        assert abs(pixels(home / f"photo-{i}.png") - wanted[i - 1]).max() <= 1
+
+
+def test_pictures_alike_are_compiled_once(model, monkeypatch):
+    """Another picture with another mask is another argument; another size another program."""
+    made, plain = [], restoring.program
+    monkeypatch.setattr(restoring, "program", lambda *a: made.append(a) or plain(*a))
+    for seed, height in ((0, 9), (1, 9), (2, 10)):
+        image = RANDOM.integers(0, 256, (height, 8), np.uint8)
+        task = "mask:kind=random,share=0.5"
+        model.restore(image, task, method="ddrm", degrade=True, seed=seed)
+    assert len(made) == 2
+
+
+# --- Comparing methods ---
+
+
+@pytest.fixture(scope="module")
+def compared(trained, tmp_path_factory):
+    workdir = shutil.copytree(trained, tmp_path_factory.mktemp("compared") / "run")
+    tasks = "('mask:kind=box,side=0.5','colourise')"
+    metrics = "--config.restore.metrics=('psnr',)"
+    return workdir, call(workdir, f"--config.restore.tasks={tasks}", metrics)
+
+
+def test_every_method_that_serves_has_a_row(compared):
+    """RePaint needs a mask and is left out of the other task; degraded images come first."""
+    _, report = compared
+    found = [(row["task"], row["method"]) for row in report["rows"]]
+    box, grey = "mask:kind=box,side=0.5", "colourise"
+    assert found == [
+        (box, "degraded"), (box, "ddrm"), (box, "repaint:jump=1,resample=2"), (box, "dps"),
+        (grey, "degraded"), (grey, "ddrm"), (grey, "dps"),
+    ]  # fmt: skip
+    assert [row.get("network_calls") for row in report["rows"][:4]] == [None, 3, 6, 3]
+    assert all(row["seconds"] > 0 and row["memory"] > 0 for row in report["rows"] if "steps" in row)
+
+
+def test_the_numbers_are_those_of_the_images(compared):
+    """Of grey images nothing is lost by taking their mean over one channel."""
+    _, report = compared
+    grey = next(row for row in report["rows"] if row["task"] == "colourise")
+    assert grey["results"]["psnr/uint8"]["value"] is None  # infinite
+    images = digits.dataset().heldout.images[:6]
+    degraded = restore._damaged  # the same operators and noise as the command
+    model = vitdiff_jax.load(compared[0])
+    parts = list(degraded("mask:kind=box,side=0.5", model.experiment, digits.dataset()))
+    assert [len(x) for x, _, _ in parts] == [4, 2]
+    assert not np.array_equal(parts[0][1].operator.known, parts[1][1].operator.known)
+    shown = np.concatenate([np.asarray(to_uint8(image)) for _, _, image in parts])
+    wanted = psnr(shown, images)
+    found = report["rows"][0]["results"]["psnr/uint8"]
+    assert found["value"] == pytest.approx(wanted.mean())
+    assert found["standard_error"] == pytest.approx(wanted.std(ddof=1) / np.sqrt(6))
+
+
+def test_a_picture_of_each_task(compared):
+    workdir, _ = compared
+    names = sorted(path.name for path in (workdir / "restored").iterdir())
+    assert names == ["colourise.png", "mask_kind_box_side_0.5.png"]
+
+
+# --- Bad input ---
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--input: needed, or config.restore.tasks"),
+        (["--n=0"], "--n: 0 is less than 1"),
+        (["--input={home}/none.png"], "{home}/none.png: there is no such picture"),
+        (["--input={home}/text.jpg"], "{home}/text.jpg: cannot identify image"),
+        (["--input={home}/photo.png", "--task=inpaint"], "mask: needed for the task inpaint"),
+        (
+            ["--input={home}/photo.png", "--mask={home}/small.png"],
+            "mask: path: {home}/small.png has 4x4 pixels, the image 8x8",
+        ),
+        (["--input={home}/photo.png", "--mask={home}/text.jpg"], "mask: path: {home}/text.jpg"),
+        (["--input={home}/photo.png", "--task=sharpen"], "task: name: there is no operator"),
+        (["--input={home}/photo.png", "--method=best"], "method: there is no 'best', only"),
+        (["--input={home}/photo.png", "--method=dps:step=1"], "method: dps has no option 'step'"),
+        (["--input={home}/photo.png", "--method=dps:scale=much"], "method: dps: scale: 'much' is"),
+        (["--input={home}/photo.png", "--method=pigdm:sampler=x"], "method: sampler: 'x' is none"),
+        (["--input={home}/photo.png", "--method=pigdm:covariance=x"], "method: covariance: 'x' is"),
+        (["--input={home}/photo.png", "--method=repaint"], "method: repaint needs a mask"),
+        (["--input={home}/photo.png", "--method=palette"], "method: palette needs a model"),
+        (["--input={home}/photo.png", "--task=edit", "--strength=2"], "strength: 2.0 is not"),
+        (["--input={home}/photo.png", "--config.restore.overlap=1.5"], "config.restore.overlap"),
+        (["--config.restore.tasks=('sharpen',)"], "task: name: there is no operator"),
+        (["--config.restore.tasks=('denoise',)", "--config.restore.metrics=('ssim',)"],
+         "config.restore.metrics: ssim: images of 8x8 are smaller"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_changes_nothing(workdir, tmp_path, capsys, flags, message):
+    picture(tmp_path / "photo.png", 8, 8)
+    picture(tmp_path / "small.png", 4, 4)
+    (tmp_path / "text.jpg").write_text("no picture")
+    before = tiny.files(tmp_path)
+    flags = [flag.format(home=tmp_path) for flag in flags]
+    _, found = fails(capsys, f"--workdir={workdir}", "--mode=restore", *flags)
+    assert found.startswith(message.format(home=tmp_path))
+    assert tiny.files(tmp_path) == before
+
+
+def test_results_are_not_their_own_input(workdir, tmp_path, capsys):
+    """The picture would be written over."""
+    (workdir / "restored").mkdir()
+    picture(workdir / "restored" / "photo.png", 8, 8)
+    before = tiny.files(tmp_path)
+    flags = [f"--workdir={workdir}", "--mode=restore", f"--input={workdir / 'restored'}"]
+    _, found = fails(capsys, *flags)
+    assert "lies where the results go" in found
+    assert tiny.files(tmp_path) == before
+
+
+def test_a_full_disk_is_one_line_and_no_file_is_half_there(workdir, tmp_path, capsys, monkeypatch):
+    """Of many that are written at once; the others are whole."""
+    picture(tmp_path / "photo.png", 8, 8)
+    kind = type(epath.Path(workdir))
+    write = kind.replace
+
+    def replace(partial, path):
+        if path.name == "photo-2.png":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(partial, path)
+
+    monkeypatch.setattr(kind, "replace", replace)
+    flags = [f"--workdir={workdir}", "--mode=restore", f"--input={tmp_path / 'photo.png'}"]
+    code, found = fails(capsys, *flags, "--task=denoise", "--n=4")
+    home = workdir / "restored"
+    assert (code, found) == (1, f"{home / 'photo-2.png'}: No space left on device")
+    for path in home.glob("*.png"):
+        pixels(path)
+    assert len(list(home.glob("*.png"))) == 6
+    assert not (workdir / "restoration.json").exists()
+
+
+def test_bad_images_from_python(model):
+    for image in (np.zeros((8, 8, 2)), np.full((8, 8), np.nan), np.full((8, 8), 3.0)):
+        with pytest.raises(ConfigError, match=r"^image: "):
+            model.restore(image)

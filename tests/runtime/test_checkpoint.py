@@ -1,0 +1,393 @@
+"""Checkpoints: going on is as if never stopped, damage is noticed, nothing is lost."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests import tiny
+from vitdiff_jax.runtime.checkpoint import CheckpointError, Checkpoints
+from vitdiff_jax.training.step import TrainState
+
+SLOW = dict(  # 80 ms a step, so that there is a middle to stop in
+    data=dict(name="tests.slow_digits"),
+    train=dict(steps=40, ema=(0.99, 0.5)),
+    checkpoint=dict(every=20),
+    log=dict(every=1),
+)
+
+
+# --- Stopping and going on ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    return tiny.write(tmp_path_factory.mktemp("config") / "slow.py", **SLOW)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, slow):
+    """What 40 steps in one go save."""
+    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
+    assert tiny.command(slow, f"--workdir={workdir}")[::2] == (0, "")
+    return tiny.saved(tiny.config(**SLOW), workdir)
+
+
+def goes_on(slow, workdir, start):
+    """The same command runs to the end from there; what was logged meanwhile stands there once."""
+    code, out, err = tiny.command(slow, f"--workdir={workdir}")
+    assert (code, err) == (0, "")
+    assert f"resuming at step {start} of 40\n" in out
+    assert tiny.logged(workdir) == list(range(1, 41))
+
+
+def test_a_killed_run_goes_on_bitwise(tmp_path, slow, unbroken):
+    with tiny.started("-m", "vitdiff_jax.main", slow, f"--workdir={tmp_path}") as process:
+        tiny.until((tmp_path / "checkpoints" / "20").exists, process)
+        tiny.until(lambda: len(tiny.logged(tmp_path)) > 22, process)
+        process.kill()
+        process.wait()
+    assert 22 < len(tiny.logged(tmp_path)) < 40
+    goes_on(slow, tmp_path, 20)
+    tiny.assert_same(tiny.saved(tiny.config(**SLOW), tmp_path), unbroken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_stopped_run_saves_where_it_is_and_goes_on_bitwise(tmp_path, slow, unbroken, number):
+    with tiny.started("-m", "vitdiff_jax.main", slow, f"--workdir={tmp_path}") as process:
+        tiny.until(lambda: len(tiny.logged(tmp_path)) > 4, process)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (75, "")
+    stop = len(tiny.logged(tmp_path))
+    assert 4 < stop < 20
+    said = f"stopped by a signal at step {stop}, saved; the same command goes on"
+    assert out.splitlines()[-1] == said
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(stop)]
+    goes_on(slow, tmp_path, stop)
+    tiny.assert_same(tiny.saved(tiny.config(**SLOW), tmp_path), unbroken)
+
+
+def test_the_comparison_covers_everything(unbroken):
+    """Parameters, both moments of Adam, both averages, the step; each of them has moved."""
+    assert unbroken[".step"] == 40
+    parts = [".params['head']['kernel']", ".ema['0.99']['head']['kernel']",
+             ".ema['0.5']['head']['kernel']"]  # fmt: skip
+    parts += [name for name in unbroken if name.endswith("['head']['kernel']") and "u[" in name]
+    assert len(parts) == 5, unbroken.keys()
+    assert len({unbroken[name].tobytes() for name in parts}) == 5
+    assert all(np.any(unbroken[name]) for name in parts)
+
+
+# --- Damage ---------------------------------------------------------------------------------------
+
+
+def state(step, size=300):
+    """A small state whose arrays depend on the step."""
+    params = {"kernel": jnp.arange(size) + 0.25 * step, "bias": jnp.full(3, 1.0 * step)}
+    moments = optax.adamw(1e-3).init(params)
+    ema = {"0.9": jax.tree.map(lambda a: a + 1, params), "0.99": jax.tree.map(jnp.negative, params)}
+    return TrainState(jnp.int32(step), jnp.int32(0), params, moments, ema)
+
+
+def shapes(tree):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
+
+
+def save(directory, *steps, **options):
+    checkpoints = Checkpoints(directory, **({"keep": 9} | options))
+    for step in steps:
+        checkpoints.save(step, state(step), {"step": step})
+    checkpoints.close()
+
+
+def assert_holds(checkpoints, step):
+    """All that was saved at this step is there, unchanged."""
+    restored = checkpoints.restore(step, shapes(state(0)))
+    tiny.assert_same(tiny.arrays(restored), tiny.arrays(state(step)))
+    assert checkpoints.meta(step) == {"step": step}
+    for name, params in state(step).ema.items():
+        found = checkpoints.restore_emas(step, [name], shapes(params))[name]
+        tiny.assert_same(tiny.arrays(found), tiny.arrays(params))
+
+
+def largest(directory):
+    return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip(path, place=0.5):
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGE = {  # what is done to a checkpoint's directory, and the file that must be named
+    "a bit of an array": lambda d: flip(largest(d / "state" / "d")) or "state/d/",
+    "the first bit": lambda d: flip(largest(d / "state" / "d"), 0) or "state/d/",
+    "a bit of an average": lambda d: flip(largest(d / "ema" / "d")) or "ema/d/",
+    "half an array": lambda d: truncate(largest(d / "state" / "d")) or "state/d/",
+    "no array": lambda d: largest(d / "state" / "d").unlink() or "state/d/",
+    "no averages": lambda d: shutil.rmtree(d / "ema") or "ema/",
+    "garbled tree": lambda d: (d / "state" / "_METADATA").write_text("{") and "state/_METADATA",
+    "garbled meta": lambda d: (d / "meta" / "metadata").write_text("{}") and "meta/metadata",
+    "no sums": lambda d: (d / "checksums.json").unlink() or "checksums.json",
+    "half the sums": lambda d: truncate(d / "checksums.json") or "checksums.json",
+    "other sums": lambda d: (d / "checksums.json").write_text("[]") and "checksums.json",
+    "a bit of the sums": lambda d: flip(d / "checksums.json", 0.9) or "",
+}
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Checkpoints 10, 20 and 30."""
+    directory = tmp_path_factory.mktemp("three") / "checkpoints"
+    save(directory, 10, 20, 30)
+    return directory
+
+
+@pytest.fixture
+def copy(three, tmp_path):
+    return shutil.copytree(three, tmp_path / "checkpoints")
+
+
+def test_undamaged_checkpoints_are_read_back(three):
+    said = []
+    checkpoints = Checkpoints(three, keep=9, report=said.append)
+    assert checkpoints.newest() == 30
+    for step in (10, 20, 30):
+        assert_holds(checkpoints, step)
+    assert said == []
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_noticed_and_the_one_before_is_used(copy, kind):
+    file = DAMAGE[kind](copy / "30")
+    damaged = tiny.files(copy / "30")
+    said = []
+    checkpoints = Checkpoints(copy, read_only=True, report=said.append)
+    assert checkpoints.newest() == 20
+    assert len(said) == 1
+    assert said[0].startswith("checkpoint 30 is damaged (")
+    assert file in said[0]
+    assert "\n" not in said[0]
+    assert tiny.files(copy / "30") == damaged  # looking changes nothing
+
+    checkpoints = Checkpoints(copy, keep=9, report=said.append)
+    assert checkpoints.newest(set_aside=True) == 20
+    assert said[1:] == said[:1]
+    assert_holds(checkpoints, 20)
+    checkpoints.save(30, state(30), {"step": 30})
+    checkpoints.close()
+    assert tiny.files(copy / "30.damaged") == damaged  # for a person to look at
+    checkpoints = Checkpoints(copy, keep=9, report=said.append)
+    assert checkpoints.newest() == 30
+    assert_holds(checkpoints, 30)
+    assert len(said) == 2
+
+
+def test_what_orbax_writes_beside_does_not_matter(copy):
+    """Its file of times is not summed, being written last; without it all is read as well."""
+    (copy / "30" / "_CHECKPOINT_METADATA").write_text("garbled")
+    said = []
+    checkpoints = Checkpoints(copy, keep=9, report=said.append)
+    assert checkpoints.newest(set_aside=True) == 30
+    assert_holds(checkpoints, 30)
+    assert said == []
+
+
+def test_the_same_step_can_be_damaged_twice(copy):
+    for name in ("30.damaged", "30.damaged2"):
+        truncate(largest(copy / "30"))
+        checkpoints = Checkpoints(copy, keep=9)
+        assert checkpoints.newest(set_aside=True) == 20
+        assert (copy / name).is_dir()
+        checkpoints.save(30, state(30), {"step": 30})
+        checkpoints.close()
+    names = sorted(path.name for path in copy.iterdir())
+    assert names == ["10", "20", "30", "30.damaged", "30.damaged2"]
+
+
+def test_all_damaged_is_for_the_user_to_decide(copy):
+    """Nothing is moved: the next command must not find an empty directory and start anew."""
+    for step in (10, 20, 30):
+        truncate(largest(copy / str(step)))
+    before = tiny.files(copy)
+    for _ in range(2):
+        said = []
+        checkpoints = Checkpoints(copy, keep=9, report=said.append)
+        with pytest.raises(CheckpointError, match=r"all checkpoints in .* are damaged; move them"):
+            checkpoints.newest(set_aside=True)
+        assert [line.split()[1] for line in said] == ["30", "20", "10"]
+    assert tiny.files(copy) == before
+
+
+def test_nothing_saved_yet_is_none(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.newest() is None
+    assert checkpoints.newest(set_aside=True) is None
+
+
+def test_a_save_killed_half_way_leaves_nothing_visible(copy):
+    """The process dies when all files are written, but before the checkpoint is made visible."""
+    program = """
+        import os, pathlib, sys
+        from tests.runtime import test_checkpoint
+        from vitdiff_jax.runtime.checkpoint import Checkpoints
+        Checkpoints._write_sums = lambda self: os._exit(7)
+        test_checkpoint.save(pathlib.Path(sys.argv[1]), 40)
+    """
+    with tiny.started("-c", textwrap.dedent(program), copy) as process:
+        process.communicate(timeout=120)
+    assert process.returncode == 7
+    unfinished = [path.name for path in copy.iterdir() if path.name.startswith("40")]
+    assert unfinished != []
+    assert "40" not in unfinished
+    said = []
+    checkpoints = Checkpoints(copy, keep=9, report=said.append)
+    assert checkpoints.newest(set_aside=True) == 30
+    assert said == []
+    checkpoints.save(40, state(40), {"step": 40})
+    checkpoints.close()
+    assert sorted(path.name for path in copy.iterdir()) == ["10", "20", "30", "40"]
+    assert_holds(Checkpoints(copy, keep=9), 40)
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        (dict(keep=1), [50]),
+        (dict(keep=2), [40, 50]),
+        (dict(keep=1, keep_every=20), [20, 40, 50]),
+        (dict(keep=2, keep_every=30), [30, 40, 50]),
+        (dict(keep=9), [10, 20, 30, 40, 50]),
+    ],
+    ids=str,
+)
+def test_retention(tmp_path, options, kept):
+    save(tmp_path / "checkpoints", 10, 20, 30, 40, 50, **options)
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == kept
+    checkpoints = Checkpoints(tmp_path / "checkpoints", **options)
+    for step in kept:
+        assert checkpoints._damage(step) is None
+    assert_holds(checkpoints, kept[0])
+
+
+def test_what_is_saved_may_change_meanwhile(tmp_path):
+    """The training step overwrites the buffers of the state while the files are written."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=9)
+    change = jax.jit(lambda s: jax.tree.map(lambda a: a * 0, s), donate_argnums=0)
+    saved, wanted = state(10, 2**20), tiny.arrays(state(10, 2**20))
+    checkpoints.save(10, saved, {})
+    jax.block_until_ready(change(saved))
+    checkpoints.close()
+    restored = Checkpoints(tmp_path / "checkpoints").restore(10, shapes(state(0, 2**20)))
+    tiny.assert_same(tiny.arrays(restored), wanted)
+
+
+def test_a_checkpoint_of_another_model_is_named(copy):
+    checkpoints = Checkpoints(copy, keep=9)
+    wider = state(0, size=301)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.restore(30, shapes(wider))
+    assert str(caught.value).endswith("is (300,) there and (301,) here")
+    assert "kernel" in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"kernel is \(300,\) there and \(301,\) here"):
+        checkpoints.restore_emas(30, ["0.9"], shapes(wider.ema["0.9"]))
+    more = state(0).replace(params=state(0).params | {"new": jnp.zeros(2)})
+    with pytest.raises(CheckpointError, match=r"params/new is absent there and \(2,\) here"):
+        checkpoints.restore(30, shapes(more))
+    with pytest.raises(CheckpointError, match=r"checkpoint 30 has no EMA 0.5, only 0.9, 0.99"):
+        checkpoints.restore_emas(30, ["0.5"], shapes(state(0).params))
+
+
+# --- The same through the command -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(--config flag, workdir) of a run with checkpoints at 10, 20 and 30."""
+    place = tmp_path_factory.mktemp("trained")
+    flag = tiny.write(place / "tiny.py")
+    assert tiny.call(flag, f"--workdir={place / 'run'}") == 0
+    return flag, place / "run"
+
+
+def test_training_goes_on_before_the_damage(trained, tmp_path, capsys):
+    flag, original = trained
+    workdir = shutil.copytree(original, tmp_path / "run")
+    flip(largest(workdir / "checkpoints" / "30" / "state" / "d"))
+    assert tiny.call(f"--workdir={workdir}", "--mode=sample", "--n=1") == 0
+    out = capsys.readouterr().out
+    assert out.count("checkpoint 30 is damaged (") == 1
+    assert "samples/step20-seed0-n1.png" in out
+    assert tiny.call(flag, f"--workdir={workdir}") == 0
+    out = capsys.readouterr().out
+    assert out.count("checkpoint 30 is damaged (") == 1
+    assert "resuming at step 20 of 30" in out
+    names = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert names == {"10", "20", "30", "30.damaged"}
+    tiny.assert_same(*(tiny.saved(tiny.config(), place) for place in (workdir, original)))
+
+
+def test_where_nothing_more_can_be_written_what_was_saved_stays(trained, tmp_path, capsys):
+    """Files of 8 KiB at most stand in for a full disk: Orbax meets the same kind of error."""
+    flag, original = trained
+    workdir = shutil.copytree(original, tmp_path / "run")
+    flags = [flag, f"--workdir={workdir}", "--config.train.steps=35"]
+    limit = ["bash", "-c", 'ulimit -f 8; exec "$@"', "-"]
+    limited = subprocess.run(
+        [*limit, sys.executable, "-m", "vitdiff_jax.main", *flags],
+        cwd=tiny.REPOSITORY, env=tiny.environment(), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert limited.returncode == 1
+    said = [line for line in limited.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1  # among what Orbax says of each array
+    assert said[0].startswith(f"error: cannot write into {workdir / 'checkpoints'}: ")
+    assert "File too large" in said[0]
+    assert tiny.call(*flags) == 0
+    assert "resuming at step 30 of 35" in capsys.readouterr().out
+    assert (workdir / "checkpoints" / "35").is_dir()
+
+
+@pytest.mark.parametrize("mode", ["train", "sample"])
+def test_all_damaged_stops_the_command(trained, tmp_path, capsys, mode):
+    flag, original = trained
+    workdir = shutil.copytree(original, tmp_path / "run")
+    for step in (10, 20, 30):
+        truncate(workdir / "checkpoints" / str(step) / "checksums.json")
+    before = tiny.files(workdir)
+    assert tiny.call(flag, f"--workdir={workdir}", f"--mode={mode}") == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: all checkpoints in {workdir / 'checkpoints'} are damaged; move")
+    assert err.count("\n") == 1
+    assert tiny.files(workdir) == before
+
+
+@pytest.mark.parametrize("mode", ["train", "sample"])
+def test_a_workdir_with_another_models_checkpoints(trained, tmp_path, capsys, mode):
+    """Someone copied the checkpoints of a run of width 16 into one of width 32."""
+    _, original = trained
+    flag = tiny.write(tmp_path / "wide.py", model=dict(width=32))
+    workdir = tmp_path / "run"
+    shutil.copytree(original / "checkpoints", workdir / "checkpoints")
+    assert tiny.call(flag, f"--workdir={workdir}", f"--mode={mode}") == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.startswith(f"error: checkpoint 30 in {workdir / 'checkpoints'} is of another model")
+    there, here = re.search(r": \S+ is (\(.+\)) there and (\(.+\)) here$", err).groups()
+    assert there == "(16,)"
+    assert here == "(32,)"
+    assert (workdir / "checkpoints" / "30").is_dir()

@@ -1,0 +1,1 @@
+"""A checked config, and what it describes: process, network, data, EMAs."""

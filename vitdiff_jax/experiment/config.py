@@ -1,0 +1,285 @@
+"""Configs: plain data, completed with defaults, overridden from the command line, checked.
+
+`defaults.py` has every key there is, with what it does. A dict with a "name" is a component: it
+names a module of a folder (or a function or class of a file) of this package, whose keyword
+defaults are the other keys. A dotted name reaches code outside the package; it is honoured in a
+config that the user runs, never in a config.json, since reading a model must not run code.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import json
+import pathlib
+import pkgutil
+import re
+import runpy
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict, config_dict, config_flags
+
+from vitdiff_jax.diffusion.process import Process
+from vitdiff_jax.experiment.defaults import FREE, defaults
+from vitdiff_jax.operators import spelling
+from vitdiff_jax.runtime import paths
+
+COMPONENTS = {  # where the config's components live, and what a folder's modules call theirs
+    "data": ("vitdiff_jax.data", "dataset"),
+    "model": ("vitdiff_jax.models", "Model"),
+    "diffusion.schedule": ("vitdiff_jax.diffusion.schedules", None),
+    "diffusion.times": ("vitdiff_jax.diffusion.times", None),
+    "sample.sampler": ("vitdiff_jax.samplers", "sample"),
+    "sample.grid": ("vitdiff_jax.diffusion.grids", None),
+}
+METRICS = ("vitdiff_jax.evaluation", "Metric")
+METRIC_LISTS = ("evaluate.metrics", "restore.metrics")
+SPELLED_LISTS = ("restore.tasks", "restore.methods", "degradation.operators")
+PACKAGE = pathlib.Path(__file__).parents[1]
+SHIPPED = (PACKAGE, PACKAGE.parent)
+"""Where the folder `configs` of this package is: in a wheel inside it, in a checkout beside it."""
+
+
+class ConfigError(ValueError):
+    """A config that cannot run; the message is one line that names the key."""
+
+
+def options(entry: Callable) -> dict[str, Any]:
+    """The config keys of a component: its keyword defaults, typed where a default is None."""
+    found = {}
+    hints = typing.get_type_hints(entry if inspect.isfunction(entry) else entry.__init__)
+    for name, parameter in inspect.signature(entry).parameters.items():
+        if parameter.default is parameter.empty or name in ("parent", "name"):
+            continue
+        value = parameter.default
+        if value is None:
+            kinds = [kind for kind in typing.get_args(hints[name]) if kind is not type(None)]
+            value = config_dict.placeholder(kinds[0])
+        found[name] = value
+    return found
+
+
+def find(place: tuple[str, str | None], key: str, name: str) -> Callable:
+    """The component that `name` stands for, for the config key `key`."""
+    home, entry = place
+    if not isinstance(name, str):
+        raise ConfigError(f"{key}: {name!r} is not a text")
+    if "." in name:
+        module, attribute = (name, entry) if entry else name.rsplit(".", 1)
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"{key}: cannot use {name!r}: {error}") from error
+    known = available(place)
+    if name not in known:
+        raise ConfigError(f"{key}: there is no {name!r} here, only {', '.join(known)}")
+    module = importlib.import_module(f"{home}.{name}" if entry else home)
+    return getattr(module, entry or name)
+
+
+def available(place: tuple[str, str | None]) -> list[str]:
+    """The names of this package's components of one kind."""
+    home, entry = place
+    package = importlib.import_module(home)
+    if entry:
+        names = [found.name for found in pkgutil.iter_modules(package.__path__)]
+        return [n for n in names if hasattr(importlib.import_module(f"{home}.{n}"), entry)]
+    own = {n: v for n, v in vars(package).items() if getattr(v, "__module__", "") == home}
+    kind = dataclasses.is_dataclass if home.endswith("schedules") else inspect.isfunction
+    return [name for name, value in own.items() if kind(value) and not name.startswith("_")]
+
+
+def component(config: ConfigDict, key: str) -> tuple[Callable, dict[str, Any]]:
+    """(entry point, options) of the component at `key`, such as "diffusion.schedule"."""
+    spec = _get(config, key).to_dict()
+    return find(COMPONENTS[key], f"config.{key}.name", spec.pop("name")), spec
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Read a config file ("file.py" or "file.py:variant"), complete it, apply the overrides.
+
+    path: where there is no such file, the one that comes with the package: "configs/digits.py".
+    overrides: command line arguments, "--config.train.steps=200" or in two parts.
+    """
+    name, _, variant = path.partition(":")
+    places = [home / name for home in (pathlib.Path(), *SHIPPED)]
+    file = next((str(place) for place in places if place.is_file()), None)
+    if file is None:
+        raise ConfigError(f"--config: there is no file {name}")
+    get_config = runpy.run_path(file).get("get_config")
+    if get_config is None:
+        raise ConfigError(f"--config: {file} has no function get_config()")
+    try:
+        given = get_config(variant) if variant else get_config()
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"--config: get_config of {path} failed: {error}") from error
+    return complete(given, overrides)
+
+
+def complete(given: ConfigDict | dict[str, Any], overrides: Sequence[str] = ()) -> ConfigDict:
+    """All of `defaults`, with the given values and then the overrides on top, types checked."""
+    given = given.to_dict() if isinstance(given, ConfigDict) else given
+    values = dict(_leaves(given))
+    tree = defaults()
+    tree["diffusion"].update(options(Process))
+    for key, place in COMPONENTS.items():
+        named = _override(overrides, f"{key}.name")
+        given_name = values.get(f"{key}.name") or _get(tree, key)["name"]
+        name = named or given_name
+        known = options(find(place, f"config.{key}.name", name))
+        if name != given_name:  # options of another component
+            values = {k: v for k, v in values.items() if not k.startswith(f"{key}.")}
+        values[f"{key}.name"] = name
+        _get(tree, key).update(known, name=name)
+    config = ConfigDict(tree)
+    keys = [key for key, _ in _leaves(config)]
+    for key, value in values.items():
+        if any(known.startswith(f"{key}.") for known in keys):
+            raise ConfigError(f"config.{key}: {value!r} is not a section of keys")
+        if key not in keys:
+            raise ConfigError(f"config.{key}: no such key{_nearest(key, keys)}")
+        _set(config, key, value)
+    return _apply(config, overrides)
+
+
+def _apply(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Parse command line overrides into a completed config."""
+    keys = [f"config.{key}" for key, _ in _leaves(config)]
+    for flag in (argument[2:].partition("=")[0] for argument in overrides if argument[:2] == "--"):
+        if flag not in keys:
+            raise ConfigError(f"{flag}: no such key{_nearest(flag, keys)}")
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=list(overrides)
+        )
+        rest = values(["", *overrides])[1:]
+    except (flags.Error, TypeError, ValueError) as error:
+        text = " ".join(str(error).split()).removeprefix("flag --")
+        raise ConfigError(text) from error
+    if rest:
+        raise ConfigError(f"{rest[0]}: not understood; values are given as --config.key=value")
+    return config
+
+
+def _set(config: ConfigDict, key: str, value: Any) -> None:
+    parent, _, last = key.rpartition(".")
+    home = _get(config, parent) if parent else config
+    old = home.get(last)
+    wrong_bool = old is not None and isinstance(old, bool) != isinstance(value, bool)
+    if isinstance(old, ConfigDict) or wrong_bool:
+        raise ConfigError(f"config.{key}: {value!r} is not {_kind(old)}")
+    try:
+        home[last] = tuple(value) if isinstance(value, list) else value
+    except TypeError as error:
+        kind = _kind(old if old is not None else home.get_type(last)())
+        raise ConfigError(f"config.{key}: {value!r} is not {kind}") from error
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    return names.get(type(value), "a list of values" if isinstance(value, tuple) else "a section")
+
+
+def _nearest(key: str, keys: list[str]) -> str:
+    near = difflib.get_close_matches(key, keys, 1, 0.5)
+    return (
+        f"; did you mean {'' if near[0].startswith('config') else 'config.'}{near[0]}?"
+        if near
+        else ""
+    )
+
+
+def _override(overrides: Sequence[str], key: str) -> str | None:
+    """The value of --config.<key> among command line arguments, the last one wins."""
+    found = None
+    for i, argument in enumerate(overrides):
+        flag, equals, value = argument.lstrip("-").partition("=")
+        if flag == f"config.{key}":
+            found = value if equals else "".join(overrides[i + 1 : i + 2])
+    return found
+
+
+def _leaves(tree: Any, prefix: str = ""):
+    """(dotted key, value) of every value that is not itself a section."""
+    for key, value in tree.items():
+        if isinstance(value, (dict, ConfigDict)):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _get(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree[part]
+    return tree
+
+
+def save(config: ConfigDict, path: epath.Path) -> None:
+    """Write a config as JSON, whole or not at all."""
+    paths.write(path, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
+
+
+def read(
+    path: pathlib.Path | epath.Path, overrides: Sequence[str] = (), beside: ConfigDict | None = None
+) -> ConfigDict:
+    """Read a workdir's config.json, in which names of code elsewhere are refused.
+
+    beside: a config that the user runs, to compare with: the code that it names is honoured here
+    too, and what a resumed run may change is not read.
+    """
+    try:
+        given = json.loads(path.read_text())
+        leaves = dict(_leaves(given))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: not found; is this the workdir of a training run?") from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path}: not a config: {error}") from error
+    if beside is not None:
+        given = _without(given, FREE)
+        leaves = dict(_leaves(given))
+    for key, name in _elsewhere(leaves, beside):
+        raise ConfigError(
+            f"{path}: {key} names code outside the package ({name}), which reading a model must"
+            " not run; pass the --config it was trained with"
+        )
+    return complete(given, overrides)
+
+
+def _elsewhere(leaves: dict[str, Any], beside: ConfigDict | None) -> Iterator[tuple[str, str]]:
+    """(key, name) of what names code outside the package, but where `beside` names it too."""
+    names: dict[str, tuple[str, ...]] = {
+        key: (str(leaves.get(f"{key}.name", "")),) for key in COMPONENTS
+    }
+    for key in (*METRIC_LISTS, *SPELLED_LISTS):
+        names[key] = tuple(map(str, leaves.get(key, ())))
+    for key, found in names.items():
+        foreign = spelling.outside if key in SPELLED_LISTS else re.compile(r"\W").search
+        own = _get(beside, key) if beside else ()
+        own = (own["name"],) if key in COMPONENTS and own else own
+        if any(map(foreign, found)) and found != own:
+            yield key, ", ".join(found)
+
+
+def _without(tree: dict[str, Any], keys: Sequence[str], prefix: str = "") -> dict[str, Any]:
+    """A tree without these keys or sections."""
+    return {
+        key: _without(value, keys, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if f"{prefix}{key}" not in keys
+    }
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """What a run that goes on from `old` must not change: "key: old -> new" for each."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    lines = []
+    for key in sorted(before.keys() | after.keys()):
+        free = any(key == f or key.startswith(f"{f}.") for f in FREE)
+        if not free and before.get(key) != after.get(key):
+            lines.append(f"{key}: {before.get(key)!r} -> {after.get(key)!r}")
+    return lines

@@ -1,0 +1,48 @@
+"""`--mode=export`: the parameters of one average alone, as one safetensors file."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from vitdiff_jax.experiment import build as experiment_lib
+from vitdiff_jax.inference import model as model_lib
+from vitdiff_jax.interop import exported, families
+from vitdiff_jax.interop.rules import Found
+from vitdiff_jax.runtime import logs
+
+
+def main(config: ConfigDict | None, workdir: epath.Path, *, family: str | None = None) -> None:
+    """Write `export/<average>.safetensors`: config.sample's average, with the config in its head.
+
+    --family: with the names and shapes of its authors (dit, sit, uvit, jit) instead of ours, for
+    their own code.
+    """
+    model = model_lib.load(workdir, config)
+    name = experiment_lib.sampled_ema(model.experiment.config)
+    params = jax.tree.map(np.asarray, model.params)
+    if family is not None:
+        params = _theirs(family, model.experiment, params)
+    about = {
+        "config": model.experiment.config.to_dict(), "shape": model.experiment.shape,
+        "conditions": dict(model.experiment.conditions), "family": family, "ema": name,
+        "step": model.step, "licence": model.licence,
+    }  # fmt: skip
+    path = workdir / "export" / f"{family or 'ema'}-{name}-step{model.step}.safetensors"
+    if jax.process_index() == 0:
+        path.parent.mkdir(exist_ok=True)
+        exported.save(path, params, about)
+    logs.say(f"{name} of step {model.step} in {path}")
+
+
+def _theirs(family: str, experiment: experiment_lib.Experiment, params: Any) -> Any:
+    """The parameters as a family's authors keep them."""
+    found = Found(experiment.config.to_dict(), experiment.shape, experiment.conditions)
+    with experiment_lib.named("--family: "):
+        try:
+            return families.to_torch(family, found, params)
+        except KeyError as error:
+            name = experiment.config.model.name
+            raise ValueError(f"{family} has no place for the model {name}") from error

@@ -1,0 +1,210 @@
+"""`--mode=import`: a workdir from published weights, to sample, evaluate, restore and fine-tune.
+
+    --mode=import --source=DiT-XL-2-256x256.pt --family=dit --workdir=runs/dit
+    --mode=import --source=model.safetensors --workdir=runs/again      what --mode=export wrote
+
+No code in a file is run. The licence of the weights comes along, as LICENCE.txt, and what was
+imported is in imported.json.
+"""
+
+import hashlib
+import json
+import pathlib
+import tempfile
+import typing
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from vitdiff_jax.data import imagenet
+from vitdiff_jax.experiment import build as experiment_lib
+from vitdiff_jax.experiment import config as config_lib
+from vitdiff_jax.experiment import ema as ema_lib
+from vitdiff_jax.experiment.config import ConfigError
+from vitdiff_jax.inference import model as model_lib
+from vitdiff_jax.interop import exported, families, torch_files
+from vitdiff_jax.interop.rules import Found
+from vitdiff_jax.interop.weights import WeightsError
+from vitdiff_jax.operators import spelling
+from vitdiff_jax.runtime import logs, parallel, paths
+from vitdiff_jax.runtime.checkpoint import Checkpoints
+from vitdiff_jax.training.step import TrainState
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, width = text.split("x")
+    return int(height), int(width)
+
+
+OPTIONS = {  # of --family: how a value of this type is written, and read
+    int: ("a whole number", int),
+    bool: ("True or False", {"True": True, "False": False}.__getitem__),
+    str: ("a text", str),
+    tuple[int, int]: ("HEIGHTxWIDTH", _size),
+}
+
+
+def main(
+    config: None,
+    workdir: epath.Path,
+    *,
+    source: pathlib.Path | None = None,
+    family: str | None = None,
+) -> None:
+    """Write the workdir. --source: a safetensors, .pt or .pth file, or what --mode=export wrote.
+
+    --family: whose names its tensors have: dit, sit, uvit, jit; with what their shapes do not tell,
+    sit:path=gvp or dit:heads=8,size=32x16.
+    """
+    if source is None:
+        raise ConfigError("--source: needed: the file of published weights")
+    if not source.is_file():
+        raise ConfigError(f"--source: there is no file {source}")
+    # Where both are, an import into a bucket was cut off as the second became the first.
+    cut_off = (workdir / "checkpoints.partial").exists()
+    for name in ("config.json",) if cut_off else ("config.json", "checkpoints"):
+        if (workdir / name).exists():
+            raise ConfigError(f"{workdir}: has {name} already; import into another --workdir")
+    described, about, params = _exported(source) if family is None else _published(source, family)
+    known = experiment_lib.build(described, tuple(about["shape"]), about["conditions"])
+    for found in params.values():
+        _check(known, found, source)
+    _write(workdir, described, params, about)
+    logs.say(logs.parameter_table(next(iter(params.values()))))
+    if about["licence"]:
+        logs.say(f"licence of these weights: {about['licence'].partition(chr(10))[0]}")
+    logs.say(f"imported into {workdir}: go on with --mode=sample, evaluate, restore, export")
+
+
+def family_of(text: str) -> tuple[ModuleType, str, dict[str, Any]]:
+    """(module, name, options) of --family; see `OPTIONS`."""
+    with experiment_lib.named("--family: "):
+        options = spelling.parse(text)
+        name = options.pop("name")
+        if name not in families.available():
+            raise ValueError(f"{name!r} is none of {', '.join(families.available())}")
+        module = families.find(name)
+        hints = typing.get_type_hints(module.read)
+        for key, value in options.items():
+            if key not in hints:
+                continue  # `families.from_torch` says which there are
+            kinds = [kind for kind in typing.get_args(hints[key]) if kind in OPTIONS]
+            how, read = OPTIONS[kinds[0] if kinds else hints[key]]
+            try:
+                options[key] = read(str(value))
+            except (ValueError, KeyError) as error:
+                raise ValueError(f"{key}={value} is not {how}") from error
+    return module, name, options
+
+
+def _exported(source: pathlib.Path) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
+    """(config, facts, {name of the average: parameters}) of a file of --mode=export."""
+    try:
+        about = exported.about(source)
+        if about is None or about["family"] is not None:
+            whose = ", ".join(families.available()) if about is None else about["family"]
+            raise ConfigError(f"--family: needed for {source}, one of {whose}")
+        params = exported.load(source)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    found, name = about.pop("config"), about["ema"]
+    kept = float(name) if name[0].isdigit() else 0.0
+    found["train"] |= {"ema": (kept,), "ema_widths": ()}
+    found["sample"] |= {"ema": None, "ema_width": None}
+    return _read(found, source), about, {ema_lib.decay_name(kept): params}
+
+
+def _read(config: dict[str, Any], source: pathlib.Path) -> ConfigDict:
+    """A config that came with a file, in which names of code elsewhere are refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "config.json"
+        path.write_text(json.dumps(config))
+        try:
+            return config_lib.read(path)
+        except ConfigError as error:
+            raise WeightsError(str(error).replace(str(path), f"{source}: its config")) from error
+
+
+def _published(
+    source: pathlib.Path, text: str
+) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
+    """The same of a file with its authors' names; their averages, if the file has several."""
+    module, family, options = family_of(text)
+    params, found = {}, None
+    try:
+        tensors, ours = torch_files.read(source), exported.about(source)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    if not isinstance(tensors, Mapping):
+        raise WeightsError(f"{source}: holds no tensors with names")
+    try:
+        sets = families.sets(family, tensors)
+        known = families.averages(family)
+        names = [name for name in sets if name in known] or [next(iter(sets))]
+        for name in names:
+            found, of_set = families.from_torch(family, sets[name], **options)
+            params[ema_lib.decay_name(known.get(name, 0.0))] = of_set
+    except ValueError as error:
+        raise WeightsError(f"{source}: {error}") from error
+    assert found is not None
+    if "model" not in found.config:
+        raise ConfigError(f"--family: {family} is no denoiser; see config.latent.autoencoder")
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    config, conditions = _described(found)
+    config["train"] = {"ema": tuple(map(float, params))}
+    licence = f"{module.LICENCE}\n\nFrom {module.SOURCE}\n" if ours is None else ours["licence"]
+    about = {
+        "shape": found.shape, "conditions": conditions, "family": text, "licence": licence,
+        "sha256": digest,
+    }  # fmt: skip
+    return config_lib.complete(config), about, params
+
+
+def _described(found: Found) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config of a published network, and its conditions, with the data that it must be of."""
+    config, conditions = {**found.config}, dict(found.conditions)
+    factor = config.get("latent", {}).get("factor", 1)
+    if len(conditions.get("label", ())) == imagenet.CLASSES:
+        config["data"] = dict(name="imagenet", size=found.shape[0] * factor)
+        conditions["label"] = imagenet.class_names()
+    return config, conditions
+
+
+def _check(known: experiment_lib.Experiment, params: Any, source: pathlib.Path) -> None:
+    """The parameters must be the network's that the config describes."""
+    shapes = jax.tree.map(lambda a: tuple(a.shape), known.param_shapes())
+    if jax.tree.map(lambda a: tuple(a.shape), params) != shapes:
+        raise WeightsError(f"{source}: its parameters are not those of the network in its config")
+
+
+def _write(workdir: epath.Path, config: Any, params: dict[str, Any], about: dict) -> None:
+    """A checkpoint of averages only, then what makes the folder a workdir, config.json last.
+
+    What was cut off is no workdir, and the same command writes it again.
+    """
+    partial, first = workdir / "checkpoints.partial", jax.process_index() == 0
+    if first:
+        (workdir / "checkpoints").rmtree(missing_ok=True)
+        partial.rmtree(missing_ok=True)
+    checkpoints = Checkpoints(partial, report=logs.say)
+    replicated = parallel.replicated(parallel.make_mesh())
+    emas = jax.device_put(jax.tree.map(np.asarray, params), replicated)
+    state = TrainState(jnp.int32(0), jnp.int32(0), {}, {}, emas)
+    checkpoints.save(0, state, {"shape": about.pop("shape"), "conditions": about.pop("conditions")})
+    checkpoints.close()
+    if not first:
+        return
+    paths.move(partial, workdir / "checkpoints")
+    if about["licence"]:
+        (workdir / model_lib.LICENCE).write_text(about["licence"])
+    (workdir / model_lib.IMPORTED).write_text(json.dumps(about, indent=2) + "\n")
+    config_lib.save(config, workdir / "config.json")

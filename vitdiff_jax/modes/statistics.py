@@ -1,0 +1,51 @@
+"""`--mode=statistics`: reference statistics of the config's data set, once, into a file.
+
+For each published network that config.evaluate.metrics look through (Inception where there are
+none), in ADM's layout, see `evaluation.references`. Give the file to
+--config.evaluate.reference=FILE.
+"""
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from vitdiff_jax.evaluation import references
+from vitdiff_jax.evaluation.networks import Network
+from vitdiff_jax.experiment.config import ConfigError
+from vitdiff_jax.inference.evaluator import OTHER, Evaluator, about_data, versions
+from vitdiff_jax.runtime import logs, parallel
+
+
+def main(
+    config: ConfigDict | None,
+    workdir: epath.Path,
+    *,
+    split: str = "train",
+    n: int | None = None,
+) -> None:
+    """Measure a split into statistics/. --split: train or heldout. --n: so many, at random."""
+    if config is None:
+        raise ConfigError("--config: needed to find its data")
+    if split not in OTHER:
+        raise ConfigError(f"--split: {split!r} is none of {', '.join(OTHER)}")
+    if n is not None and n < 2:
+        raise ConfigError(f"--n: {n} is less than 2")
+    config = config.copy_and_resolve_references()
+    config.evaluate.metrics = config.evaluate.metrics or ("fid",)
+    evaluator = Evaluator(config, workdir, parallel.make_mesh())
+    found = dict.fromkeys(part.extractor for part in evaluator.parts)
+    networks = [e for e in found if isinstance(e, Network) and not e.pairs]
+    if not networks:
+        raise ConfigError("config.evaluate.metrics: none of them looks through a published network")
+    dataset = evaluator.setting.dataset
+    parts = [part for network in networks for part in references.parts_of(network)]
+    measured = evaluator.real(split, n, parts)
+    for network in networks:
+        path = workdir / "statistics" / f"{split}-{network.name}.npz"
+        about = about_data(config, dataset) | {
+            "split": split, "count": measured.count, "resize": network.resize,
+            "versions": versions(),
+        }  # fmt: skip
+        if jax.process_index() == 0:
+            references.write(path, network, measured, about)
+        logs.say(f"{measured.count:,} images of {split} in {path}")

@@ -1,0 +1,1 @@
+"""Compiling for accelerators that are not there, and what the result costs."""

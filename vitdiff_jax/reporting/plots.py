@@ -1,0 +1,143 @@
+"""Plots of results: the only file that imports matplotlib."""
+
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+from etils import epath
+
+from vitdiff_jax.runtime import paths
+
+Line = tuple[Sequence[float], Sequence[float]]
+"""x and y."""
+SIZE = (4.6, 2.9)
+"""Of a panel of a page, inches: at this size its letters can be read on a phone."""
+STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "lines.markersize": 4,
+}
+COLOURS = {  # matplotlib's own -> the page's, which follow the reader's theme
+    "#1f77b4": "--series-1", "#ff7f0e": "--series-2", "#2ca02c": "--series-3",
+    "#d62728": "--series-4", "#9467bd": "--series-5", "#8c564b": "--series-6",
+    "#e377c2": "--series-1", "#7f7f7f": "--series-2", "#bcbd22": "--series-3",
+    "#17becf": "--series-4", "#000000": "--ink", "#808080": "--muted", "#b0b0b0": "--line",
+}  # fmt: skip
+
+
+def sweep(path: epath.Path, report: dict[str, Any]) -> None:
+    """A PNG file with one panel for each metric of an evaluation's rows, see `sweep_panel`."""
+    from matplotlib.figure import Figure  # half a second to import: only where something is plotted
+
+    names = list(report["rows"][0]["results"])
+    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for axes, metric in zip(panels, names):
+        _sweep(axes, report, metric)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(names), fontsize=8)
+    figure.savefig(file := io.BytesIO(), dpi=110, format="png")
+    paths.write(path, file.getvalue())
+
+
+def sweep_panel(report: dict[str, Any], metric: str) -> str:
+    """One metric of an evaluation's rows, over the setting with most values, as SVG.
+
+    A line for each combination of the others; real images dashed, the best row ringed.
+    """
+    return _svg(f"sweep {metric}", lambda axes: _sweep(axes, report, metric))
+
+
+def _sweep(axes: Any, report: dict[str, Any], metric: str) -> None:
+    rows = report["rows"]
+    settings = [k for k in rows[0] if k not in ("results", "seconds", "network_calls")]
+    counts = {key: len({row[key] for row in rows}) for key in settings}
+    numeric = [k for k in settings if isinstance(rows[0][k], (int, float))]
+    along = max(numeric, key=lambda key: counts[key])
+    others = [key for key in settings if counts[key] > 1 and key != along]
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        name = ", ".join(f"{key} {row[key]}" for key in others)
+        lines.setdefault(name, []).append(row)
+    for name, found in lines.items():
+        found = sorted(found, key=lambda row: row[along])
+        values = [row["results"][metric]["value"] for row in found]
+        axes.plot([row[along] for row in found], values, "o-", label=name)
+    best = rows[report["best"]]
+    axes.plot(
+        best[along], best["results"][metric]["value"], "o", markersize=14, fillstyle="none",
+        color="black", clip_on=False, label=f"best by {next(iter(rows[0]['results']))}",
+    )  # fmt: skip
+    if report["real_images"] and metric in report["real_images"]["results"]:
+        real = report["real_images"]["results"][metric]["value"]
+        axes.axhline(real, linestyle="--", color="gray", label="real images")
+    axes.set(xlabel=along, ylabel=metric)
+    axes.grid(alpha=0.3)
+
+
+def curves(lines: Mapping[str, Line], xlabel: str, ylabel: str) -> str:
+    """Lines with their names as SVG, sparse ones with markers; logarithmic if few are far above."""
+
+    def draw(axes):
+        most = max(len(x) for x, _ in lines.values())
+        for name, (x, y) in lines.items():
+            marker = "o" if len(x) < 40 and (len(x) < most or most < 5) else ""
+            axes.plot(x, y, marker=marker, linewidth=1.4, label=name)
+        values = sorted(v for _, y in lines.values() for v in y if math.isfinite(v))
+        if values and values[0] > 0 and values[-1] > 20 * values[len(values) // 2]:
+            axes.set_yscale("log")
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.grid(alpha=0.3)
+
+    return _svg(ylabel, draw)
+
+
+def _svg(name: str, draw: Callable[[Any], None]) -> str:
+    """A panel that `draw` fills, as an <svg> element for a page; the same panel, the same bytes.
+
+    name: no other panel of the page has it, and so none has its ids.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style: Any = STYLE | {"svg.hashsalt": name}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.subplots()
+        draw(axes)
+        handles, labels = axes.get_legend_handles_labels()
+        if len(labels) > 1:
+            ncols = 2 if max(map(len, labels)) < 30 else 1
+            figure.legend(handles, labels, loc="outside lower left", ncols=ncols, fontsize=8)
+        file = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    return _inline(file.getvalue())
+
+
+def _inline(text: str) -> str:
+    """An SVG file as an element of an HTML page, in its colours, without namespaces' addresses."""
+    root = ElementTree.fromstring(text)
+    used = set(re.findall(r"#([\w-]+)", text))
+    for defs in [child for child in root if child.tag.endswith("}defs")][:1]:
+        root.remove(defs)  # its style sheet would be the page's
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        found = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+        if found.get("id") not in used:
+            found.pop("id", None)
+        element.attrib.clear()
+        element.attrib.update(found)
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    root.attrib["aria-hidden"] = "true"  # its figure says what it shows
+    inline = re.sub(r" font-family: [^;\"]*;?", "", ElementTree.tostring(root, encoding="unicode"))
+    return re.sub(
+        r"#[0-9a-f]{6}", lambda m: f"var({COLOURS[m[0]]})" if m[0] in COLOURS else m[0], inline
+    )

@@ -1,0 +1,122 @@
+"""Results for a person, as tables of text, and for programs, as JSON."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from vitdiff_jax.runtime import chips, paths
+
+Results = dict[str, dict[str, float]]
+"""The numbers of each metric, "value" first."""
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows of cells as lines of text with straight columns."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines:
+        yield "  ".join(cell.rjust(width) for cell, width in zip(line, widths))
+
+
+def table(
+    found: list[dict[str, Any]], real: tuple[str, Results] | None, best: int
+) -> Iterator[str]:
+    """`of_evaluation` as lines of text, and what the real images were."""
+    yield from aligned(of_evaluation(found, real, best))
+    if real is not None:
+        yield f"real images: {real[0]}"
+
+
+def of_evaluation(
+    found: list[dict[str, Any]], real: tuple[str, Results] | None, best: int
+) -> list[list[str]]:
+    """A head, a row each: the settings that differ, all numbers, the best marked; real images."""
+    settings = [k for k in found[0] if k not in ("results", "seconds")]
+    differ = [k for k in settings if len({row[k] for row in found}) > 1]
+    names = list(_numbers(found[0]["results"]))
+    lines = [["", *differ, *names]]
+    for i, row in enumerate(found):
+        mark = "best" if i == best and len(found) > 1 else ""
+        values = [str(row[key]) for key in differ]
+        lines.append([mark, *values, *_numbers(row["results"]).values()])
+    if real is not None:
+        known = _numbers(real[1])
+        lines.append(["real images", *[""] * len(differ), *(known.get(name, "") for name in names)])
+    return lines
+
+
+def _numbers(results: Results) -> dict[str, str]:
+    """All numbers of some metrics, {what: number}."""
+    return {
+        name if key == "value" else f"{name} {key}": f"{math.nan if value is None else value:.4f}"
+        for name, values in results.items()
+        for key, value in values.items()
+    }
+
+
+def of_restoration(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """A head, a row each; every metric's mean with its 95 % confidence interval."""
+    names = list(rows[0]["results"])
+    lines = [["task", "method", *names, "seconds", "network calls"]]
+    for row in rows:
+        values = [
+            f"{r['value']:.3f} ± {1.96 * r['standard_error']:.3f}" for r in row["results"].values()
+        ]
+        costs = [str(row.get(key, "")) for key in ("seconds", "network_calls")]
+        lines.append([row["task"], row["method"], *values, *costs])
+    return lines
+
+
+def of_plan(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a plan says, by name."""
+    size = {name: value / chips.GIB for name, value in plan["bytes_per_device"].items()}
+    memory, messages = plan["memory_per_device"] / chips.GIB, plan["collectives"]
+    parts = ", ".join(f"{name} {size[name]:.2f}" for name in size if name != "total")
+    flops = plan["flops_per_image"] / 1e9
+    return [
+        ("chips", f"{plan['topology']}, {plan['chips']} devices; step {plan['how']}"),
+        ("parameters", f"{plan['parameters']:,}; {flops:.1f} GFLOP an image"),
+        ("memory", f"{size['total']:.2f} of {memory:.0f} GiB a device: {parts}"),
+        ("fits", "yes" if plan["fits"] else "NO: --search looks for a way that does"),
+        ("a step", f"{plan['seconds_per_step'] * 1e3:.1f} ms for {plan['batch']} images"
+                   f" ({plan['images_per_second']:,.0f} images/s); {plan['estimate']}"),
+        ("estimated MFU", f"{plan['estimated_mfu']:.3f} of the bf16 peak;"
+                          f" {plan['estimated_mfu_with_messages']:.3f} with messages"),
+        ("messages", f"{sum(messages['bytes'].values()) / 2**20:.0f} MiB a step and device,"
+                     f" {messages['seconds'] * 1e3:.1f} ms on the links, of which"
+                     f" {messages['hidden_seconds'] * 1e3:.1f} beside other work"),
+        ("the whole run", f"{plan['steps']:,} steps: {plan['hours']:.1f} hours,"
+                          f" {plan['chip_hours']:,.0f} chip hours"
+                          + ("" if plan["price"] is None else f", costs {plan['price']:,.0f}")),
+    ]  # fmt: skip
+
+
+def write(path: epath.Path, report: dict[str, Any]) -> None:
+    """As JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_finite(report), indent=2, allow_nan=False) + "\n"
+    paths.write(path, text.encode())
+
+
+def read(path: epath.Path) -> dict[str, Any]:
+    """A JSON file's object; {} where there is no file. ValueError names the file."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name}: holds no object")
+    return found
+
+
+def _finite(report: Any) -> Any:
+    """The same with None for what is not finite, which JSON cannot say."""
+    if isinstance(report, dict):
+        return {key: _finite(value) for key, value in report.items()}
+    if isinstance(report, (list, tuple)):
+        return [_finite(value) for value in report]
+    return None if isinstance(report, float) and not math.isfinite(report) else report

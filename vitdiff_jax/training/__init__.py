@@ -1,0 +1,1 @@
+"""The training loop, one functional step, and what watches over a run."""
