@@ -1,20 +1,20 @@
-"""A ViT-S on 4x4 patches of CelebA's faces at 64 px, with their 40 attributes.
+"""ViT-S/4 on CelebA at 64 px, conditioned on 40 attributes.
 
     python -m vitdiff_jax.main --config=configs/celeba.py --mode=prepare [--manual=FOLDER]
     python -m vitdiff_jax.main --config=configs/celeba.py --workdir=runs/celeba
     python -m vitdiff_jax.main --workdir=runs/celeba --mode=sample --attributes="Smiling,-Male"
 
-TFDS fetches what FOLDER does not have, unless Google Drive's quota is used up: then put the files
-of CelebA's home page into FOLDER. Cropped as U-ViT-S/4, which reaches FID 2.87 without conditions
-after 500,000 steps of 128 (arXiv:2209.12152). Not yet run here; hardware and hours: not yet
-measured. celeba.py:small is for a laptop, not yet run.
+TFDS downloads the files that FOLDER does not have, unless the Google Drive quota is exceeded: then
+put the files from CelebA's home page into FOLDER. The crop is that of U-ViT-S/4, whose
+unconditional model reaches FID 2.87 after 500,000 steps of 128 (arXiv:2209.12152). Not yet run;
+hardware and hours: not yet measured. celeba.py:small is for a laptop, not yet run.
 """
 
 from typing import Any
 
 
 def get_config(variant=""):
-    """JiT's recipe (arXiv:2511.13720) with U-ViT's batch, rate and number of images."""
+    """JiT's recipe (arXiv:2511.13720) with U-ViT's batch size, learning rate and steps."""
     if variant not in ("", "small"):
         raise ValueError(f"no variant {variant!r}, only small")
     config: dict[str, Any] = dict(

@@ -1,21 +1,21 @@
-"""Text to image: JiT-B/16 on COCO's captioned photographs at 256 px, in pixel space.
+"""Text-to-image: JiT-B/16 on COCO captions at 256 px, in pixel space.
 
     python -m vitdiff_jax.main --config=configs/coco.py --mode=prepare [--manual=FOLDER]
     python -m vitdiff_jax.main --config=configs/coco.py --workdir=runs/coco
     python -m vitdiff_jax.main --workdir=runs/coco --mode=sample --prompt="a red bus on a street"
 
-TFDS fetches the archives (53 GB) that FOLDER does not have. A small text encoder reads the captions
-as bytes and is trained along. For a frozen one, prepare and train with
+TFDS downloads the archives (53 GB) that FOLDER does not have. A small byte-level text encoder is
+trained jointly. To use a frozen one instead, prepare and train with
 --config.data.text=openai/clip-vit-large-patch14 --config.data.length=77 (extra "text").
-U-ViT reaches FID 5.48 with CLIP and latents (arXiv:2209.12152). Not yet run here; hardware and
-hours: not yet measured. coco.py:small is for a laptop: 64 px, not yet run.
+U-ViT reaches FID 5.48 with CLIP and latents (arXiv:2209.12152). Not yet run; hardware and hours:
+not yet measured. coco.py:small is for a laptop: 64 px, not yet run.
 """
 
 from typing import Any
 
 
 def get_config(variant=""):
-    """JiT's recipe (arXiv:2511.13720), with U-ViT's batch and number of images."""
+    """JiT's recipe (arXiv:2511.13720) with U-ViT's batch size and number of training images."""
     if variant not in ("", "small"):
         raise ValueError(f"no variant {variant!r}, only small")
     config: dict[str, Any] = dict(

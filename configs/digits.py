@@ -1,11 +1,11 @@
-"""A class-conditional ViT on scikit-learn's 8x8 digits: the whole system in about two minutes.
+"""A class-conditional ViT on scikit-learn's 8x8 digits: a complete run in about two minutes.
 
 python -m vitdiff_jax.main --config=configs/digits.py
 """
 
 
 def get_config():
-    """JiT's recipe (arXiv:2511.13720) at the size of a stamp."""
+    """JiT's recipe (arXiv:2511.13720) with a tiny network."""
     return dict(
         data=dict(name="digits"),
         model=dict(

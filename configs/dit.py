@@ -5,10 +5,10 @@
     python -m vitdiff_jax.main --config=configs/dit.py --workdir=runs/dit \
         --config.latent.autoencoder=FILE --config.latent.path=LATENTS
 
-FILE is the autoencoder of Stable Diffusion as diffusers has it, sd-vae-ft-ema. The published
-result is FID 2.27 with guidance 1.5 after 7 million steps. dit.py:S, :B and :L are the smaller
-ones, dit.py:pixels a small one of 32 px clothes that needs no latents. Not yet run here, but for
-the last one's first steps; hardware and hours: not yet measured.
+FILE is Stable Diffusion's autoencoder in diffusers' format, sd-vae-ft-ema. The published result is
+FID 2.27 with guidance 1.5 after 7 million steps. dit.py:S, :B and :L are the smaller models,
+dit.py:pixels is a small one for Fashion-MNIST at 32 px, without latents. Not yet run, except for
+the first steps of the last one; hardware and hours: not yet measured.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ SIZES = ("XL", "L", "B", "S")
 
 
 def get_config(variant="XL"):
-    """The authors' process, loss, optimiser and sampler; guided on the first three channels."""
+    """The authors' process, loss, optimiser and sampler, with guidance on three channels."""
     if variant not in (*SIZES, "pixels"):
         raise ValueError(f"no variant {variant!r}, only {', '.join(SIZES)}, pixels")
     config: dict[str, Any] = dict(

@@ -3,13 +3,13 @@
     python -m vitdiff_jax.main --config=configs/fashion_mnist.py --mode=prepare
     python -m vitdiff_jax.main --config=configs/edm.py
 
-The process is that of `config.diffusion` alone: any denoiser can have it, --config.model.name=vit
-or dit. Not yet run at full length.
+The process only depends on `config.diffusion`, so any denoiser can be used:
+--config.model.name=vit or dit. Not yet run at full length.
 """
 
 
 def get_config():
-    """EDM's noise levels, loss weight, 18 Heun steps and grid; two averages of EDM2's kind."""
+    """EDM's noise distribution, loss weighting, grid and 18 Heun steps; two EMAs as in EDM2."""
     return dict(
         data=dict(name="fashion_mnist"),
         model=dict(name="unet", width=32, multipliers=(1, 2, 2), attention=(2,)),

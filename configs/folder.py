@@ -1,19 +1,20 @@
-"""Your own images: a folder or a zip file, sub-folders as classes, a captions file if you like.
+"""Your own images: a folder or zip file, with subfolders as classes or a captions file.
 
     python -m vitdiff_jax.main --config=configs/folder.py --config.data.path=PHOTOS
     python -m vitdiff_jax.main --config=configs/folder.py:small --config.data.path=PHOTOS
 
-Any sizes and formats; PHOTOS is only read. --config.data.captions=metadata.jsonl reads captions.
-At 256 px the model is JiT-B/16 with its recipe (arXiv:2511.13720) and wants a GPU or TPU; with few
-images give it fewer steps and more dropout, and watch the pictures of copies that training leaves
-in samples/. folder.py: not yet run at full length. folder.py:small, for a laptop, is 64 px.
+Images may have any size and format; PHOTOS is not modified. Captions are read with
+--config.data.captions=metadata.jsonl. At 256 px the model is JiT-B/16 with its recipe
+(arXiv:2511.13720), for a GPU or TPU; for few images use fewer steps and more dropout, and check the
+nearest training images in samples/ for memorisation. Not yet run at full length. folder.py:small is
+for a laptop: 64 px.
 """
 
 from typing import Any
 
 
 def get_config(variant=""):
-    """A model that a few thousand images do not overfit at once."""
+    """Regularised for a few thousand images."""
     if variant not in ("", "small"):
         raise ValueError(f"no variant {variant!r}, only small")
     config: dict[str, Any] = dict(

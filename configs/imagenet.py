@@ -3,9 +3,10 @@
     python -m vitdiff_jax.main --config=configs/imagenet.py --mode=prepare --manual=FOLDER
     python -m vitdiff_jax.main --config=configs/imagenet.py --workdir=runs/imagenet
 
-FOLDER holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar. The published recipe: 131 million
-parameters, batch 1024, 200 epochs, FID 4.37 with guidance. Not yet run here; hardware and hours:
-not yet measured. imagenet.py:small is for a laptop: 64 px, 9 million parameters, not yet run.
+FOLDER contains ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar. The published recipe: 131
+million parameters, batch size 1024, 200 epochs, FID 4.37 with guidance. Not yet run; hardware and
+hours: not yet measured. imagenet.py:small is for a laptop: 64 px, 9 million parameters, not yet
+run.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ EPOCH = 1_281_167 / 1024  # steps
 
 
 def get_config(variant=""):
-    """The authors' settings; their time runs the other way, so t = sigmoid(0.8 n + 0.8)."""
+    """The authors' settings; their time is reversed, so here t = sigmoid(0.8 n + 0.8)."""
     if variant not in ("", "small"):
         raise ValueError(f"no variant {variant!r}, only small")
     config: dict[str, Any] = dict(

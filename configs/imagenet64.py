@@ -1,11 +1,12 @@
-"""A ViT-B on 4x4 patches of ImageNet at 64 px, class-conditional, in pixel space.
+"""ViT-B/4 on ImageNet at 64 px, class-conditional, in pixel space.
 
     python -m vitdiff_jax.main --config=configs/imagenet64.py --mode=prepare --manual=FOLDER
     python -m vitdiff_jax.main --config=configs/imagenet64.py --workdir=runs/imagenet64
 
-JiT's recipe (arXiv:2511.13720) at the size at which U-ViT-L/4 reaches FID 4.26 (arXiv:2209.12152).
---config.data.cache=True, to prepare and to train, decodes the photographs once: 16 GB. Not yet run
-here; hardware and hours: not yet measured. imagenet64.py:small is for a laptop, not yet run.
+JiT's recipe (arXiv:2511.13720) at the resolution where U-ViT-L/4 reaches FID 4.26
+(arXiv:2209.12152). With --config.data.cache=True, for preparing and training, photographs are
+decoded only once (16 GB). Not yet run; hardware and hours: not yet measured. imagenet64.py:small is
+for a laptop, not yet run.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ EPOCH = 1_281_167 / 1024  # steps
 
 
 def get_config(variant=""):
-    """As imagenet.py, with smaller patches; a 64 px image has as many tokens as a 256 px one."""
+    """As imagenet.py with smaller patches: as many tokens at 64 px as there at 256 px."""
     if variant not in ("", "small"):
         raise ValueError(f"no variant {variant!r}, only small")
     config: dict[str, Any] = dict(

@@ -1,25 +1,26 @@
-"""A ViT that is trained to restore: it sees the degraded image and draws the whole one (Palette).
+"""A ViT trained to restore: it samples images conditioned on the degraded one (Palette).
 
 python -m vitdiff_jax.main --config=configs/restorer.py
 python -m vitdiff_jax.main --config=configs/restorer.py --mode=sample --n=48
 
-Needs no download. For photographs of your own, add --config.data.name=folder
---config.data.path=FOLDER and --config.data.size=64. Any other config becomes a restorer in the same
-way: --config.degradation.operators="('mask:kind=strokes','downsample:factor=2')".
+Needs no download. For your own photographs add --config.data.name=folder --config.data.path=FOLDER
+and --config.data.size=64. Any other config can be made a restorer by
+--config.degradation.operators="('mask:kind=strokes','downsample:factor=2')".
 
-Variant "small" is for a first look on a laptop.
+Variant "small" is for a first try on a laptop.
 """
 
 
 def get_config(variant=""):
-    """Ten degradations (arXiv:2111.05826 has four) on 32 px patches of scenes.py's photographs.
+    """Ten degradations (four in arXiv:2111.05826) of 32 px patches of the photographs of scenes.py.
 
-    One model for all of them, which is told the degraded image and not what happened to it. The
-    noise is up to 0.2, that of a bad photograph, so that it also learns to leave a clean one alone.
-    No guidance is needed: the hint says nearly all, and dropping it costs training.
+    One model for all of them, conditioned on the degraded image but not on its degradation. The
+    noise is random up to 0.2, that of a bad photograph, so that it also learns to preserve clean
+    images. Guidance is not needed: the hint is nearly sufficient, and condition dropout would slow
+    training.
 
-    Measured: 57 minutes on two CPU cores beside other work. It restores worse than scenes.py does
-    with DDRM in the same number of steps (docs/restoration.md).
+    Measured: 57 minutes on two CPU cores beside other work. It restores worse than scenes.py with
+    DDRM in the same number of steps (docs/restoration.md).
     """
     if variant not in ("", "small"):
         raise ValueError(f"no variant {variant!r}, only small")

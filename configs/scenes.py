@@ -1,25 +1,25 @@
-"""An unconditional ViT on 32 px patches of colour photographs: a prior to restore others with.
+"""An unconditional ViT on 32 px patches of colour photographs: a prior for image restoration.
 
 python -m vitdiff_jax.main --config=configs/scenes.py
 
-Needs no download. Variant "small" is for a first look on a laptop.
+Needs no download. Variant "small" is for a first try on a laptop.
 """
 
 
 def get_config(variant=""):
-    """JiT's recipe (arXiv:2511.13720) in small, with times for restoring.
+    """JiT's recipe (arXiv:2511.13720), scaled down, with a timestep distribution for restoration.
 
-    JiT's times (logit mean 0.8, std 0.8) dwell on high noise, where a picture is composed. Here the
-    degraded picture says what is in it, and a restorer needs E[x | x_t] most at middle and low
-    noise, where edges and textures are settled: mean 0, std 1 puts 8 % of the times below t = 0.2,
-    where JiT's have 0.3 %, and the loss on u weighs errors of x by 1 / t^2. The bottleneck is as
-    wide as a patch, 4 x 4 x 3, so that fine detail passes.
+    JiT's distribution (logit mean 0.8, std 0.8) favours high noise, where the composition of an
+    image is decided. In restoration the measurement determines the composition, and E[x | x_t]
+    matters most at medium and low noise, where edges and textures form: mean 0, std 1 has 8 % of
+    the times below t = 0.2, JiT's 0.3 %, and the loss on u weights errors of x by 1 / t^2. The
+    bottleneck is as wide as a patch, 4 x 4 x 3, to preserve fine detail.
 
-    Measured: 44 minutes on one CPU core; held-out loss 0.072. What it restores:
+    Measured: 44 minutes on one CPU core; held-out loss 0.072. For restoration see
     docs/restoration.md.
 
-    No metric of samples: the held-out scenes show other things, so that a Fréchet distance would
-    measure which scenes those are. The held-out loss and what the model restores judge it.
+    There is no metric of samples: the held-out scenes have other content, which would dominate a
+    Fréchet distance. The model is evaluated by its held-out loss and by restoration.
     """
     if variant not in ("", "small"):
         raise ValueError(f"no variant {variant!r}, only small")

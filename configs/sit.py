@@ -1,17 +1,17 @@
-"""SiT-XL/2 on latents of ImageNet at 256 px: DiT's network as a velocity (arXiv:2401.08740).
+"""SiT-XL/2 on latents of ImageNet at 256 px: DiT with velocity prediction (arXiv:2401.08740).
 
     python -m vitdiff_jax.main --config=configs/sit.py --workdir=runs/sit \
         --config.latent.autoencoder=FILE --config.latent.path=LATENTS
 
-Prepared as in dit.py. The published result is FID 2.06 with guidance 1.5 after 7 million steps.
-sit.py:gvp walks on the trigonometric path. Not yet run here; hardware and hours: not yet measured.
+Prepare the data as in dit.py. The published result is FID 2.06 with guidance 1.5 after 7 million
+steps. sit.py:gvp uses the trigonometric path. Not yet run; hardware and hours: not yet measured.
 """
 
 from typing import Any
 
 
 def get_config(variant=""):
-    """The authors' linear path, velocity and optimiser; the sampler is the SDE's."""
+    """The authors' linear path, velocity prediction, optimiser and SDE sampler."""
     if variant not in ("", "gvp"):
         raise ValueError(f"no variant {variant!r}, only gvp")
     config: dict[str, Any] = dict(

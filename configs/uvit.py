@@ -1,11 +1,10 @@
-"""U-ViT-S/4 on CelebA's faces at 64 px, without conditions, as published (arXiv:2209.12152).
+"""U-ViT-S/4 on CelebA at 64 px, unconditional, as published (arXiv:2209.12152).
 
     python -m vitdiff_jax.main --config=configs/celeba.py --mode=prepare [--manual=FOLDER]
     python -m vitdiff_jax.main --config=configs/uvit.py --workdir=runs/uvit
 
-The published result is FID 2.87 after 500,000 steps. The faces' attributes are never told here
-(label_dropout=1), so that the data set need not be another one. Not yet run here; hardware and
-hours: not yet measured.
+The published result is FID 2.87 after 500,000 steps. The attributes of the data set are always
+dropped (label_dropout=1). Not yet run; hardware and hours: not yet measured.
 """
 
 

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Run vitdiff_jax on all GPUs of this machine, in one process, again after a crash.
+# Run vitdiff_jax on all GPUs of this machine, in one process, and restart it after a crash.
 #
 #   launch/gpu.sh [flags] -- ARGUMENTS
 #
-# Makes a virtual environment, or brings one up to date, with JAX for the CUDA that the driver knows;
-# shows what --mode=plan says of the run; runs it. After a crash it goes on from its workdir.
+# Creates or updates a virtual environment, with JAX for the CUDA version of the driver; prints the
+# table of --mode=plan; starts the run. After a crash it resumes from its workdir.
 #
 #   --venv=FOLDER     the virtual environment; default: .venv in this checkout
-#   --retries=N       give up after N crashes in a row without progress (default 3), progress being
-#                     a run of PROGRESS_SECONDS (600). Each waits POLL_SECONDS (30) before the next
-#   --data=FOLDER     the program's TFDS_DATA_DIR
-#   --env-file=FILE   more of its environment, as lines NAME=VALUE: secrets are seen nowhere else
-#   --no-plan         do not plan
-#   --dry-run         print every command, and run none
+#   --retries=N       give up after N consecutive crashes without progress, i.e. without a run of
+#                     PROGRESS_SECONDS (600); default: 3. Waits POLL_SECONDS (30) before a restart
+#   --data=FOLDER     TFDS_DATA_DIR of the program
+#   --env-file=FILE   more environment variables, as lines NAME=VALUE; use this for secrets
+#   --no-plan         skip --mode=plan
+#   --dry-run         print all commands without running them
 #
 #   launch/gpu.sh --data=/data/tensorflow_datasets -- --config=configs/imagenet.py
 #
-# CUDA_VISIBLE_DEVICES=0,1 leaves the other GPUs alone. Ctrl-C has the program save and end. Exit
-# codes: 0 finished; 1 the installation failed; 2 wrong usage, no GPU, or no plan; 75 stopped by a
-# signal after saving, and the same command goes on; else the program's own.
+# CUDA_VISIBLE_DEVICES=0,1 uses only these GPUs. On Ctrl-C the program saves and exits. Exit codes:
+# 0 finished; 1 installation failed; 2 invalid usage, no GPU, or --mode=plan failed; 75 stopped by a
+# signal after saving (the same command resumes); else the program's own.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -26,10 +26,10 @@ SCRIPT=gpu
 # shellcheck source=launch/shared.sh
 source "$ROOT/launch/shared.sh"
 
-cuda() {  # prints the newest CUDA that the driver runs, of those that JAX has packages for
+cuda() {  # prints the newest CUDA that both the driver and JAX support
   local version
   version=$(nvidia-smi | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
-  ((${version:-0} >= 12)) || die 2 "the driver knows CUDA ${version:-?}, JAX needs 12: update it"
+  ((${version:-0} >= 12)) || die 2 "the driver supports CUDA ${version:-?}, JAX needs 12: update it"
   echo "cuda$((version > 12 ? 13 : 12))"
 }
 
@@ -42,8 +42,8 @@ install() {  # once for each state of pyproject.toml
     show "$VENV/bin/pip" install --quiet -e "${ROOT}[$extra]"
     return
   fi
-  say "installing JAX for $extra into $VENV, which takes minutes the first time"
-  python=$(find_python 2>/dev/null) || die 1 "no Python 3.11 or newer here: install one"
+  say "installing JAX for $extra into $VENV; this takes minutes the first time"
+  python=$(find_python 2>/dev/null) || die 1 "no Python 3.11 or newer found: install one"
   if ! "$python" -m venv "$VENV" || ! "$VENV/bin/pip" install --quiet -e "${ROOT}[$extra]"; then
     die 1 "the installation failed, see above"
   fi
@@ -84,7 +84,7 @@ number --retries "$RETRIES"
 need_program
 read_environment
 find_gpus
-((${#GPUS[@]})) || die 2 "no GPU here: install NVIDIA's driver; launch/local.sh runs on CPUs"
+((${#GPUS[@]})) || die 2 "no GPU found: install NVIDIA's driver; launch/local.sh runs on CPUs"
 EXTRA=$(cuda)
 install "$EXTRA"
 PYTHON=$VENV/bin/python

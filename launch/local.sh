@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Run vitdiff_jax as several processes on this machine, which share its GPUs or have a CPU each.
+# Run vitdiff_jax as several processes on this machine, on its GPUs or CPUs.
 #
 #   launch/local.sh --processes=N [flags] -- ARGUMENTS
 #
-#   --processes=N     at least one GPU for each, where there are GPUs; JAX_PLATFORMS=cpu leaves
-#                     them alone, and CUDA_VISIBLE_DEVICES=0,1 says which there are
-#   --data=FOLDER     the program's TFDS_DATA_DIR
-#   --env-file=FILE   more of its environment, as lines NAME=VALUE: secrets are seen nowhere else
-#   --no-plan         with GPUs: do not plan, which needs pip install -e ".[plan]"
-#   --dry-run         print every command, and run none
+#   --processes=N     number of processes; GPUs are divided evenly among them. JAX_PLATFORMS=cpu
+#                     ignores GPUs, and CUDA_VISIBLE_DEVICES=0,1 selects some
+#   --data=FOLDER     TFDS_DATA_DIR of the program
+#   --env-file=FILE   more environment variables, as lines NAME=VALUE; use this for secrets
+#   --no-plan         with GPUs: skip --mode=plan, which needs pip install -e ".[plan]"
+#   --dry-run         print all commands without running them
 #
 #   launch/local.sh --processes=2 -- --config=configs/digits.py --workdir=runs/two
 #
-# Runs in the Python of $PYTHON (default: python3), that of an active virtual environment. Each line
-# of output says whose it is. Ctrl-C has all of them save and end. When one ends, the others have
-# GRACE_SECONDS (60) to do so too, then they are killed. Exit code: the highest of theirs; 75:
-# stopped by a signal after saving, and the same command goes on; 2: wrong usage, or no plan.
+# Runs $PYTHON (default: python3), usually that of an active virtual environment. Lines of output
+# are prefixed with the process index. On Ctrl-C all processes save and exit. Once one has exited,
+# the others are killed after GRACE_SECONDS (60). Exit code: the highest of theirs; 75: stopped by
+# a signal after saving (the same command resumes); 2: invalid usage, or --mode=plan failed.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -36,25 +36,25 @@ start() {  # PROCESS
   )
   ((${#GPUS[@]} == 0)) || command=(env CUDA_VISIBLE_DEVICES="$(share "$1")" "${command[@]}")
   if $DRY_RUN; then show "${command[@]}"; return; fi
-  # What labels the output outlives Ctrl-C, or the last words would be lost.
+  # sed ignores Ctrl-C, so that the last lines are not lost.
   PYTHONUNBUFFERED=1 "${command[@]}" > >(trap '' INT TERM && exec sed -u "s/^/[$1] /") 2>&1 &
   STARTED+=("$!")
 }
 
 signal() { kill "-$1" "${STARTED[@]}" 2>/dev/null || true; }
 
-running() {  # how many
+running() {  # prints the number of running processes
   local pid count=0
   for pid in "${STARTED[@]}"; do if kill -0 "$pid" 2>/dev/null; then count=$((count + 1)); fi; done
   echo "$count"
 }
 
-finish() {  # waits for the first to end, then for the others; sets WORST to the highest exit code
+finish() {  # waits for the first to exit, then for the others; sets WORST to the highest exit code
   local pid until
-  while (($(running) == PROCESSES)); do sleep 0.2 || true; done  # Ctrl-C ends the sleep, too
+  while (($(running) == PROCESSES)); do sleep 0.2 || true; done  # Ctrl-C interrupts the sleep too
   until=$((SECONDS + GRACE_SECONDS))
   while (($(running) && SECONDS < until)); do sleep 0.2 || true; done
-  (($(running) == 0)) || say "one has ended, others not within $GRACE_SECONDS s: killing them"
+  (($(running) == 0)) || say "one has exited, others not within $GRACE_SECONDS s: killing them"
   signal KILL
   WORST=0
   for pid in "${STARTED[@]}"; do
@@ -73,12 +73,12 @@ while (($#)); do
   shift
 done
 number --processes "$PROCESSES"
-((PROCESSES)) || die 2 "--processes=$PROCESSES: at least 1"
+((PROCESSES)) || die 2 "--processes=$PROCESSES: must be at least 1"
 need_program
 read_environment
 find_gpus
 ((${#GPUS[@]} % PROCESSES == 0)) ||
-  die 2 "${#GPUS[@]} GPUs cannot be shared out evenly to $PROCESSES processes"
+  die 2 "${#GPUS[@]} GPUs cannot be divided evenly among $PROCESSES processes"
 plan_gpus
 export_environment
 $DRY_RUN ||

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What launch/tpu_vm.sh has each worker of a TPU VM do, by the copy that it has put there.
+# Runs on each worker of a TPU VM, called by launch/tpu_vm.sh, which copies it there.
 #
-#   install BUCKET           stop what ran before; a virtual environment; mount the bucket, if any
+#   install BUCKET           stop earlier runs, create a virtual environment, mount the bucket if any
 #   run RUN BUCKET COMMAND   start the command once per RUN, follow its log, exit with its code
-#   log                      follow the newest log, to the end of its run
+#   log                      follow the log of the latest run until it ends
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -11,11 +11,11 @@ SCRIPT="tpu_vm on $(hostname)"
 # shellcheck source=launch/shared.sh
 source "$ROOT/launch/shared.sh"
 MOUNT=/mnt/bucket
-GCSFUSE=3.11.1  # for images that have none
+GCSFUSE=3.11.1  # for images without it
 
-boot() { cat /proc/sys/kernel/random/boot_id; }  # names what a reboot ended, pids and all
+boot() { cat /proc/sys/kernel/random/boot_id; }  # distinguishes runs (and pids) across reboots
 
-stop() {  # ends runs of an earlier launch: a TPU serves one process at a time
+stop() {  # stops runs of earlier launches: a TPU serves one process at a time
   local file pid
   for file in ~/vitdiff_runs/*."$(boot)"/pid; do
     [[ -e $file && ! -e ${file%/pid}/exit_code ]] || continue
@@ -26,7 +26,7 @@ stop() {  # ends runs of an earlier launch: a TPU serves one process at a time
   done
 }
 
-mount_bucket() {  # BUCKET; again after a reboot, and anew where another one was asked for
+mount_bucket() {  # BUCKET; remounts after a reboot, or if another bucket is mounted
   local there file=/tmp/gcsfuse.deb
   [[ -n $1 ]] || return 0
   there=$(findmnt --noheadings --output=SOURCE "$MOUNT") || there=""
@@ -38,7 +38,7 @@ mount_bucket() {  # BUCKET; again after a reboot, and anew where another one was
       sudo apt-get install --yes --quiet "$file" >/dev/null || return 1
   fi
   sudo mkdir -p "$MOUNT" && sudo chown "$(id -u)" "$MOUNT" || return 1
-  # By default gcsfuse renames no folders, and a checkpoint gets its name when it is whole.
+  # By default gcsfuse renames no folders, but complete checkpoints are renamed.
   gcsfuse --implicit-dirs --rename-dir-limit=1000000 "$1" "$MOUNT" >/dev/null
 }
 
@@ -57,7 +57,7 @@ install() {  # BUCKET
 follow() {  # FOLDER LINES
   until [[ -s $1/pid ]]; do sleep 0.2; done
   tail --pid="$(<"$1/pid")" --sleep-interval=0.2 --lines="$2" -f "$1/log"
-  [[ -s $1/exit_code ]] || echo 75 >"$1/exit_code"  # killed before it could say why
+  [[ -s $1/exit_code ]] || echo 75 >"$1/exit_code"  # killed before it could write one
   exit "$(<"$1/exit_code")"
 }
 
@@ -73,7 +73,7 @@ run() {  # RUN BUCKET COMMAND...
   if mkdir "$run" 2>/dev/null; then
     lines=+1
     : >"$run/log"
-    # The trap lets bash outlive a SIGTERM to the group, to note what the program makes of it.
+    # The trap lets bash survive a SIGTERM to the group, to record the exit code of the program.
     # shellcheck disable=SC2016
     PYTHONUNBUFFERED=1 setsid bash -c 'trap : TERM; "$@"; echo "$?" >"$0/exit_code"' \
       "$run" "${@:3}" </dev/null >"$run/log" 2>&1 &
@@ -87,7 +87,7 @@ log() {
   for each in ~/vitdiff_runs/*."$(boot)"; do
     if [[ $each -nt $run ]]; then run=$each; fi
   done
-  [[ -n $run ]] || die 1 "nothing has been run here since the VM started"
+  [[ -n $run ]] || die 1 "no run since the VM started"
   follow "$run" +1
 }
 

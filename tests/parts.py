@@ -1,10 +1,13 @@
 """What lies in the package's folders: tests run over these, so each new file is tested."""
 
+import collections
 import dataclasses
 import functools
 import importlib
 import inspect
 import pkgutil
+
+import pytest
 
 from vitdiff_jax import samplers
 from vitdiff_jax.diffusion import grids, schedules, times
@@ -38,6 +41,37 @@ def complete(sample):
     if "variance" in inspect.signature(sample).parameters:
         return functools.partial(sample, variance=lambda x_t, t: 0 * x_t)
     return sample
+
+
+def only(quick, cases):
+    """Cases (tuples) for `parametrize`, of which those that are not in `quick` are slow."""
+    quick = [*quick]
+    return [pytest.param(*c, marks=[] if c in quick else pytest.mark.slow) for c in cases]
+
+
+def quick(values, of):
+    """The same for one argument."""
+    return only([(value,) for value in values], [(value,) for value in of])
+
+
+def covering(cases):
+    """Cases (tuples) for `parametrize`: so many as have each value once are quick.
+
+    Next comes the case with the most values that are new, and of these the one least used so far.
+    """
+    cases, uses, chosen = [*cases], collections.Counter(), []
+
+    def places(case):
+        return [(i, repr(value)) for i, value in enumerate(case)]
+
+    def gain(case):
+        used = [uses[place] for place in places(case)]
+        return used.count(0), -sum(used)
+
+    while gain(best := max(cases, key=gain))[0]:
+        chosen.append(best)
+        uses.update(places(best))
+    return only(chosen, cases)
 
 
 SCHEDULES = [  # every one with its defaults, and two whose scales are not 1 or the default

@@ -5,12 +5,12 @@ import time
 
 from vitdiff_jax.data import digits, pipeline
 
+SECONDS = 0.01  # for each example
+
 
 class Slow(pipeline.InMemory):
-    """10 ms for each example."""
-
     def example(self, index, rng=None):
-        time.sleep(0.01)
+        time.sleep(SECONDS)
         return super().example(index, rng)
 
 

@@ -43,6 +43,7 @@ def test_examples_are_short(name):
     assert len([line for line in FILES[name].splitlines() if line.strip()]) <= 25
 
 
+@pytest.mark.slow
 def test_the_run_learns_stripes(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
     losses = [row["loss"] for row in rows if "loss" in row]
@@ -54,14 +55,16 @@ def test_the_run_learns_stripes(workdir):
     assert len(list((workdir / "samples").glob("*-n4.png"))) == 1
 
 
+@pytest.mark.slow
 def test_the_damage_is_repaired(workdir):
     rows = json.loads((workdir / "restoration.json").read_text())["rows"]
     found = {row["method"]: row["results"]["psnr/uint8"]["value"] for row in rows}
     degraded = found.pop("degraded")
-    assert found.keys() == {"my.pulled:pull=0.8", "diffpir"}
+    assert found.keys() == {"my.gradient_step:step_size=0.8", "diffpir"}
     assert min(found.values()) > degraded
 
 
+@pytest.mark.slow
 def test_a_method_that_is_none_is_named(workdir, capsys):
     for name, said in (("my.scanline", "No module named"), ("my.jump", "it has no restore")):
         flags = ["--mode=restore", f"--config.restore.methods=('{name}',)"]
@@ -71,6 +74,7 @@ def test_a_method_that_is_none_is_named(workdir, capsys):
         assert said in line
 
 
+@pytest.mark.slow
 def test_a_module_that_is_not_there_is_named(workdir, capsys):
     """And one without the function that makes an operator."""
     for name, said in (("my.scanline", "No module named"), ("my.jump", "there is no operator")):

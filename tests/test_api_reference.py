@@ -12,6 +12,7 @@ import vitdiff_jax
 
 pdoc = pytest.importorskip("pdoc", reason='needs the API\'s generator: pip install -e ".[docs]"')
 
+pytestmark = pytest.mark.extra
 MODULES = [module.name for module in pkgutil.walk_packages(vitdiff_jax.__path__, "vitdiff_jax.")]
 
 

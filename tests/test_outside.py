@@ -59,10 +59,10 @@ def halving(schedule, steps, ratio=0.5):
 import jax.numpy as jnp
 
 from vitdiff_jax.diffusion.schedules import per_image
-from vitdiff_jax.samplers import walk
+from vitdiff_jax.samplers import sampling_loop
 
 
-def calls(steps, **_):
+def nfe(steps, **_):
     return steps
 
 
@@ -75,7 +75,7 @@ def sample(denoise, schedule, times, x, keys, shrink=1.0):
         alpha, sigma = schedule.alpha_sigma(s)
         return per_image(alpha) * x_hat + per_image(shrink * sigma) * eps
 
-    return walk(step, denoise, schedule, times, x)
+    return sampling_loop(step, denoise, schedule, times, x)
 ''',
 }
 
@@ -109,6 +109,7 @@ def flag(theirs, tmp_path):
     return f"--config={path}"
 
 
+@pytest.mark.slow
 def test_a_denoiser_a_schedule_a_grid_and_a_sampler_from_outside(flag, tmp_path, capsys):
     """They train, draw and are measured; no file of the package knows their names."""
     workdir = f"--workdir={tmp_path / 'run'}"

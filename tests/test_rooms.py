@@ -1,13 +1,15 @@
 """The package is a house of rooms on floors, and imports go down only: read off every file.
 
 So a part can be understood, tested and replaced with what lies below it and nothing else.
-`python -m tests.test_rooms` prints the drawing that README and docs/architecture.md hold.
+`python -m tests.test_rooms --write` updates the drawings: the text in README.md and
+docs/architecture.md, and docs/architecture.svg.
 """
 
 import ast
 import functools
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -40,6 +42,36 @@ ONLY_IN = {  # a library -> the rooms, or files of rooms, that may import it
     "tensorflow": set(),
 }
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+PAGES = (ROOT / "README.md", ROOT / "docs" / "architecture.md")
+IN_PAGES = re.compile(rf"^    {FLOORS[0][0]} (.*\n)+?    {FLOORS[-1][-1]} .*$", re.M)
+PICTURE = ROOT / "docs" / "architecture.svg"
+X = {  # of each room's middle in the picture, in pixels
+    **dict.fromkeys(["main", "modes", "planning", "training", "inference"], 390),
+    **{"reporting": 80, "evaluation": 290, "experiment": 490, "restoration": 680},
+    **{"interop": 100, "data": 250, "operators": 480, "samplers": 680},
+    **{"runtime": 180, "models": 390, "diffusion": 590},
+}
+VIA = {  # arrows over several floors: the gap that they pass through on each, {floor: x}
+    ("modes", "reporting"): {2: 80, 3: 80, 4: 80},
+    ("evaluation", "models"): {6: 345},
+    ("experiment", "models"): {6: 385},
+    ("experiment", "diffusion"): {6: 578},
+}
+WIDE, HIGH, ROW = 112, 40, 84
+"""A box, and from floor to floor."""
+TIP = (
+    '<marker id="tip" viewBox="0 0 8 8" refX="2" refY="4" markerWidth="6" markerHeight="6"'
+    ' orient="auto"><path style="fill:#8a94a3;stroke:none;marker:none" d="M0 0L8 4L0 8z"/></marker>'
+)
+STYLE = """
+  text { font: 13px system-ui, sans-serif; text-anchor: middle; fill: #1f2933 }
+  .size { font-size: 11px; fill: #52606d }
+  rect { fill: #e6eefb; stroke: #4a6fa5; rx: 6 }
+  path { fill: none; stroke: #8a94a3; stroke-width: 1.3; marker-end: url(#tip) }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #e4e7eb } .size { fill: #b8c2cc } rect { fill: #243447; stroke: #7fa3d8 }
+  }
+"""
 
 
 @functools.cache
@@ -84,6 +116,66 @@ def drawing():
     return "\n\n".join(floors)
 
 
+def indented():
+    """The drawing as the pages hold it."""
+    return "\n".join(f"    {line}".rstrip() for line in drawing().splitlines())
+
+
+def shortest():
+    """Arrows (from, to) without those that others imply: the transitive reduction."""
+    below = arrows()
+
+    def reached(name):
+        return set().union(*({b} | reached(b) for b in below[name]))
+
+    return [
+        (a, b)
+        for floor in FLOORS
+        for a in floor
+        for b in sorted(below[a])
+        if not any(b in reached(c) for c in below[a])
+    ]
+
+
+def ends(lines, at, nearest):
+    """{line: x of its end}, side by side at the boxes of one kind of end in the order of x."""
+    found = {}
+    for name in {line[at] for line in lines}:
+        here = sorted((line for line in lines if line[at] == name), key=lambda line: nearest(*line))
+        for i, line in enumerate(here):
+            found[line] = X[name] + 16 * (i - (len(here) - 1) / 2)
+    return found
+
+
+def svg():
+    """The floors as a picture: rooms with their number of modules, arrows for imports."""
+    top = {name: 10 + ROW * i for i, floor in enumerate(FLOORS) for name in floor}
+    lines = shortest()
+    first = ends(lines, 0, lambda a, b: next(iter(VIA.get((a, b), {}).values()), X[b]))
+    last = ends(lines, 1, lambda a, b: [X[a], *VIA.get((a, b), {}).values()][-1])
+    parts = []
+    for a, b in lines:
+        x, y = first[a, b], top[a] + HIGH
+        path = f"M{x:g} {y}"
+        gaps = [(gap, 10 + ROW * i + HIGH / 2) for i, gap in VIA.get((a, b), {}).items()]
+        for to_x, to_y in [*gaps, (last[a, b], top[b] - 6)]:
+            half = (y + to_y) / 2
+            path += f" C{x:g} {half:g} {to_x:g} {half:g} {to_x:g} {to_y:g}"
+            x, y = to_x, to_y
+        parts.append(f'<path d="{path}"/>')
+    for name, x in X.items():
+        count = sum(room(file) == name and file.parts[1:] != ("__init__.py",) for file in FILES)
+        size = f"{count} module{'s'[: count - 1]}"
+        parts += [
+            f'<rect x="{x - WIDE // 2}" y="{top[name]}" width="{WIDE}" height="{HIGH}"/>',
+            f'<text x="{x}" y="{top[name] + 17}">{name}</text>',
+            f'<text class="size" x="{x}" y="{top[name] + 32}">{size}</text>',
+        ]
+    wide, high = max(X.values()) + WIDE // 2 + 10, ROW * len(FLOORS) - ROW + HIGH + 20
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}">'
+    return "\n".join([head, f"<style>{STYLE}</style>", TIP, *parts, "</svg>", ""])
+
+
 def test_imports_go_down():
     """Every room has a floor, and imports from lower ones only."""
     floor = {name: i for i, names in enumerate(FLOORS) for name in names}
@@ -112,9 +204,21 @@ def test_few_files_lie_loose_and_none_is_a_drawer_for_everything():
 
 
 def test_the_drawings_are_up_to_date():
-    wanted = "\n".join(f"    {line}".rstrip() for line in drawing().splitlines())
-    for page in ("README.md", "docs/architecture.md"):
-        assert wanted in (ROOT / page).read_text(), f"{page}: python -m tests.test_rooms"
+    for page in PAGES:
+        assert indented() in page.read_text(), f"{page}: python -m tests.test_rooms --write"
+    assert PICTURE.read_text() == svg(), "python -m tests.test_rooms --write"
+
+
+def test_the_picture_has_every_room_and_no_arrow_that_others_imply():
+    """Followed arrow after arrow, the picture says the same as all imports do."""
+    seen, whole = {name: set() for name in arrows()}, arrows()
+    for name in [name for floor in reversed(FLOORS) for name in floor]:
+        for a, b in shortest():
+            seen[name] |= {b} | seen[b] if a == name else set()
+    assert all(whole[name] <= seen[name] for name in whole)
+    assert len(shortest()) < sum(map(len, whole.values())) / 2
+    assert set(X) == set(whole)
+    assert svg().count("<rect") == len(whole)
 
 
 def test_the_reader_of_imports_finds_what_is_there():
@@ -153,4 +257,8 @@ def test_names_promised_by_the_package_exist():
 
 
 if __name__ == "__main__":
+    if "--write" in sys.argv:
+        for page in PAGES:
+            page.write_text(IN_PAGES.sub(lambda _: indented(), page.read_text()))
+        PICTURE.write_text(svg())
     print(drawing())

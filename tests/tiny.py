@@ -9,17 +9,21 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
+import matplotlib.figure  # noqa: F401 - what takes a second to import, no test's time counts
 import numpy as np
+import sklearn.datasets  # noqa: F401
 
-from vitdiff_jax import main
+from vitdiff_jax import main, models
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.runtime import parallel
 from vitdiff_jax.runtime.checkpoint import Checkpoints
-from vitdiff_jax.training import loop
+from vitdiff_jax.training import loop, step
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 POISON = pathlib.Path(__file__).parent / "poison"
+DIGITS = tuple("0123456789")
 CONFIG = dict(
     data=dict(name="digits"),
     model=dict(
@@ -34,11 +38,17 @@ CONFIG = dict(
 )  # fmt: skip
 
 
+PLAIN = dict(name="plain")
+"""A model for `config` that compiles in a fifth of a ViT's time; see `plain_network`."""
+
+
 def config(**changes):
-    """CONFIG with other values: config(model=dict(width=32))."""
+    """CONFIG with other values: config(model=dict(width=32)); another name, other options."""
     merged = {name: dict(section) for name, section in CONFIG.items()}
     for name, section in changes.items():
-        merged[name] = merged.get(name, {}) | section
+        known = merged.get(name, {})
+        other = known.get("name") != section.get("name", known.get("name"))
+        merged[name] = dict(section) if other else known | section
     return merged
 
 
@@ -46,6 +56,38 @@ def write(path, **changes):
     """The same as a config file; returns its --config flag."""
     path.write_text(f"def get_config():\n    return {config(**changes)!r}\n")
     return f"--config={path}"
+
+
+@contextlib.contextmanager
+def plain_network():
+    """Inside, `networks/plain.py` is one of the package's models, so config.json may name it."""
+    folder = str(pathlib.Path(__file__).parent / "networks")
+    models.__path__.append(folder)
+    yield
+    models.__path__.remove(folder)
+
+
+def random_params(experiment, seed=0, scale=0.3):
+    """Not the initial ones, whose output is 0 whatever the input."""
+    random = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(scale * random.standard_normal(leaf.shape), leaf.dtype),
+        experiment.param_shapes(),
+    )
+
+
+def save(workdir, settings, seed=0, shape=(8, 8, 1), classes=DIGITS, scale=0.3):
+    """A workdir at step 0 that was not trained: each EMA has random parameters of its own."""
+    settings = config_lib.complete(settings)
+    known = experiment_lib.build(settings, shape, {"label": classes})
+    names = experiment_lib.tracked_emas(settings)
+    emas = {name: random_params(known, [seed, i], scale) for i, name in enumerate(names)}
+    state = step.TrainState(jnp.int32(0), jnp.int32(0), {}, {}, emas)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints.save(0, state, {"shape": shape, "conditions": {"label": classes}})
+    checkpoints.close()
+    config_lib.save(settings, workdir / "config.json")
+    return workdir
 
 
 def call(*flags):

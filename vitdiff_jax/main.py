@@ -1,8 +1,9 @@
 """The command: python -m vitdiff_jax.main --config=FILE [--workdir=DIR] [--mode=MODE] [options].
 
-Any value of the config can be given as --config.section.key=value. Exit codes: 0 finished, 1 the
-run failed, 2 the command or config is wrong, 75 stopped by a signal after saving (run it again).
-What a workdir holds is shown by its report.html, written at the end of a run or by --mode=report.
+Any config value can be overridden with --config.section.key=value. Exit codes: 0 finished, 1 the
+run failed, 2 the command line or the config is invalid, 75 stopped by a signal after saving a
+checkpoint (the same command resumes). The workdir's report.html summarises a run; it is written at
+the end of each run and by --mode=report.
 """
 
 import argparse
@@ -31,20 +32,20 @@ MODES = {  # mode -> the module whose `main` runs it; its keyword arguments are 
     "report": "vitdiff_jax.modes.report",
 }
 REPORTED = ("train", "sample", "restore", "evaluate", "plan")
-"""Modes that leave a report of the workdir at their end."""
-FAILED, WRONG, STOPPED = 1, 2, 75
+"""Modes that write the workdir's report when they finish."""
+FAILED, INVALID, STOPPED = 1, 2, 75
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags that every mode has."""
+    """The flags common to all modes."""
     p = argparse.ArgumentParser("vitdiff_jax.main", description=__doc__, allow_abbrev=False,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    p.add_argument("--config", help="a config file, such as configs/digits.py or FILE:VARIANT")
+    p.add_argument("--config", help="config file, such as configs/digits.py or FILE:VARIANT")
     p.add_argument("--workdir", help="default: runs/<config>; may be gs://... or s3://...")
     p.add_argument("--mode", default="train", choices=MODES)
-    p.add_argument("--coordinator", help="host:port of process 0, to run several processes")
-    p.add_argument("--processes", type=int, help="how many processes there are")
-    p.add_argument("--process", type=int, help="which of them this is, from 0")
+    p.add_argument("--coordinator", help="host:port of process 0, for multi-process runs")
+    p.add_argument("--processes", type=int, help="number of processes")
+    p.add_argument("--process", type=int, help="index of this process, from 0")
     return p
 
 
@@ -68,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     flags = [a for a in argv if a in ("-h", "--help")]
     base, _ = parser().parse_known_args([a for a in argv if a not in flags])
-    if base.mode in ("plan", "report"):  # no chip is needed, nor may it be kept from its user
+    if base.mode in ("plan", "report"):  # need no accelerator, and must not lock one that is in use
         os.environ["JAX_PLATFORMS"] = "cpu"
-    # Only now: these imports take seconds, a wrong mode should not.
+    # Imported late: these imports take seconds, and an unknown mode should fail at once.
     from vitdiff_jax.data.pipeline import DataError
     from vitdiff_jax.experiment import config as config_lib
     from vitdiff_jax.inference.restoring import RestorationError
@@ -88,47 +89,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     full = parser()
     kinds = add_mode_flags(full, entry)
     args, overrides = full.parse_known_args(argv)
-    others = Peers()
+    peers = Peers()
     try:
         _check_processes(args, config_lib)
         parallel.start_distributed(args.coordinator, args.processes, args.process)
-        others.join()
+        peers.join()
         workdir, config = _workdir_and_config(args, overrides, config_lib)
-        logs.say(f"workdir {workdir}, compiled programs in {parallel.use_compilation_cache()}")
+        logs.say(f"workdir {workdir}, compilation cache {parallel.use_compilation_cache()}")
         given = {name: _value(getattr(args, name), kind) for name, kind in kinds.items()}
         result = entry(config, workdir, **given)
-        if args.mode in REPORTED and result != STOPPED_RUN:  # which has no time to lose
+        if args.mode in REPORTED and result != STOPPED_RUN:  # a preempted run must exit quickly
             report.at_end(workdir)
-        others.finish()
+        peers.finish()
     except config_lib.ConfigError as error:
-        return _fail(others, WRONG, error)
+        return _fail(peers, INVALID, error)
     except CheckpointError as error:
-        others.expect_cause()  # a death while all save looks like a full disk
-        return _fail(others, FAILED, error)
+        peers.await_cause()  # a peer that dies during a save looks like a full disk
+        return _fail(peers, FAILED, error)
     except (
         CompileError, DataError, RestorationError, SamplingError, TrainingError, WeightsError,
     ) as error:  # fmt: skip
-        return _fail(others, FAILED, error)
-    except KeyboardInterrupt:  # training has a handler of its own
-        return _fail(others, FAILED, "interrupted; the same command may be run again")
+        return _fail(peers, FAILED, error)
+    except KeyboardInterrupt:  # training installs its own handler
+        return _fail(peers, FAILED, "interrupted; run the same command to continue")
     except OSError as error:
         text = f"{error.filename}: {error.strerror}" if error.filename else error
-        return _fail(others, FAILED, text)
+        return _fail(peers, FAILED, text)
     except Exception as error:
-        if others.alone:
+        if peers.alone:
             raise
-        others.expect_cause()
+        peers.await_cause()
         traceback.print_exc()
-        return _fail(others, FAILED, f"{type(error).__name__}: {error}")
+        return _fail(peers, FAILED, f"{type(error).__name__}: {error}")
     return STOPPED if result == STOPPED_RUN else 0
 
 
 def _check_processes(args, config_lib) -> None:
-    """The flags of several processes go together."""
+    """The three flags of a multi-process run go together."""
     given = [args.coordinator, args.processes, args.process]
     if any(value is not None for value in given):
         if any(value is None for value in given):
-            raise config_lib.ConfigError("--coordinator, --processes, --process: give all or none")
+            raise config_lib.ConfigError("--coordinator, --processes, --process: set all or none")
         if not 0 <= args.process < args.processes:
             raise config_lib.ConfigError(
                 f"--process: {args.process} is not in 0 to {args.processes - 1}"
@@ -136,46 +137,46 @@ def _check_processes(args, config_lib) -> None:
 
 
 def _workdir_and_config(args, overrides, config_lib):
-    """The workdir, and the config from the file given, else from the workdir, if one is needed."""
+    """The workdir and, if the mode needs one, the config: from --config, else from the workdir."""
     if args.mode == "import":
         if args.config or overrides or args.workdir is None:
             raise config_lib.ConfigError(
-                "--mode=import: takes --source, --family and --workdir; the config follows from the"
-                " weights, and its values can be set by the modes that use it"
+                "--mode=import: takes --source, --family and --workdir only; the config is derived"
+                " from the weights; override its values in the modes that use the model"
             )
-        return paths.reached(args.workdir), None
+        return paths.resolve(args.workdir), None
     if args.mode == "report":
         if args.config or overrides or args.workdir is None:
-            raise config_lib.ConfigError("--mode=report: takes --workdir alone")
-        return paths.reached(args.workdir), None
+            raise config_lib.ConfigError("--mode=report: takes --workdir only")
+        return paths.resolve(args.workdir), None
     if args.config:
         stem = pathlib.Path(args.config.partition(":")[0]).stem
         variant = args.config.partition(":")[2]
         name = f"{stem}-{variant}" if variant else stem
-        workdir = paths.reached(args.workdir or pathlib.Path("runs", name))
+        workdir = paths.resolve(args.workdir or pathlib.Path("runs", name))
         return workdir, config_lib.load(args.config, overrides)
     if args.workdir is None:
-        raise config_lib.ConfigError("--config or --workdir: at least one is needed")
-    workdir = paths.reached(args.workdir)
+        raise config_lib.ConfigError("--config or --workdir: at least one is required")
+    workdir = paths.resolve(args.workdir)
     return workdir, config_lib.read(workdir / "config.json", overrides)
 
 
 def _value(given: Any, kind: type) -> Any:
-    """A flag's value; files in a bucket are copied, since modes read them on this machine."""
-    return paths.local(given) if kind is pathlib.Path and given is not None else given
+    """The value of a flag; files in a bucket are copied to this machine, where modes read them."""
+    return paths.local_copy(given) if kind is pathlib.Path and given is not None else given
 
 
-def _fail(others, code: int, error: object) -> int:
+def _fail(peers, code: int, error: object) -> int:
     print(f"error: {error}", file=sys.stderr)
-    others.fail(code, error)
+    peers.fail(code, error)
     return code
 
 
-def ask_for_huge_pages() -> None:
-    """Start this process again with glibc asking Linux for huge pages, once.
+def request_huge_pages() -> None:
+    """Re-execute this process once, with glibc's malloc backed by transparent huge pages.
 
-    XLA on a CPU takes its memory anew at each step; page faults of 4 KiB were a fifth of the
-    processor time of a DiT-S-sized step (2 cores, 2.4 s -> 1.9 s). glibc reads this at start only.
+    XLA's CPU backend allocates its buffers anew at each step; 4 KiB page faults took a fifth of the
+    CPU time of a DiT-S-sized step (2 cores, 2.4 s -> 1.9 s). glibc reads the setting only at start.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
@@ -183,5 +184,5 @@ def ask_for_huge_pages() -> None:
 
 
 if __name__ == "__main__":
-    ask_for_huge_pages()
+    request_huge_pages()
     sys.exit(main())

@@ -45,7 +45,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from vitdiff_jax.data import pipeline  # noqa: E402
-from vitdiff_jax.evaluation.measuring import Setting  # noqa: E402
+from vitdiff_jax.evaluation.metric import Setting  # noqa: E402
 from vitdiff_jax.evaluation.psnr import psnr  # noqa: E402
 from vitdiff_jax.experiment import build as experiment_lib  # noqa: E402
 from vitdiff_jax.experiment import config as config_lib  # noqa: E402 - needs the path above
@@ -73,7 +73,7 @@ STEPS = 100
 TUNING_SEED = 10**6
 """The first seed of the training images' degradation: no held-out image has it."""
 
-Case = tasks.Case
+Case = tasks.InverseProblem
 Repair = Callable[..., np.ndarray]
 """(case, option's value if there is one) -> images [N, H, W, C] in [-1, 1]."""
 
@@ -229,7 +229,7 @@ def downhill(operator: Any, x: jax.Array, y: jax.Array, square: jax.Array) -> ja
 def tuned(task: str, repair: Repair, values: tuple, x: np.ndarray, noise_std: float) -> Any:
     """The value with the best mean PSNR on training images [N, H, W, C], an operator each."""
     cases = [
-        tasks.degraded(x[i : i + 1], task, None, noise_std, np.array([TUNING_SEED + i]))
+        tasks.from_clean(x[i : i + 1], task, None, noise_std, np.array([TUNING_SEED + i]))
         for i in range(len(x))
     ]
     truth = np.asarray(to_uint8(x))
@@ -244,7 +244,7 @@ def tuned(task: str, repair: Repair, values: tuple, x: np.ndarray, noise_std: fl
 def rows_of(task: str, config: Any, data: pipeline.Dataset, metrics: list, training: np.ndarray):
     """A row for the degraded images, and one for each method that serves the task."""
     measured = functools.partial(restore._measured, metrics=metrics)
-    parts = list(restore._damaged(task, types.SimpleNamespace(config=config), data))
+    parts = list(restore._degraded(task, types.SimpleNamespace(config=config), data))
     truth, cases = [part[0] for part in parts], [part[1] for part in parts]
     noise_std, count = cases[0].noise_std, sum(map(len, truth))
     about = {"task": task, "noise_std": noise_std}
@@ -270,7 +270,7 @@ def main() -> None:
     if not config.restore.tasks:
         raise config_lib.ConfigError("config.restore.tasks: empty, there is nothing to compare on")
     data = experiment_lib.clean_dataset(config)
-    part = next(pipeline.in_order(data.train, range(args.tune), args.tune))
+    part = next(pipeline.ordered_batches(data.train, range(args.tune), args.tune))
     training = np.asarray(from_uint8(part["image"]))
     setting = Setting(lambda: data, parallel.make_mesh())
     metrics = restore._metrics(config.restore.metrics, setting)

@@ -29,7 +29,7 @@ def ours():
     import jax
     import jax.numpy as jnp
 
-    from vitdiff_jax.evaluation.measuring import Batch
+    from vitdiff_jax.evaluation.metric import Batch
     from vitdiff_jax.evaluation.networks import Network
     from vitdiff_jax.models.inception import Inception
     from vitdiff_jax.runtime import parallel

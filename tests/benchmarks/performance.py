@@ -1,12 +1,12 @@
-"""The page docs/performance.md: what the compilers say of the training step, and what is measured.
+"""Writes docs/performance.md: compilers' estimates of the training step, and measurements.
 
     pip install -e ".[plan,parity]"
     python tests/benchmarks/performance.py --results=FOLDER > docs/performance.md
 
 Everything about TPUs and GPUs is compiled ahead of time by the real compilers, on this machine's
-CPU. For TPUs the numbers are the compiler's own estimate of the cycles, kernels and uncovered
-messages included; for GPUs a roofline. It takes an hour or two on two cores: each plan is kept in
-the folder, and a plan that is there is not made again.
+CPU. For TPUs the numbers are the compiler's own estimate of the cycles, including kernels and
+communication that is not hidden; for GPUs they are a roofline. It takes an hour or two on two
+cores. Plans are kept in the folder, and those already there are reused.
 """
 
 import argparse
@@ -87,15 +87,15 @@ def gib(found: dict[str, Any]) -> str:
 
 
 def mfu(found: dict[str, Any]) -> str:
-    return f"{found['estimated_mfu']:.3f} ({found['estimated_mfu_with_messages']:.3f})"
+    return f"{found['estimated_mfu']:.3f} ({found['estimated_mfu_with_communication']:.3f})"
 
 
 def headline(plans: Plans):
-    """Whole models, v5e:2x2, the first two with all of their blocks compiled.
+    """Whole models on v5e:2x2; of the first two, all blocks are compiled.
 
-    AdamW, one float32 average, float32 master weights, biases: the models as published, with
-    `model.attention=auto`, `parallel.zero1=True` and `train.gradient_dtype=bfloat16`. MFU: of the
-    operations alone (with the messages that nothing hides).
+    The models as published (AdamW, one float32 EMA, float32 master weights, biases), with
+    `model.attention=auto`, `parallel.zero1=True` and `train.gradient_dtype=bfloat16`. MFU is of the
+    computation alone, and in brackets with the communication that computation does not hide.
     """
     yield row("model", "images a chip", "MFU", "images/s a chip", "GiB of 16")
     yield row(*["---"] * 5)
@@ -106,9 +106,9 @@ def headline(plans: Plans):
 
 
 def links(plans: Plans):
-    """What the messages of a step of DiT-XL/2 take on the links of slices, and what is hidden.
+    """Communication in a step of DiT-XL/2 on slices of several sizes, and how much of it is hidden.
 
-    By the ring algorithm at the links' data sheet; 32 images a chip, few blocks.
+    Ring algorithm at the bandwidth of the links' data sheet; 32 images per chip, few blocks.
     """
     yield row("chips", "MiB a chip sends", "ms", "of it hidden", "MFU")
     yield row(*["---"] * 5)
@@ -121,7 +121,7 @@ def links(plans: Plans):
 
 
 def choices(plans: Plans):
-    """Each config value changed alone: DiT-XL/2, 32 images a chip, v5e:2x2, few blocks."""
+    """One config value changed at a time: DiT-XL/2, 32 images per chip, v5e:2x2, few blocks."""
     yield row("changed", "MFU", "GiB")
     yield row(*["---"] * 3)
     for title, change in CHOICES.items():
@@ -130,7 +130,7 @@ def choices(plans: Plans):
 
 
 def accuracy(plans: Plans):
-    """Few blocks, extrapolated, beside all of them, v5e:2x2."""
+    """The extrapolation from few blocks compared with all blocks compiled, v5e:2x2."""
     yield row("model", "what", "extrapolated", "all blocks", "ratio")
     yield row(*["---"] * 5)
     for name in (DIT, JIT_B):
@@ -157,9 +157,9 @@ def machines(plans: Plans):
 
 
 def gpu(plans: Plans):
-    """A GPU, measured: `tests/benchmarks/accelerator.py`, all blocks, AdamW and one average.
+    """Measured on a GPU by `tests/benchmarks/accelerator.py`: all blocks, AdamW and one EMA.
 
-    Its lines, kept as accelerator.txt in the folder of the plans, of a machine that has one.
+    The lines are those of accelerator.txt in the folder of the plans, from a machine with a GPU.
     """
     kept = plans.folder / "accelerator.txt"
     lines = kept.read_text().splitlines() if kept.exists() else ["not yet run"]
@@ -167,7 +167,7 @@ def gpu(plans: Plans):
 
 
 def cpu(_: Plans):
-    """This machine's CPU, measured: `tests/benchmarks/train_step.py`, DiT-S's size in float32."""
+    """Measured on this CPU by `tests/benchmarks/train_step.py`: DiT-S's size in float32."""
     run = [sys.executable, str(ROOT / "tests/benchmarks/train_step.py"), "--rounds=5"]
     done = subprocess.run(run, capture_output=True, text=True, check=True)
     yield from (f"    {line}" for line in done.stdout.splitlines())
@@ -184,7 +184,7 @@ def main() -> None:
     arguments = parser.parse_args()
     versions = [f"{n} {importlib.metadata.version(n)}" for n in ("jax", "libtpu", "flax")]
     print("# Performance\n")
-    print("Written by `tests/benchmarks/performance.py`; its head says what the numbers are.")
+    print("Written by `tests/benchmarks/performance.py`, which says what the numbers mean.")
     print(f"{datetime.date.today()}, {', '.join(versions)}.")
     for name in arguments.part or PARTS:
         title, _, rest = inspect.getdoc(PARTS[name]).partition("\n")

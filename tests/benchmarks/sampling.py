@@ -53,13 +53,13 @@ def random_params(known: experiment_lib.Experiment):
 
 def sampler(known: experiment_lib.Experiment, count: int, *, apart: bool = False):
     """params -> float images, compiled for `count` of them."""
-    denoise_of = sampling.guided(known, known.config.sample, apart=apart)
+    denoise_of = sampling.guided(known, known.config.sample, batched=not apart)
     cond = {"label": np.arange(count, dtype=np.int32) % CLASSES}
     schedule, times = known.process.schedule, np.linspace(1, 0, STEPS + 1)
 
     @jax.jit
     def sample(params):
-        x, keys = sampling.start(schedule, np.arange(count, dtype=np.uint32), SHAPE)
+        x, keys = sampling.initial_noise(schedule, np.arange(count, dtype=np.uint32), SHAPE)
         return euler.sample(denoise_of((params, None), cond), schedule, times, x, keys)
 
     return sample
@@ -125,7 +125,7 @@ def files(rounds: int) -> None:
             image_lib.save_png(home / f"{i}.png", image)
 
     def ahead():
-        for images in sampling.one_ahead(lambda _: program(params), range(batches)):
+        for images in sampling.dispatch_ahead(lambda _: program(params), range(batches)):
             write(images)
 
     def in_turn():

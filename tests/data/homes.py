@@ -97,7 +97,7 @@ def home(path, name, **options):
     tiny.write(
         path / "tiny.py",
         data=data,
-        model=dict(text_width=16, text_depth=1),
+        model=dict(depth=1, text_width=16, text_depth=1),
         train=dict(steps=3, batch=4),
         log=dict(
             every=3, sample_every=3, heldout_every=3, heldout_images=4, heldout_levels=2, images=4

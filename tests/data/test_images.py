@@ -101,8 +101,8 @@ def test_too_many_stop_the_run(caplog):
     with pytest.raises(DataError) as caught:
         found.example(9)
     assert str(caught.value).startswith(
-        "shells: 3 of 10 images cannot be decoded, more than the share config.data.max_broken=0.2;"
-        " the last one: 9, "
+        "shells: 3 of 10 images cannot be decoded, more than the fraction"
+        " config.data.max_broken=0.2; last image 9: "
     )
     assert "\n" not in str(caught.value)
     assert len(warnings(caplog)) == 2  # the third is told by the error
@@ -169,7 +169,7 @@ def test_pixels_that_are_stored_are_not_cropped_again():
 def test_measuring_sees_the_centre_however_training_crops():
     pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
     image, rng = Image.fromarray(pixels), np.random.default_rng(0)
-    centre, random = images.crop_of(12, 0.0, True), images.crop_of(12, 0.1, False)
+    centre, random = images.make_crop(12, 0.0, True), images.make_crop(12, 0.1, False)
     wanted = pixels[:, 4:16]
     for found in (centre(image, None), centre(image, rng), random(image, None)):
         np.testing.assert_array_equal(found, wanted)
@@ -182,14 +182,14 @@ def test_impossible_crops():
         ((8, 1.5), "random_area: 1.5 is not in"),
     ]:
         with pytest.raises(ValueError, match=message):
-            images.crop_of(*values, False)
+            images.make_crop(*values, False)
 
 
 def test_attributes_are_hidden_in_a_share_of_the_examples():
     """There all parts are as likely: the hidden share is uniform in [0, 1], so 1/2 on average."""
     given, rng, count = np.array([0, 1] * 50, np.int8), np.random.default_rng(0), 2000
-    np.testing.assert_array_equal(images.hiding(1.0)(given.copy(), None), given)
-    found = np.stack([images.hiding(0.25)(given.copy(), rng) for _ in range(count)])
+    np.testing.assert_array_equal(images.attribute_dropout(1.0)(given.copy(), None), given)
+    found = np.stack([images.attribute_dropout(0.25)(given.copy(), rng) for _ in range(count)])
     parts = (found == -1).mean(1)
     np.testing.assert_array_equal(found[found != -1], np.tile(given, (count, 1))[found != -1])
     some = parts[parts > 0]
@@ -198,6 +198,8 @@ def test_attributes_are_hidden_in_a_share_of_the_examples():
     assert abs((some < 0.25).mean() - 0.25) < 4 * (0.25 * 0.75 / len(some)) ** 0.5
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("broken", [2, 40])
 def test_training_on_broken_images(tmp_path, monkeypatch, capsys, broken):
     """A few: it says so and goes on. Too many: one line and exit code 1."""
@@ -219,7 +221,9 @@ def test_training_on_broken_images(tmp_path, monkeypatch, capsys, broken):
 
     whole_digits = digits.dataset
     monkeypatch.setattr(digits, "dataset", dataset)
-    flag = tiny.write(tmp_path / "broken.py", train=dict(steps=13), log=dict(every=1))
+    flag = tiny.write(
+        tmp_path / "broken.py", model=tiny.PLAIN, train=dict(steps=13), log=dict(every=1)
+    )
     code = tiny.call(flag, f"--workdir={tmp_path / 'run'}", "--config.parallel.data_threads=2")
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     if broken == 2:
@@ -234,11 +238,11 @@ def test_training_on_broken_images(tmp_path, monkeypatch, capsys, broken):
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_impossible_shares(share):
     with pytest.raises(ValueError, match=r"^hide: "):
-        images.hiding(share)
+        images.attribute_dropout(share)
     with pytest.raises(ValueError, match=r"^max_broken: "):
         source([], max_broken=share)
 
 
 def test_a_random_crop_cannot_be_stored():
     with pytest.raises(ValueError, match=r"^cache: "):
-        images.crop_of(12, 0.1, True)
+        images.make_crop(12, 0.1, True)

@@ -196,7 +196,7 @@ def test_an_interrupted_preparation_goes_on_at_the_first_missing_shard(
         (tmp_path / "00001.partial" / "latents.array_record").write_bytes(b"half")
     line = refused(Latents, tmp_path, images, CROP, "one")
     assert line == (
-        f"{tmp_path}/00001: no latents here: run the same config with --mode=prepare"
+        f"{tmp_path}/00001: no latents: run the same config with --mode=prepare"
     )  # fmt: skip
     seen.clear()
 
@@ -207,7 +207,7 @@ def test_an_interrupted_preparation_goes_on_at_the_first_missing_shard(
     write(tmp_path, images, going_on, say=said.append)
     np.testing.assert_array_equal(np.concatenate(seen), images.records.images[4:])
     assert said == [
-        f"/photos/cats (train): latents {first} of 10, into {tmp_path}/0000{first // 4}"
+        f"/photos/cats (train): writing latents {first} of 10 to {tmp_path}/0000{first // 4}"
         for first in (4, 8)
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000", "00001", "00002"]
@@ -274,11 +274,11 @@ def test_a_damaged_record_is_no_latent(tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (dict(name="/photos/dogs (train)"), "images is 'cats (train)' there and 'dogs (train)'"),
-        (dict(count=9), "count is 10 there and 9"),
-        (dict(flip=True), "mirrored is False there and True"),
-        (dict(crop="centre to 16x16"), "crop is 'centre to 8x6' there and 'centre to 16x16'"),
-        (dict(encoder="two"), "encoder is 'one' there and 'two'"),
+        (dict(name="/photos/dogs (train)"), "images is 'cats (train)', not 'dogs (train)'"),
+        (dict(count=9), "count is 10, not 9"),
+        (dict(flip=True), "mirrored is False, not True"),
+        (dict(crop="centre to 16x16"), "crop is 'centre to 8x6', not 'centre to 16x16'"),
+        (dict(encoder="two"), "encoder is 'one', not 'two'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -287,9 +287,7 @@ def test_latents_of_something_else(tmp_path, other, message):
     options = dict(crop=CROP, encoder="one") | other
     about = {key: options.pop(key) for key in ("crop", "encoder")}
     images = pictures(**options)
-    line = (
-        f"{tmp_path}/00000: latents of other data: {message} here; use another config.latent.path"
-    )
+    line = f"{tmp_path}/00000: latents of different data: {message}; use another config.latent.path"
     assert refused(Latents, tmp_path, images, *about.values()) == line
     assert refused(write, tmp_path, images, None, **about) == line
 
@@ -306,5 +304,5 @@ def test_whichever_encoder_it_was_and_wherever_the_pictures_lie(tmp_path):
 def test_a_picture_that_broke_meanwhile(tmp_path):
     """Its latent cannot be left out: the places of all others would shift."""
     line = refused(write, tmp_path, pictures(broken=(6,)))
-    assert line == "/photos/cats (train): image 6 cannot be decoded any more: no picture"
+    assert line == "/photos/cats (train): image 6 can no longer be decoded: no picture"
     assert list(tmp_path.iterdir()) == []

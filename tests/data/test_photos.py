@@ -312,9 +312,9 @@ def test_pictures_of_a_folder_are_found_by_suffix_and_sorted(tmp_path):
 
 
 def test_nothing_found_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="no images in it"):
+    with pytest.raises(DataError, match="contains no images"):
         photos.find(tmp_path)
-    with pytest.raises(DataError, match=r"none\.png: there is no such picture"):
+    with pytest.raises(DataError, match=r"none\.png: no such image or folder"):
         photos.find(tmp_path / "none.png")
 
 
@@ -342,9 +342,9 @@ BAD = {
     "bomb": (bomb(), "40000x40000 pixels are too many|exceeds limit"),
     "floats": (tiff(np.full((4, 4, 1), np.nan, np.float32)), "floating-point"),
     "large numbers": (tiff(np.full((4, 4, 1), 70_000, np.int32)), "outside 0 to 65535"),
-    "planes": (tiff(some(16, 16, 3), planarconfig="separate"), "planes of 16 bits"),
+    "planes": (tiff(some(16, 16, 3), planarconfig="separate"), "16-bit planar TIFF"),
     "packed planes": (
-        tiff(some(16, 16, 3), planarconfig="separate", compression="zlib"), "planes of 16 bits",
+        tiff(some(16, 16, 3), planarconfig="separate", compression="zlib"), "16-bit planar TIFF",
     ),
 }  # fmt: skip
 
@@ -362,14 +362,14 @@ def test_files_that_are_not_there_or_too_large(read, tmp_path, monkeypatch):
         photos.read(tmp_path / "none.png")
     with pytest.raises(DataError, match=str(tmp_path)):
         photos.read(tmp_path)
-    monkeypatch.setattr("vitdiff_jax.data.files.MOST_BYTES", 10)
-    with pytest.raises(DataError, match="more than 10 bytes"):
+    monkeypatch.setattr("vitdiff_jax.data.files.MAX_BYTES", 10)
+    with pytest.raises(DataError, match="larger than 10 bytes"):
         read(whole())
 
 
 def test_the_size_is_looked_at_before_anything_is_unpacked(read, monkeypatch):
     """A bomb of 40,000 x 40,000 pixels would ask for 5 GB."""
-    monkeypatch.setattr(transforms, "MOST_PIXELS", HEIGHT * WIDTH - 1)
+    monkeypatch.setattr(transforms, "MAX_PIXELS", HEIGHT * WIDTH - 1)
     monkeypatch.setattr(ImageFile.ImageFile, "load", None)
     with pytest.raises(DataError, match="7x5 pixels are too many"):
         read(png16(some(3, 16)))

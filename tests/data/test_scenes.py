@@ -229,7 +229,7 @@ def test_other_sizes(size):
 
 @pytest.mark.parametrize("size", [-1, 0, 7, 301])
 def test_impossible_sizes_are_refused(size):
-    with pytest.raises(ValueError, match=f"^size: {size} is not from 8 to 300"):
+    with pytest.raises(ValueError, match=f"^size: {size} is not between 8 and 300"):
         scenes.dataset(size)
 
 
@@ -248,10 +248,11 @@ def test_missing_photographs_are_named(tmp_path, monkeypatch):
         assert str(error.value).startswith(f"{package / file}: cannot be read: ")
         assert said in str(error.value)
     monkeypatch.setattr(scenes.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"^skimage: not installed.* install scikit-image$"):
+    with pytest.raises(DataError, match=r"^skimage is not installed.* install scikit-image$"):
         scenes.photograph("astronaut")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unoptimised")
 def test_the_config_trains(tmp_path):
     """A few steps of a narrow model, with its held-out loss and a grid of samples."""

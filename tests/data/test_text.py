@@ -34,7 +34,7 @@ def test_a_text_too_long_is_cut_between_characters(given):
 
 
 def test_no_text_is_all_blank():
-    """As `not_told` makes a dropped condition."""
+    """As `null_cond` makes a dropped condition."""
     np.testing.assert_array_equal(text.to_bytes("", 5), [-1] * 5)
 
 

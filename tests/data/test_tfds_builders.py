@@ -16,7 +16,7 @@ from tests.data.homes import SETS, SIZE, copy_of, crops, drawn, everyone, run
 from vitdiff_jax.data import pipeline, transforms
 from vitdiff_jax.data.pipeline import DataError
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
+pytestmark = [pytest.mark.extra, pytest.mark.usefixtures("unoptimised")]
 NUMBERS = {  # ImageNet's classes as everyone numbers them
     "n01440764": 0, "n01739381": 59, "n01751748": 65, "n02105855": 230, "n02504458": 386,
     "n03125729": 516, "n04263257": 809, "n09193705": 970, "n15075141": 999,
@@ -47,9 +47,9 @@ def test_prepare_says_what_it_needs_and_does(prepared):
     _, said = prepared("imagenet")
     for words in (
         "imagenet2012 is not prepared in ",
-        "it needs, from https://image-net.org/download-images:",
-        "ILSVRC2012_img_train.tar  147,897,477,120 bytes: there, but of ",
-        "ILSVRC2012_img_val.tar  6,744,924,160 bytes: there, but of ",
+        "; files from https://image-net.org/download-images:",
+        "ILSVRC2012_img_train.tar  147,897,477,120 bytes: found, but with ",
+        "ILSVRC2012_img_val.tar  6,744,924,160 bytes: found, but with ",
         "GB are free",
         "decoding imagenet2012-5.1.0-train once",
         "ready: imagenet2012-5.1.0-train (15 images, 5 held out) from ",
@@ -219,7 +219,7 @@ def test_train_and_sample(prepared, trained, name, wish, count):
     code, said, _ = run("--mode=sample", f"--workdir={workdir}", wish, "--n=4")
     assert code == 0
     (path,) = (workdir / "samples").glob("step3-*.png")
-    assert f"4 images in {path}" in said
+    assert f"4 samples in {path}" in said
     with Image.open(path) as sheet:
         assert sheet.size[0] == sheet.size[1] > 2 * SIZE
 
@@ -228,7 +228,7 @@ def test_train_and_sample(prepared, trained, name, wish, count):
     ("name", "wish", "words"),
     [
         ("imagenet", "--label=n02504459", "did you mean n02504458?"),
-        ("imagenet", "--prompt=a dog", "--prompt: the model was trained with label"),
+        ("imagenet", "--prompt=a dog", "--prompt: the model is conditioned on label"),
         ("celeba", "--attributes=Smilling", "did you mean Smiling?"),
     ],
 )

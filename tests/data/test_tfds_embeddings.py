@@ -16,7 +16,7 @@ from tests.data import homes
 from tests.data.homes import copy_of, drawn, everyone, run
 from vitdiff_jax.inference import prompts
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
+pytestmark = [pytest.mark.extra, pytest.mark.usefixtures("unoptimised")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,7 +101,7 @@ def test_embeddings_are_the_encoders(prepared, tmp_path, kind, length):
     folder = {"clip": clip, "t5": t5}[kind](tmp_path / "encoder")
     code, said, _ = made.prepare(f"--config.data.text={folder}", f"--config.data.length={length}")
     assert code == 0
-    assert said.count("writing the embeddings ") == 2
+    assert said.count("writing caption embeddings ") == 2
     found = made.dataset(text=str(folder), length=length)
     about = found.conditions["embedding"]
     assert (about["length"], about["width"], about["encoder"]) == (length, 8, str(folder))
@@ -130,7 +130,7 @@ def test_train_and_sample_with_embeddings(prepared, tmp_path):
     workdir = tmp_path / "embedded"
     code, _, error = run(*made.flags, *text, f"--workdir={workdir}")
     assert code == 1  # nothing is computed at training
-    assert "there are no embeddings " in error
+    assert "no caption embeddings" in error
     assert "--mode=prepare" in error
     assert made.prepare(*text)[0] == 0
     assert run(*made.flags, *text, f"--workdir={workdir}")[0] == 0
@@ -143,7 +143,7 @@ def test_train_and_sample_with_embeddings(prepared, tmp_path):
     np.testing.assert_array_equal(empty, nothing)
     assert square.shape == nothing.shape == (4, 16, 16, 3)
     conditions = vitdiff_jax.load(workdir).experiment.conditions
-    told = prompts.ask(conditions, 3, prompt=["", "a red square", ""])["embedding"]
+    told = prompts.encode(conditions, 3, prompt=["", "a red square", ""])["embedding"]
     assert (told.dtype, told.shape) == (np.float16, (3, 24, 8))
     assert not told[[0, 2]].any()
     np.testing.assert_allclose(told[1], by_hand("clip", folder, "a red square", 24), atol=4e-3)
@@ -160,7 +160,7 @@ def test_encoders_that_cannot_be_loaded_are_one_line(prepared, tmp_path, damage)
     before = tiny.files(made.root)
     code, _, error = made.prepare(f"--config.data.text={folder}", "--config.data.length=24")
     assert code == 1
-    assert error.startswith(f"error: text encoder {folder}: cannot be loaded: ")
+    assert error.startswith(f"error: cannot load the text encoder {folder}: ")
     assert tiny.files(made.root) == before
 
 

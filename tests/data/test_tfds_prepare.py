@@ -17,7 +17,7 @@ from tests.data.homes import copy_of, home, no_checksums, run
 from vitdiff_jax.data import images, pipeline
 from vitdiff_jax.data.pipeline import DataError
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
+pytestmark = [pytest.mark.extra, pytest.mark.usefixtures("unoptimised")]
 
 
 def left(made):
@@ -76,8 +76,8 @@ def test_no_connection(tmp_path, monkeypatch):
         path.unlink()
     code, said, error = made.prepare()
     assert code == 1
-    assert "train2017.zip  19,336,861,798 bytes: will be fetched" in said
-    assert "retries exceeded; archives fetched from https://cocodataset.org" in error
+    assert "train2017.zip  19,336,861,798 bytes: to download" in said
+    assert "retries exceeded; or download the archives from https://cocodataset.org" in error
     assert "--manual=FOLDER" in error
     assert not left(made)
 
@@ -150,7 +150,7 @@ def test_a_folder_that_is_not_whole_is_not_taken_for_the_data_set(tmp_path):
     with no_checksums():
         code, _, error = made.prepare()
     assert code == 1
-    assert f"{folder}: is not whole; delete it and prepare again" in error
+    assert f"{folder}: incomplete; delete it and prepare again" in error
 
 
 def test_a_cache_that_was_interrupted_is_written_again(prepared, tmp_path, monkeypatch):
@@ -226,7 +226,7 @@ def test_pictures_that_cannot_be_decoded_are_listed_and_left_out(tmp_path):
         code, said, _ = made.prepare("--config.data.max_broken=0.2", "--config.data.cache=True")
     assert code == 0
     path = made.files / "imagenet2012-5.1.0-train.broken.json"
-    assert f"2 of 17 cannot be decoded, {path} says why: left out" in said
+    assert f"2 of 17 images cannot be decoded and are left out; for the reasons see {path}" in said
     assert "(15 images, 5 held out)" in said
     listed = json.loads(path.read_text())
     assert len(listed["broken"]) == len(set(listed["broken"])) == 2
@@ -237,7 +237,7 @@ def test_pictures_that_cannot_be_decoded_are_listed_and_left_out(tmp_path):
         assert not found.train.broken  # none turns up again
     code, _, error = made.prepare()  # 2 of 17 are more than 0.1 %
     assert code == 1
-    assert "2 of 17 images cannot be decoded, more than the share" in error
+    assert "2 of 17 images cannot be decoded, more than the fraction" in error
     assert str(path) in error
     path.write_text("{")
     code, _, error = made.prepare()
@@ -258,7 +258,7 @@ def test_training_without_the_list_counts_what_it_meets(tmp_path):
     assert len({image.tobytes() for image in images}) == 15
     code, _, error = run(*made.flags, f"--workdir={tmp_path / 'run'}", "--config.train.steps=9")
     assert code == 1
-    assert "images cannot be decoded, more than the share config.data.max_broken=0.001" in error
+    assert "images cannot be decoded, more than the fraction config.data.max_broken=0.001" in error
 
 
 def test_tensorflow_is_missing(tmp_path, monkeypatch):
@@ -291,7 +291,7 @@ def test_training_without_preparing_says_how(prepared, tmp_path, options):
     workdir = tmp_path / "workdir"
     code, _, error = run(*made.flags, *options, f"--workdir={workdir}")
     assert code == 1
-    assert ("there is no cache " if options else "imagenet2012 is not prepared in ") in error
+    assert (": no such cache" if options else "imagenet2012 is not prepared in ") in error
     assert error.endswith(": run the same config once with --mode=prepare")
     assert not workdir.exists()
 
@@ -371,11 +371,11 @@ def test_a_damaged_file_of_records_counts_as_broken_pictures(prepared, tmp_path,
     made = copy_of(prepared("imagenet")[0], tmp_path)
     (path,) = made.root.glob("imagenet2012/5.1.0/*-train.array_record*")
     path.unlink() if size is None else os.truncate(path, size)
-    with pytest.raises(DataError, match="cannot be decoded, more than the share"):
+    with pytest.raises(DataError, match="cannot be decoded, more than the fraction"):
         pipeline.stacked(made.dataset().train)
     for lost in made.files.iterdir():
         lost.unlink()
     code, _, error = made.prepare()
     assert code == 1
-    assert "15 of 15 images cannot be decoded, more than the share" in error
+    assert "15 of 15 images cannot be decoded, more than the fraction" in error
     assert "imagenet2012-5.1.0-train.broken.json says why" in error

@@ -51,7 +51,8 @@ def png(seed=0):
 def test_a_zip_file_that_reaches_outside(tmp_path, name):
     path = make(tmp_path / "a.zip", {"a.png": png(), name: png()})
     assert refused(path) == (
-        f"has a file called {name!r}, which lies outside of it; do not use this zip file"
+        f"contains a file named {name!r}, which lies outside of the archive; do not use this zip"
+        " file"
     )
     assert {item.name for item in tmp_path.iterdir()} == {"a.zip"}
 
@@ -71,7 +72,7 @@ def test_an_encrypted_zip_file(tmp_path):
 
     path = make(tmp_path / "a.zip", {"a.png": png(), "m.csv": "file_name,text"}, encrypted)
     message = refused(path)
-    assert message.startswith("1 of 1 images cannot be decoded, the first one: a.png, File 'a.png'")
+    assert message.startswith("1 of 1 images cannot be decoded, first a.png: File 'a.png'")
     assert "password required" in message
     message = refused(path, captions="m.csv")
     assert message.startswith("cannot read the captions m.csv: File 'm.csv' is encrypted")
@@ -82,9 +83,9 @@ def test_a_damaged_zip_file(tmp_path):
     data = bytearray(whole.read_bytes())
     data[40:400] = bytes(range(180)) * 2  # of what is packed
     whole.write_bytes(data)
-    assert refused(whole).startswith("1 of 1 images cannot be decoded, the first one: a.png, ")
+    assert refused(whole).startswith("1 of 1 images cannot be decoded, first a.png: ")
     whole.write_bytes(data[:-30])
-    assert refused(whole) == "not a zip file that can be read: File is not a zip file"
+    assert refused(whole) == "not a readable zip file: File is not a zip file"
 
 
 def test_a_zip_file_packed_in_an_unknown_way(tmp_path):
@@ -93,9 +94,9 @@ def test_a_zip_file_packed_in_an_unknown_way(tmp_path):
 
 
 def test_a_member_that_says_it_is_a_bomb(tmp_path):
-    size = struct.pack("<I", files.MOST_BYTES + 1)
+    size = struct.pack("<I", files.MAX_BYTES + 1)
     path = make(tmp_path / "a.zip", {"a.png": png()}, lambda data: central(data, 24, size))
-    assert "a.png, more than 1,073,741,824 bytes" in refused(path)
+    assert "a.png: larger than 1,073,741,824 bytes" in refused(path)
 
 
 def test_a_member_that_hides_that_it_is_a_bomb(tmp_path):
@@ -111,5 +112,5 @@ def test_a_member_that_hides_that_it_is_a_bomb(tmp_path):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert message.startswith("1 of 1 images cannot be decoded, the first one: a.png, ")
+    assert message.startswith("1 of 1 images cannot be decoded, first a.png: ")
     assert peak < 2**23

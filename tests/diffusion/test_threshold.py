@@ -47,7 +47,7 @@ def test_it_is_guidance_that_is_brought_back():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("clip",), "threshold: 'clip' is none of none, static, dynamic"),
+        (("clip",), "threshold: 'clip' is not one of none, static, dynamic"),
         (("dynamic", 0.0), "threshold_quantile: 0.0"),
         (("dynamic", 99.5), "threshold_quantile: 99.5"),
     ],

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.parts import covering, only, quick
 from vitdiff_jax.diffusion.guidance import guide
 from vitdiff_jax.diffusion.tiles import Tiling, tiled
 
@@ -21,7 +22,8 @@ TILINGS = [
     Tiling((5, 3), (16, 20), 8),  # mirrored several times
     Tiling((1, 1), (8, 8), 2),
 ]
-each_tiling = pytest.mark.parametrize("tiling", TILINGS, ids=str)
+QUICK = [TILINGS[0], TILINGS[2], TILINGS[7]]
+each_tiling = pytest.mark.parametrize("tiling", quick(QUICK, TILINGS), ids=str)
 
 
 def noise(*shape, seed=0):
@@ -148,8 +150,11 @@ def clumsy(x, t, label, hint):
     return jnp.tanh(x + 0.1 * jnp.cumsum(x, 2) + away) + label[:, None, None, None] * hint
 
 
-@each_tiling
-@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize(
+    ("tiling", "batch"),
+    only([(TILINGS[0], 3), (TILINGS[7], None)], itertools.product(TILINGS, [None, 3])),
+    ids=str,
+)
 def test_tiled_is_the_weighted_mean_of_tiles(tiling, batch):
     """With a time, a label and a hint for each image, jitted, at once and in pieces."""
     x, hint = noise(2, *tiling.shape, 3), noise(2, *tiling.shape, 1, seed=1)
@@ -199,7 +204,7 @@ LOCAL = [
 ]
 
 
-@pytest.mark.parametrize(("tiling", "mode"), LOCAL, ids=str)
+@pytest.mark.parametrize(("tiling", "mode"), covering(LOCAL), ids=str)
 def test_a_local_denoiser_does_not_notice_the_tiles(tiling, mode):
     """8 pixels of overlap are 2 of margin. Only a mirrored border is one for small images."""
     denoise = local(mode)
@@ -215,8 +220,11 @@ def test_a_denoiser_that_looks_further_does_notice():
     assert abs(tiled(lambda _: denoise, tiling)(x, t) - denoise(x, t)).max() > 1e-3
 
 
-@pytest.mark.parametrize("batch", [None, 4])
-@pytest.mark.parametrize("tiling", [TILINGS[0], TILINGS[-2]], ids=str)
+@pytest.mark.parametrize(
+    ("tiling", "batch"),
+    covering(itertools.product([TILINGS[-2], TILINGS[0]], [None, 4])),
+    ids=str,
+)
 def test_derivatives_are_those_of_the_whole(tiling, batch):
     """Backwards (DPS, PiGDM) and forwards, at once and in pieces, jitted."""
     x, t, other = noise(2, *tiling.shape, 3), jnp.array([0.1, 0.6]), noise(2, *tiling.shape, 3)
@@ -249,7 +257,7 @@ def test_an_image_of_the_tiles_size_is_not_tiled():
 # --- Pieces ---
 
 
-@pytest.mark.parametrize("batch", [1, 2, 5, 7, 23, 24, 100])
+@pytest.mark.parametrize("batch", quick([1, 5, 100], [1, 2, 5, 7, 23, 24, 100]))
 def test_no_more_tiles_at_once_than_allowed(batch):
     """24 tiles, in as few pieces as there can be, with the least to fill up."""
     seen = []

@@ -1,5 +1,7 @@
 """Laws of training times: each is the quantile function of the distribution that it names."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from scipy import stats
 from scipy.special import expit
 
-from tests.parts import SCHEDULES, TIMES
+from tests.parts import SCHEDULES, TIMES, covering, only
 from vitdiff_jax.diffusion import times
 from vitdiff_jax.diffusion.schedules import EDM, LinearVP, RectifiedFlow
 from vitdiff_jax.training import step as train_step
@@ -15,8 +17,9 @@ from vitdiff_jax.training import step as train_step
 U = np.linspace(0.001, 0.999, 333)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-@pytest.mark.parametrize("distribution", TIMES)
+@pytest.mark.parametrize(
+    ("distribution", "schedule"), covering(itertools.product(TIMES, SCHEDULES)), ids=str
+)
 def test_every_distribution_is_a_quantile_function(distribution, schedule):
     """Increasing in u, with values in [0, 1]: only then does stratifying u stratify t."""
     t = np.asarray(
@@ -103,8 +106,10 @@ def test_quantiles_are_uniform_within_their_share():
         assert stats.kstest(np.asarray(u), "uniform").pvalue > 1e-3
 
 
-@pytest.mark.parametrize("stratified", [True, False])
-@pytest.mark.parametrize("batch", [1, 64, 1024])
+@pytest.mark.parametrize(
+    ("batch", "stratified"),
+    only([(1024, True), (1, False)], itertools.product([1, 64, 1024], [True, False])),
+)
 def test_quantiles_stay_inside_the_open_interval(batch, stratified):
     """0 and 1 are infinite normal quantiles: none in a million draws of the first and last image.
 

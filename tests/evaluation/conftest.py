@@ -4,7 +4,7 @@ import pytest
 
 from tests.evaluation import weights
 from vitdiff_jax.data import digits, pipeline
-from vitdiff_jax.evaluation.measuring import Setting
+from vitdiff_jax.evaluation.metric import Setting
 from vitdiff_jax.runtime import parallel
 
 

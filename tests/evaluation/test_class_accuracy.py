@@ -7,7 +7,7 @@ import pytest
 
 from vitdiff_jax.data import pipeline
 from vitdiff_jax.evaluation import class_accuracy
-from vitdiff_jax.evaluation.measuring import Batch, Measured, Setting
+from vitdiff_jax.evaluation.metric import Batch, Measured, Setting
 from vitdiff_jax.runtime import parallel
 
 
@@ -58,5 +58,5 @@ def test_needs_classes(dataset):
 def test_needs_to_know_what_was_asked_for(setting, heldout):
     """Images from a folder come without labels."""
     metric = class_accuracy.Metric(setting)
-    with pytest.raises(ValueError, match="needs to know what the images were drawn for"):
+    with pytest.raises(ValueError, match="needs the class labels of the images"):
         Measured(metric.parts, 2).update(Batch(heldout["image"][:2]))

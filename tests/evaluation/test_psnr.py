@@ -7,7 +7,7 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
 from vitdiff_jax.evaluation import psnr
-from vitdiff_jax.evaluation.measuring import Batch, Measured, OfPairs
+from vitdiff_jax.evaluation.metric import Batch, Measured, PairExtractor
 
 
 def noise(count, shape=(6, 9, 3), seed=0):
@@ -57,5 +57,5 @@ def test_the_metric_is_the_mean_of_decibels():
 
 
 def test_needs_the_true_images():
-    with pytest.raises(ValueError, match="psnr compares pairs of images: --truth is needed"):
-        OfPairs("psnr", psnr.psnr)(Batch(noise(1)))
+    with pytest.raises(ValueError, match="psnr compares pairs of images: --truth is required"):
+        PairExtractor("psnr", psnr.psnr)(Batch(noise(1)))

@@ -7,7 +7,7 @@ import pytest
 from skimage.metrics import structural_similarity
 
 from vitdiff_jax.evaluation import ssim
-from vitdiff_jax.evaluation.measuring import Batch, Measured, OfPairs
+from vitdiff_jax.evaluation.metric import Batch, Measured, PairExtractor
 
 
 def pairs(shape, count=3):
@@ -73,11 +73,11 @@ def test_the_metric_is_the_mean():
 @pytest.mark.parametrize("shape", [(10, 32, 3), (32, 10, 3)])
 def test_too_small_images_are_named_by_their_size(shape):
     with pytest.raises(
-        ValueError, match=f"{shape[0]}x{shape[1]} are smaller than its window of 11"
+        ValueError, match=f"{shape[0]}x{shape[1]} are smaller than the window of 11"
     ):
         ssim.ssim(*pairs(shape))
 
 
 def test_needs_the_true_images():
-    with pytest.raises(ValueError, match="ssim compares pairs of images: --truth is needed"):
-        OfPairs("ssim", ssim.ssim)(Batch(pairs((16, 16, 3))[0]))
+    with pytest.raises(ValueError, match="ssim compares pairs of images: --truth is required"):
+        PairExtractor("ssim", ssim.ssim)(Batch(pairs((16, 16, 3))[0]))

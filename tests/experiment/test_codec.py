@@ -24,7 +24,7 @@ from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.interop import families
-from vitdiff_jax.interop.rules import Found
+from vitdiff_jax.interop.rules import NetworkSpec
 from vitdiff_jax.interop.weights import WeightsError
 from vitdiff_jax.models.autoencoder import Autoencoder
 
@@ -32,7 +32,7 @@ SIZE = 8
 OPTIONS = dict(channels=(32, 32), blocks=1, latent_channels=4)
 MODEL = Autoencoder(**OPTIONS)
 SETTINGS = dict(
-    model=dict(patch=2, depth=1, class_tokens=0),
+    model=tiny.PLAIN,
     train=dict(steps=2),
     log=dict(
         every=2, sample_every=2, heldout_every=2, heldout_images=2, heldout_levels=2,
@@ -55,7 +55,7 @@ def save_autoencoder(path, seed=0, **changes):
         return np.float32(around + random.standard_normal(leaf.shape) / 12)
 
     params = jax.tree_util.tree_map_with_path(draw, shapes["params"])
-    found = Found(dict(autoencoder=options, old_names=False), (side, side, 3), {})
+    found = NetworkSpec(dict(autoencoder=options, old_names=False), (side, side, 3), {})
     save_file(families.to_torch("autoencoder", found, params), path)
     return params
 
@@ -91,7 +91,7 @@ def save_pictures(root, count=10):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def place(tmp_path_factory):
+def place(tmp_path_factory, plain):
     """Where all lies; and what is known of folders."""
     path = tmp_path_factory.mktemp("latents")
     with pytest.MonkeyPatch.context() as patch:
@@ -113,7 +113,7 @@ def flags(place, params):
     given = f"--config.latent.autoencoder={place / 'autoencoder.safetensors'}"
     code, out, error = homes.run("--mode=prepare", config, f"--workdir={place / 'none'}", given)
     assert code == 0, error
-    assert f"(train): latents 0 of 7, into {place / 'prepared' / 'train' / '00000'}" in out
+    assert f"(train): writing latents 0 of 7 to {place / 'prepared' / 'train' / '00000'}" in out
     assert "ready: " in out
     assert not (place / "none").exists()
     return [config, f"--workdir={place / 'run'}"]
@@ -158,7 +158,7 @@ def tell_apart(found, wanted, error):
 def test_what_is_prepared_is_the_autoencoders_own(flags, params, settings):
     """To float16: measured 4.3e-4, at most 2^-11 = 4.9e-4. Mirror images too; the same classes."""
     config = settings()
-    pictures, latents = experiment_lib.pictures(config), experiment_lib.dataset(config)
+    pictures, latents = experiment_lib.pixel_dataset(config), experiment_lib.dataset(config)
     assert latents.shape == (4, 4, 4)
     assert latents.conditions == pictures.conditions == {"label": ("cats", "dogs")}
     for split in ("train", "heldout"):
@@ -201,7 +201,7 @@ def test_captions_come_along(settings, place):
     codec.prepare(experiment_lib.clean_dataset(config), config, print)
     latents = experiment_lib.dataset(config)
     assert latents.conditions == {"label": ("cats", "dogs"), "text": 8}
-    names = experiment_lib.pictures(config).train.records.names
+    names = experiment_lib.pixel_dataset(config).train.records.names
     numbers = [int(pathlib.Path(name).stem) for name in names]
     rng = np.random.default_rng(0)
     for i, number in enumerate(numbers):
@@ -214,6 +214,7 @@ def test_captions_come_along(settings, place):
 # --- Training, sampling, measuring ---
 
 
+@pytest.mark.slow
 def test_training_shows_pictures(trained):
     found = {path.name for path in (trained / "samples").glob("0000*")}
     assert "00000002.png" in found
@@ -232,6 +233,7 @@ def sampled(workdir, *flags):
     return workdir / "samples" / "step2-label-dogs-seed0-n3.png"
 
 
+@pytest.mark.slow
 def test_samples_are_the_latents_decoded(trained, params):
     """To a grey level: the network's own answer; and --nearest compares pictures."""
     path = sampled(trained, "--latents")
@@ -249,6 +251,7 @@ def test_samples_are_the_latents_decoded(trained, params):
     assert path.with_name(f"{path.stem}-nearest.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_way_of_an_image_is_decoded_too(trained, params):
     """Noise first, the image itself last."""
     model = vitdiff_jax.load(trained)
@@ -262,7 +265,7 @@ def test_the_way_of_an_image_is_decoded_too(trained, params):
 
 def test_without_the_autoencoder_there_are_latents_only(trained):
     none = "--config.latent.autoencoder="
-    missing = "config.latent.autoencoder: the model draws latents, and pictures of them need "
+    missing = "config.latent.autoencoder: required to decode the samples of this latent model"
     flags = ["--mode=sample", f"--workdir={trained}", "--n=2", none]
     code, _, error = homes.run(*flags)
     assert code == 2
@@ -272,7 +275,7 @@ def test_without_the_autoencoder_there_are_latents_only(trained):
     for flag in ("--npz", "--nearest", "--frames=2"):
         code, _, error = homes.run(*flags, "--latents", flag)
         assert (code, error) == (
-            2, "error: --latents: makes no pictures; leave out --npz, --nearest and --frames"
+            2, "error: --latents: writes no images; omit --npz, --nearest and --frames"
         )  # fmt: skip
 
 
@@ -281,7 +284,7 @@ def test_training_without_the_autoencoder(flags, place):
     flags = [flags[0], f"--workdir={place / 'blind'}", "--config.train.steps=1"]
     code, _, error = homes.run(*flags)
     assert code == 2
-    assert error.startswith("error: config.latent.autoencoder: the model draws latents, and pict")
+    assert error.startswith("error: config.latent.autoencoder: required to decode the samples of")
     assert not (place / "blind").exists()
     code, _, error = homes.run(
         *flags, "--config.log.sample_every=0", "--config.log.nearest_every=0"
@@ -301,12 +304,12 @@ def test_pictures_are_what_is_measured(trained, settings):
     """Samples and held-out images of 8x8x3 numbers each, not latents of 4x4x4."""
     code, out, error = homes.run("--mode=evaluate", f"--workdir={trained}", "--npz")
     assert code == 0, error
-    assert "6 images are no more than the 192 numbers of each" in out
+    assert "6 images are too few for 192 features" in out
     report = json.loads((trained / "evaluation.json").read_text())
     (path,) = (trained / "evaluation").glob("samples-*.npz")
     with np.load(path) as file:
         samples = file["arr_0"]
-    heldout = experiment_lib.pictures(settings()).heldout
+    heldout = experiment_lib.pixel_dataset(settings()).heldout
     true = np.stack([heldout.example(i)["image"] for i in range(len(heldout))])
     value = report["rows"][0]["results"]["fd/pixels"]["value"]
     assert value == pytest.approx(frechet(samples, true), rel=1e-3)
@@ -330,16 +333,16 @@ def test_samples_are_measured_while_training(flags, place, autoencoder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(data=dict(random_area=0.5)), "config.latent.factor: latents are of one crop of each"),
+        (dict(data=dict(random_area=0.5)), "config.latent.factor: latents are made from one fixed"),
         (dict(latent=dict(factor=3)), "config.latent.factor: 3 does not fit images of 8x8x3"),
         (dict(latent=dict(factor=0)), "config.latent.factor: 0 is less than 1"),
-        (dict(latent=dict(path=None)), "config.latent.path: needed: the folder for the latents"),
+        (dict(latent=dict(path=None)), "config.latent.path: required: the folder of the latents"),
         (dict(data=dict(channels=1)), "config.latent.factor: 2 does not fit images of 8x8x1"),
         (
             dict(degradation=dict(operators=("denoise",))),
-            "config.degradation.operators: needs pixels",
+            "config.degradation.operators: needs pixel space",
         ),
-        (dict(sample=dict(threshold="static")), "config.sample.threshold: latents have no range"),
+        (dict(sample=dict(threshold="static")), "config.sample.threshold: not for latents"),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, dict) else "",
 )
@@ -368,7 +371,7 @@ def test_data_without_picture_files(place, name):
         code, _, error = homes.run(config, f"--mode={mode}", f"--workdir={place / 'none'}")
         assert code == 2
         assert error.startswith("error: config.latent.factor: ")
-        assert ("of photographs in files" in error) == (name == "scenes")
+        assert ("dataset of image files" in error) == (name == "scenes")
     assert not (place / "other").exists()
 
 
@@ -377,17 +380,17 @@ def test_random_crops_are_not_prepared(flags, place, autoencoder):
         "--mode=prepare", *flags, autoencoder, "--config.data.random_area=.5"
     )
     assert code == 2
-    assert "latents are of one crop of each picture; use config.data.random_area=0" in error
+    assert "latents are made from one fixed crop per image; use config.data.random_area=0" in error
 
 
 def test_preparing_needs_the_autoencoder(flags):
     code, _, error = homes.run("--mode=prepare", *flags)
     assert code == 2
-    assert error.startswith("error: config.latent.autoencoder: needed to make latents: the file of")
+    assert error.startswith("error: config.latent.autoencoder: required to encode images: ")
 
 
 def test_no_restoration_of_latents(trained, place):
-    line = "config.latent.factor: restoration needs a model of pixels, this one is of latents"
+    line = "config.latent.factor: restoration needs a pixel-space model, not a latent one"
     photo = next((place / "photos" / "cats").iterdir())
     for given in ([], [f"--input={photo}"]):
         code, _, error = homes.run("--mode=restore", f"--workdir={trained}", *given)
@@ -400,10 +403,10 @@ def test_another_autoencoder(settings, place, tmp_path):
     """Of other weights, of another factor, or none at all."""
     other = tmp_path / "other.safetensors"
     save_autoencoder(other, seed=1)
-    with pytest.raises(DataError, match=r"latents of other data: encoder is 'SHA-256 .* there and"):
+    with pytest.raises(DataError, match=r"latents of different data: encoder is 'SHA-256 .*, not"):
         experiment_lib.dataset(settings(latent=dict(autoencoder=str(other))))
     save_autoencoder(other, channels=(32, 32, 32))
-    line = f"config.latent.autoencoder: {other} makes latents smaller by 4, not by"
+    line = f"config.latent.autoencoder: {other} has a downsampling factor of 4, not"
     with pytest.raises(WeightsError, match=line):
         experiment_lib.dataset(settings(latent=dict(autoencoder=str(other))))
     save_file({"weight": np.zeros(3, np.float32)}, other)
@@ -419,7 +422,7 @@ def test_another_autoencoder(settings, place, tmp_path):
 
 def test_latents_of_other_pictures(settings):
     """Of another size, or none yet."""
-    with pytest.raises(DataError, match="crop is 'centre to 8x8' there and 'centre to 16x16' here"):
+    with pytest.raises(DataError, match="crop is 'centre to 8x8', not 'centre to 16x16'"):
         experiment_lib.dataset(settings(data=dict(size=16)))
-    with pytest.raises(DataError, match="no latents here: run the same config with --mode=prepare"):
+    with pytest.raises(DataError, match="no latents: run the same config with --mode=prepare"):
         experiment_lib.dataset(settings(latent=dict(path="/nowhere")))

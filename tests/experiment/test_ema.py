@@ -1,6 +1,7 @@
 """Averages of any width, made from those that were kept, against sums over all steps."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.flatten_util
@@ -34,6 +35,7 @@ def test_the_width_is_that_of_the_weights(width):
     np.testing.assert_allclose(given[1:] / given[-1], time[1:] ** ema_lib.gamma(width), atol=1e-3)
 
 
+@functools.cache
 def path_and_averages():
     """Parameters that wander, [STEPS, 20], and the averages of WIDTHS after each step."""
     path = np.cumsum(np.random.default_rng(0).standard_normal((STEPS, 20)), 0)
@@ -51,7 +53,7 @@ def path_and_averages():
 def test_a_blend_is_the_average_over_all_steps(width):
     path, kept = path_and_averages()
     places = [(n, w) for n in range(25, STEPS + 1, 25) for w in WIDTHS]
-    shares, left = ema_lib.blend(places, STEPS, width)
+    shares, left = ema_lib.posthoc_weights(places, STEPS, width)
     found = sum(share * kept[place] for share, place in zip(shares, places))
     wanted = weights(width, STEPS) @ path
     assert left < 0.05
@@ -61,7 +63,7 @@ def test_a_blend_is_the_average_over_all_steps(width):
 
 def test_the_distance_that_is_said_is_that_of_the_weights():
     places = [(n, w) for n in range(100, STEPS + 1, 100) for w in WIDTHS]
-    shares, left = ema_lib.blend(places, STEPS, 0.02)
+    shares, left = ema_lib.posthoc_weights(places, STEPS, 0.02)
     given = [np.pad(weights(w, n), (0, STEPS - n)) for n, w in places]
     wanted = weights(0.02, STEPS)
     far = np.linalg.norm(shares @ given - wanted) / np.linalg.norm(wanted)
@@ -70,15 +72,16 @@ def test_the_distance_that_is_said_is_that_of_the_weights():
 
 def test_nothing_later_is_blended():
     for places in ([], [(5, 0.05)]):
-        with pytest.raises(ValueError, match="no averages kept up to step 4"):
-            ema_lib.blend(places, 4, 0.05)
+        with pytest.raises(ValueError, match="no snapshots up to step 4"):
+            ema_lib.posthoc_weights(places, 4, 0.05)
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(tmp_path_factory, plain):
     """Every step's parameters (decay 0) and two averages."""
     home = tmp_path_factory.mktemp("averages")
     config = tiny.config(
+        model=tiny.PLAIN,
         train=dict(steps=10, ema=(0.0,), ema_widths=WIDTHS),
         checkpoint=dict(every=1, keep_every=1),
     )
@@ -90,6 +93,7 @@ def params_of(workdir, **which):
     return jax.tree.map(np.asarray, vitdiff_jax.load(workdir, **which).params)
 
 
+@pytest.mark.slow
 def test_a_trained_model_of_any_width(workdir):
     model = vitdiff_jax.load(workdir)
     shapes = jax.tree.map(
@@ -106,12 +110,13 @@ def test_a_trained_model_of_any_width(workdir):
         assert np.linalg.norm(exact - found) < (1e-4 if width == 0.05 else 0.05) * moved
 
 
+@pytest.mark.slow
 def test_the_config_chooses_the_width(workdir):
     config = config_lib.read(workdir / "config.json", ["--config.sample.ema_width=0.07"])
     found, wanted = params_of(workdir, config=config), params_of(workdir, ema_width=0.07)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
     (row,) = evaluate.rows(config)
-    assert row.average() == {"ema": None, "ema_width": 0.07}
+    assert row.which_ema() == {"ema": None, "ema_width": 0.07}
 
 
 def test_a_sweep_over_widths(workdir):
@@ -119,23 +124,23 @@ def test_a_sweep_over_widths(workdir):
     config = config_lib.read(workdir / "config.json", flags)
     first, second = evaluate.rows(config)
     assert (first.ema, first.ema_width, second.ema_width) == (None, 0.05, 0.08)
-    assert first.name != second.name
+    assert second.differences(first) == {"EMA width 0.08": "emawidth0.08"}
     assert dataclasses.replace(first, ema_width=0.08) == second
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.sample.ema_width=0.4"], "sample.ema_width: 0.4 is no relative width in"),
-        (["--config.train.ema_widths=(0.0,)"], "train.ema_widths: 0.0 is no relative width in"),
+        (["--config.sample.ema_width=0.4"], "sample.ema_width: 0.4 is not a relative width in"),
+        (["--config.train.ema_widths=(0.0,)"], "train.ema_widths: 0.0 is not a relative width in"),
         (
             ["--config.evaluate.sweep.ema_width=(0.1,)", "--config.evaluate.sweep.ema=(0.0,)"],
             "config.evaluate.sweep.ema_width: sweep either",
         ),
-        (["--config.sample.ema_width=0.001"], "it would be .* off; keep more checkpoints"),
+        (["--config.sample.ema_width=0.001"], "the error is .*; keep more checkpoints"),
         (
             ["--config.train.ema_widths=()", "--config.sample.ema_width=0.1"],
-            "sample.ema_width: needs averages to be made from; train with",
+            "sample.ema_width: post-hoc EMAs need stored ones; train with",
         ),
     ],
 )

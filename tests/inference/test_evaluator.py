@@ -6,7 +6,7 @@ import pytest
 from tests import tiny
 from vitdiff_jax.data import digits
 from vitdiff_jax.data.pipeline import DataError
-from vitdiff_jax.evaluation.measuring import Batch
+from vitdiff_jax.evaluation.metric import Batch
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.inference import evaluator
 from vitdiff_jax.runtime import parallel
@@ -122,6 +122,6 @@ def test_no_floor_where_the_data_is_not_there(tmp_path, dataset, monkeypatch, ca
     with_file = yard(tmp_path, None, reference=str(tmp_path / "file.npz"))
     assert with_file.real_scores(30) is None
     assert with_file.crop() is None
-    assert "real images are not measured: it is not there" in capsys.readouterr().out
+    assert "no score of real images: it is not there" in capsys.readouterr().out
     with pytest.raises(DataError, match="it is not there"):
         yard(tmp_path, None).real_scores(30)

@@ -14,14 +14,14 @@ EVERYTHING = {"label": NAMES, "attributes": FACES, "text": 8}
 
 
 def label(wish, n=1):
-    found = prompts.ask({"label": NAMES}, n, label=wish)
+    found = prompts.encode({"label": NAMES}, n, label=wish)
     assert found.keys() == {"label"}
     assert found["label"].dtype == np.int32
     return found["label"].tolist()
 
 
 def attributes(wish, n=1):
-    found = prompts.ask({"attributes": FACES}, n, attributes=wish)
+    found = prompts.encode({"attributes": FACES}, n, attributes=wish)
     assert found.keys() == {"attributes"}
     assert found["attributes"].dtype == np.int8
     return found["attributes"].tolist()
@@ -51,7 +51,7 @@ def test_a_class_for_each_image():
 
 def test_no_wish_is_the_classes_in_turn():
     assert label(None, 6) == [0, 1, 2, 3, 0, 1]
-    assert prompts.ask({"label": tuple(NAMES)}, 2)["label"].tolist() == [0, 1]
+    assert prompts.encode({"label": tuple(NAMES)}, 2)["label"].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -77,62 +77,62 @@ def test_attributes_for_each_image():
 
 def test_prompts():
     for wish, texts in (("a cat", ["a cat"] * 2), (["a", "déjà vu"], ["a", "déjà v"])):
-        found = prompts.ask({"text": 8}, 2, prompt=wish)["text"]
+        found = prompts.encode({"text": 8}, 2, prompt=wish)["text"]
         assert (found.shape, found.dtype) == ((2, 8), np.int16)
         assert [bytes(row[row >= 0].astype(np.uint8)).decode() for row in found] == texts
-    assert (prompts.ask({"text": 8}, 2)["text"] == -1).all()
+    assert (prompts.encode({"text": 8}, 2)["text"] == -1).all()
 
 
 def test_no_prompt_needs_no_encoder():
     """Whose texts would be embedded: only then it is loaded."""
     about = {"length": 3, "width": 5, "encoder": "/no/such/encoder"}
-    found = prompts.ask({"embedding": about}, 2)["embedding"]
+    found = prompts.encode({"embedding": about}, 2)["embedding"]
     assert found.shape == (2, 3, 5)
     assert not found.any()
 
 
 def test_everything_at_once():
-    found = prompts.ask(EVERYTHING, 2, label="dog", prompt="hi", attributes="Young")
+    found = prompts.encode(EVERYTHING, 2, label="dog", prompt="hi", attributes="Young")
     assert found["label"].tolist() == [1, 1]
     assert found["attributes"].tolist() == [[-1, -1, 1]] * 2
     np.testing.assert_array_equal(found["text"], [to_bytes("hi", 8)] * 2)
-    assert prompts.ask({}, 3) == {}
+    assert prompts.encode({}, 3) == {}
 
 
 @pytest.mark.parametrize(
     ("conditions", "wish", "message"),
     [
-        (EVERYTHING, dict(label=4), "label: 4 is not in -1 (none) to 3"),
-        (EVERYTHING, dict(label="-2"), "label: -2 is not in -1 (none) to 3"),
-        (EVERYTHING, dict(label=[0, 9]), "label: 9 is not in -1 (none) to 3"),
-        (EVERYTHING, dict(label="dg"), "label: there is no class 'dg'; did you mean dog?"),
-        (EVERYTHING, dict(label="zebra\n"), r"label: there is no class 'zebra\n'"),
+        (EVERYTHING, dict(label=4), "label: 4 is not in -1 (null class) to 3"),
+        (EVERYTHING, dict(label="-2"), "label: -2 is not in -1 (null class) to 3"),
+        (EVERYTHING, dict(label=[0, 9]), "label: 9 is not in -1 (null class) to 3"),
+        (EVERYTHING, dict(label="dg"), "label: unknown class 'dg'; did you mean dog?"),
+        (EVERYTHING, dict(label="zebra\n"), r"label: unknown class 'zebra\n'"),
         (EVERYTHING, dict(label=[1, 2, 3]), "label: 3 values for 2 images"),
-        (EVERYTHING, dict(label=2.7), "label: there is no class 2.7"),
-        (EVERYTHING, dict(label=[None, 1]), "label: there is no class None"),
+        (EVERYTHING, dict(label=2.7), "label: unknown class 2.7"),
+        (EVERYTHING, dict(label=[None, 1]), "label: unknown class None"),
         (EVERYTHING, dict(prompt=[]), "prompt: 0 values for 2 images"),
         (
             EVERYTHING,
             dict(attributes="Young,-Smilling"),
-            "attributes: there is no 'Smilling'; did you mean Smiling?; there are Smiling, Male, Yo"
-            "ung",
+            "attributes: unknown attribute 'Smilling'; did you mean Smiling?; available: Smiling, "
+            "Male, Young",
         ),
-        (EVERYTHING, dict(attributes="x" * 9), f"attributes: there is no '{'x' * 9}'; there are S"),
+        (EVERYTHING, dict(attributes="x" * 9), f"attributes: unknown attribute '{'x' * 9}'; a"),
         (EVERYTHING, dict(attributes=["Male"]), "attributes: 1 values for 2 images"),
         (EVERYTHING, dict(prompt=["a", "b", "c"]), "prompt: 3 values for 2 images"),
         (
             {"label": NAMES},
             dict(prompt="a cat"),
-            "--prompt: the model was trained with label as a condition",
+            "--prompt: the model is conditioned on label only",
         ),
-        ({"label": NAMES, "text": 8}, dict(attributes="Male"), "--attributes: the model was trai"),
-        ({}, dict(label=0), "--label: the model was trained with nothing as a condition"),
+        ({"label": NAMES, "text": 8}, dict(attributes="Male"), "--attributes: the model is condi"),
+        ({}, dict(label=0), "--label: the model is unconditional: it was trained"),
     ],
     ids=str,
 )
 def test_what_cannot_be_is_one_line(conditions, wish, message):
     with pytest.raises(ConfigError) as caught:
-        prompts.ask(conditions, 2, **wish)
+        prompts.encode(conditions, 2, **wish)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 

@@ -21,6 +21,7 @@ CASES = {  # (model, options): 5 images, which four devices cannot share evenly
     "guided in an interval": (VIT, dict(guidance=3.0, guidance_low=0.3, guidance_high=0.8)),
     "convolutions": (UNET, dict(guidance=3.0)),
 }
+pytestmark = pytest.mark.slow
 LABELS = [0, 1, 0, 1, 1]
 
 

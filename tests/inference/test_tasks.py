@@ -1,5 +1,6 @@
 """What a picture suffers from: tasks as operators, measurements, and the noise in them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +14,11 @@ from vitdiff_jax.operators.mask import Mask
 RANDOM = np.random.default_rng(0)
 
 
+def shape_of(found, *shape):
+    """Of what an operator makes of images of a shape."""
+    return jax.eval_shape(found.forward, jax.ShapeDtypeStruct(shape, jnp.float32)).shape
+
+
 def operator(task, shape=(12, 16, 3), missing=None):
     return tasks.operator_of(task, shape, np.random.default_rng(0), missing)
 
@@ -21,7 +27,7 @@ def operator(task, shape=(12, 16, 3), missing=None):
 def test_every_task_can_be_made_and_has_a_method(task):
     """At the size of a photograph's part; what is recommended serves it."""
     found = operator(task, (24, 32, 3))
-    assert found.forward(jnp.zeros((1, 24, 32, 3))).shape[0] == 1
+    assert shape_of(found, 1, 24, 32, 3)[0] == 1
     restoration.find(restoration.recommended(found), found)
 
 
@@ -42,8 +48,8 @@ def test_what_is_recommended_follows_from_what_an_operator_says_of_itself(task, 
 
 
 def test_options_stand_over_those_of_the_task():
-    assert operator("upscale").forward(jnp.zeros((1, 12, 16, 3))).shape == (1, 3, 4, 3)
-    assert operator("upscale:factor=2").forward(jnp.zeros((1, 12, 16, 3))).shape == (1, 6, 8, 3)
+    assert shape_of(operator("upscale"), 1, 12, 16, 3) == (1, 3, 4, 3)
+    assert shape_of(operator("upscale:factor=2"), 1, 12, 16, 3) == (1, 6, 8, 3)
     assert operator("downsample:factor=3,kind=average", (9, 9, 1)).rows.max() == np.float32(1 / 3)
 
 
@@ -91,9 +97,9 @@ def test_impossible_tasks_are_one_line(task, missing, message):
 )
 def test_pictures_as_they_come(task, picture, channels, shape, y, result):
     x = RANDOM.uniform(-1, 1, picture).astype(np.float32)
-    case = tasks.as_given(x, channels, task, noise_std=0.0)
+    case = tasks.from_measurement(x, channels, task, noise_std=0.0)
     assert (case.shape, case.y.shape, case.channels) == (shape, y, result)
-    assert case.operator.forward(jnp.zeros((1, *shape))).shape[1:] == y[1:]
+    assert shape_of(case.operator, 1, *shape)[1:] == y[1:]
     assert case.picture.shape == (*shape[:2], result)
     if task == "denoise":
         np.testing.assert_allclose(case.picture, x, atol=1e-6)
@@ -101,34 +107,34 @@ def test_pictures_as_they_come(task, picture, channels, shape, y, result):
 
 def test_a_sinogram_is_no_picture():
     x = np.zeros((8, 8, 1), np.float32)
-    with pytest.raises(ConfigError, match=r"radon.* not a picture .*--degrade"):
-        tasks.as_given(x, 1, "radon:angles=5")
+    with pytest.raises(ConfigError, match=r"radon.* not images of .*--degrade"):
+        tasks.from_measurement(x, 1, "radon:angles=5")
 
 
 def test_planes_and_back():
     x = RANDOM.uniform(-1, 1, (5, 4, 3)).astype(np.float32)
     grey = x[..., :1]
     for picture, channels in ((x, 3), (x, 1), (grey, 3), (grey, 1)):
-        planes = tasks.planes_of(picture, channels)
+        planes = tasks.to_planes(picture, channels)
         assert planes.shape[1:] == (5, 4, channels)
-        back = tasks.one_picture(planes, picture.shape[2])
+        back = tasks.from_planes(planes, picture.shape[2])
         np.testing.assert_allclose(back, picture, atol=1e-6)
 
 
 def test_damage_is_the_operator_and_noise_of_each_images_own_seed():
     x = RANDOM.uniform(-1, 1, (3, 16, 16, 1)).astype(np.float32)
-    case = tasks.degraded(x, "denoise", None, 0.1, np.array([5, 6, 5]))
+    case = tasks.from_clean(x, "denoise", None, 0.1, np.array([5, 6, 5]))
     noise = (case.y - x) / 0.1
     assert abs(noise.std() - 1) < 0.1
     np.testing.assert_allclose(noise[0], noise[2], atol=1e-4)
     assert abs(noise[0] - noise[1]).max() > 0.5
-    alone = tasks.degraded(x[1:2], "denoise", None, 0.1, np.array([6]))
+    alone = tasks.from_clean(x[1:2], "denoise", None, 0.1, np.array([6]))
     np.testing.assert_array_equal(alone.y[0], case.y[1])
 
 
 def test_complex_measurements_have_noise_in_both_parts():
     x = np.zeros((1, 32, 32, 1), np.float32)
-    y = tasks.degraded(x, "fourier:share=1.0", None, 0.1, np.array([0])).y
+    y = tasks.from_clean(x, "fourier:share=1.0", None, 0.1, np.array([0])).y
     assert y.dtype == np.complex64
     for part in (y.real, y.imag):
         assert abs(part.std() / 0.1 - 1) < 0.15
@@ -138,7 +144,7 @@ def test_complex_measurements_have_noise_in_both_parts():
 def test_what_is_not_measured_has_no_noise(task):
     """And what is measured has, also where the image is grey, which is 0."""
     x = np.zeros((2, 16, 16, 1), np.float32)
-    case = tasks.degraded(x, task, None, 0.1, np.array([0, 1]))
+    case = tasks.from_clean(x, task, None, 0.1, np.array([0, 1]))
     there = np.broadcast_to(np.asarray(case.operator.known) > 0, case.y.shape)
     assert (case.y[~there] == 0).all()
     assert (case.y[there] != 0).all()
@@ -146,9 +152,9 @@ def test_what_is_not_measured_has_no_noise(task):
 
 def test_presets_bring_their_noise():
     x = np.zeros((1, 256, 256, 1), np.float32)
-    assert tasks.degraded(x, "ddrm/denoise", None, None, np.array([0])).noise_std == 0.1
-    assert tasks.degraded(x, "dps/box:side=0.3", None, None, np.array([0])).noise_std == 0.05
-    assert tasks.degraded(x, "denoise", None, None, np.array([0])).noise_std == 0.0
+    assert tasks.from_clean(x, "ddrm/denoise", None, None, np.array([0])).noise_std == 0.1
+    assert tasks.from_clean(x, "dps/box:side=0.3", None, None, np.array([0])).noise_std == 0.05
+    assert tasks.from_clean(x, "denoise", None, None, np.array([0])).noise_std == 0.0
 
 
 @pytest.mark.parametrize("std", [0.05, 0.2])
@@ -157,9 +163,9 @@ def test_noise_is_estimated(std):
     down, across = np.mgrid[:128, :128] / 128
     smooth = np.stack([np.sin(3 * down), np.cos(2 * across), down * across], -1)
     y = smooth + std * RANDOM.standard_normal(smooth.shape)
-    assert tasks.noise_of(y) == pytest.approx(std, rel=0.1)
+    assert tasks.estimate_noise(y) == pytest.approx(std, rel=0.1)
     missing = np.zeros((128, 128), bool)
     missing[30:70, 40:80] = True
     y[missing] = 0
-    assert tasks.noise_of(y, missing) == pytest.approx(std, rel=0.15)
-    assert tasks.noise_of(smooth) == 0.0
+    assert tasks.estimate_noise(y, missing) == pytest.approx(std, rel=0.15)
+    assert tasks.estimate_noise(smooth) == 0.0

@@ -121,7 +121,7 @@ def test_published_sizes_go_by_their_names(size):
 def test_published_jits_go_by_their_names(size, patch, side, guidance):
     """And come with the authors' noise and guidance."""
     model, shape = dict(name="vit", size=size, patch=patch), (side, side, 3)
-    wanted = rules.Found(dict(model=model), shape, rules.classes(1000))
+    wanted = rules.NetworkSpec(dict(model=model), shape, rules.classes(1000))
     found = jit.read({rule.theirs: rule.shape for rule in jit.rules(wanted)})
     assert (found.config["model"], found.shape) == (model, shape)
     assert len(found.conditions["label"]) == 1000
@@ -163,7 +163,7 @@ def test_path_of_sit():
     for path, schedule in (("linear", "RectifiedFlow"), ("gvp", "GVP")):
         found = sit.read(dit_shapes(), heads=2, path=path)
         assert found.config["diffusion"]["schedule"]["name"] == schedule
-    with pytest.raises(ValueError, match=r"^sit: path: 'vp' is none of linear, gvp"):
+    with pytest.raises(ValueError, match=r"^sit: path: 'vp' is not one of linear, gvp"):
         families.from_torch("sit", dit_tensors(), path="vp", **DIT)
 
 
@@ -188,17 +188,17 @@ def without(tensors, part):
         (lambda t: t | {"extra.weight": t["pos_embed"]}, "dit: unknown: extra.weight$"),
         (
             lambda t: t | {"blocks.1.attn.qkv.bias": np.zeros(7)},
-            r"dit: of another shape: blocks.1.attn.qkv.bias: \(7,\), not \(24,\)$",
+            r"dit: wrong shape: blocks.1.attn.qkv.bias: \(7,\), not \(24,\)$",
         ),
         (
             lambda t: t | {"x_embedder.proj.weight": np.zeros((8, 16))},
-            r"dit: of another shape: x_embedder.proj.weight: \(8, 16\), not 4 axes$",
+            r"dit: wrong shape: x_embedder.proj.weight: \(8, 16\), not 4 axes$",
         ),
         (
             lambda t: without(t, "proj.bias") | {"more": t["pos_embed"]},
             "dit: missing: .*proj.bias.*; unknown: more$",
         ),
-        (lambda t: t | {"pos_embed": t["pos_embed"][:, ::-1]}, "dit: pos_embed is not what"),
+        (lambda t: t | {"pos_embed": t["pos_embed"][:, ::-1]}, "dit: pos_embed differs from"),
         (lambda t: t | {"pos_embed": np.zeros((1, 15, 8))}, "dit: size: no square has 15 patches"),
     ],
 )
@@ -212,9 +212,9 @@ def test_a_wrong_file_is_one_clear_line(change, message):
 @pytest.mark.parametrize(
     ("known", "message"),
     [
-        (dict(), "dit: heads: not told by the shapes at the unpublished width 8"),
+        (dict(), "dit: heads: not determined by the shapes for the unpublished width 8"),
         (dict(heads=3), "dit: heads: 3 does not divide the width 8"),
-        (dict(heads=2, size=(8, 10)), "dit: size: 8x10 has not 16 patches of 2"),
+        (dict(heads=2, size=(8, 10)), "dit: size: 8x10 does not have 16 patches of 2"),
         (dict(heads=2, path="gvp"), "path: dit has no such option, only heads, size"),
     ],
 )
@@ -224,7 +224,7 @@ def test_what_shapes_do_not_tell_must_be_right(known, message):
 
 
 def test_an_unknown_family_is_refused():
-    with pytest.raises(ValueError, match=r"^family: 'vit' is none of .*dit, jit"):
+    with pytest.raises(ValueError, match=r"^family: 'vit' is not one of .*dit, jit"):
         families.from_torch("vit", {})
 
 
@@ -239,8 +239,8 @@ def test_checkpoints_hold_several_sets():
     """The average is what samples are drawn with; the optimiser is left alone."""
     ema, model = dit_tensors(), filled(dit_shapes(), seed=1)
     checkpoint = {"model": model, "ema": ema, "opt": {"state": {}}, "args": "ours"}
-    assert list(families.sets("dit", checkpoint)) == ["ema", "model"]
-    assert families.averages("dit") == {"ema": 0.9999}
+    assert list(families.state_dicts("dit", checkpoint)) == ["ema", "model"]
+    assert families.ema_decays("dit") == {"ema": 0.9999}
     _, params = families.from_torch("dit", checkpoint, **DIT)
     same(families.flatten(params), families.flatten(families.from_torch("dit", ema, **DIT)[1]))
     with pytest.raises(ValueError, match=r"^dit: tensors expected, but the file has epoch$"):
@@ -250,8 +250,9 @@ def test_checkpoints_hold_several_sets():
 def test_jits_two_averages():
     """`Denoiser.net` in three copies; the first average is the one that its authors sample with."""
     sets = {name: {"net.a": np.zeros(1)} for name in ("model", "model_ema1", "model_ema2")}
-    assert list(families.sets("jit", sets | {"epoch": 1})) == ["model_ema1", "model_ema2", "model"]
-    assert families.averages("jit") == {"model_ema1": 0.9999, "model_ema2": 0.9996}
+    found = families.state_dicts("jit", sets | {"epoch": 1})
+    assert list(found) == ["model_ema1", "model_ema2", "model"]
+    assert families.ema_decays("jit") == {"model_ema1": 0.9999, "model_ema2": 0.9996}
 
 
 def test_averages_may_drift():
@@ -271,11 +272,11 @@ def test_rolled_blocks_are_written_too():
     """What was trained with `scan` is the same network."""
     tensors = dit_tensors(depth=3)
     found, params = families.from_torch("dit", tensors, **DIT)
-    stacks = families.rolled(params, ["blocks_0_to_1", "blocks_2_to_2", "head"])
+    stacks = families.stack_blocks(params, ["blocks_0_to_1", "blocks_2_to_2", "head"])
     assert {name for name in stacks if "block" in name} == {"blocks_0_to_1", "blocks_2_to_2"}
     assert stacks["blocks_0_to_1"]["mod"]["kernel"].shape == (2, 8, 48)
     same(families.to_torch("dit", found, stacks), tensors)
-    same(families.flatten(families.unrolled(stacks)), families.flatten(params))
+    same(families.flatten(families.unstack_blocks(stacks)), families.flatten(params))
 
 
 def test_what_does_not_fit_is_not_written():
@@ -287,9 +288,7 @@ def test_what_does_not_fit_is_not_written():
         )
     with pytest.raises(ValueError, match=r"^dit as it is published: missing: head/"):
         families.to_torch("dit", found, {k: v for k, v in params.items() if k != "head"})
-    with pytest.raises(
-        ValueError, match=r"^dit: of another shape: final_layer.linear.weight: \(3, 8\)"
-    ):
+    with pytest.raises(ValueError, match=r"^dit: wrong shape: final_layer.linear.weight: \(3, 8\)"):
         families.to_torch(
             "dit", found, params | {"head": {"kernel": np.zeros((8, 3)), "bias": np.zeros(32)}}
         )

@@ -59,8 +59,8 @@ def test_an_interruption_leaves_no_npz(tmp_path):
     """What was written is in the file beside it by then, not in this process."""
     writer = NpzWriter(tmp_path / "a.npz", GIVEN.shape)
     writer.write(0, GIVEN[:-1])
-    assert list(tmp_path.iterdir()) == [paths.partial_of(tmp_path / "a.npz")]
-    assert paths.partial_of(tmp_path / "a.npz").read_bytes().endswith(GIVEN[:-1].tobytes())
+    assert list(tmp_path.iterdir()) == [paths.partial_path(tmp_path / "a.npz")]
+    assert paths.partial_path(tmp_path / "a.npz").read_bytes().endswith(GIVEN[:-1].tobytes())
 
 
 def test_an_interruption_while_packing_leaves_no_npz(tmp_path, monkeypatch):

@@ -63,7 +63,9 @@ def test_a_call_is_refused_and_nothing_runs(tmp_path, monkeypatch, protocol):
     objects[1] = call
     for tree in (call, {"a": TREE["a"], "b": [call]}, objects):
         (tmp_path / "a.pkl").write_bytes(pickle.dumps(tree, protocol))
-        with pytest.raises(ValueError, match=r"a\.pkl: not a pickle of NumPy arrays: it names"):
+        with pytest.raises(
+            ValueError, match=r"a\.pkl: not a pickle of NumPy arrays: .* is not a Nu"
+        ):
             numpy_pickle.read(tmp_path / "a.pkl")
         assert not (tmp_path / "made").exists()
     pickle.loads(pickle.dumps(call))
@@ -84,7 +86,7 @@ def test_a_call_is_refused_and_nothing_runs(tmp_path, monkeypatch, protocol):
 def test_what_is_refused_is_named(tmp_path, thing, name):
     """Classes and functions too, which would only be used later; NumPy's own as well."""
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": thing}))
-    with pytest.raises(ValueError, match=f"it names {name}, which is no NumPy array"):
+    with pytest.raises(ValueError, match=f"{name} is not a NumPy array"):
         numpy_pickle.read(tmp_path / "a.pkl")
 
 

@@ -10,6 +10,8 @@ from safetensors.numpy import save_file
 
 from vitdiff_jax.interop import torch_files
 
+pytestmark = pytest.mark.extra
+
 torch = pytest.importorskip("torch", reason='needs PyTorch: pip install -e ".[torch]"')
 
 
@@ -79,7 +81,7 @@ def test_code_is_refused_and_does_not_run(tmp_path, monkeypatch, zipped):
         torch.save({"a": torch.ones(2), "b": Call()}, path)
     else:
         path.write_bytes(pickle.dumps({"b": Call()}, 2))
-    with pytest.raises(ValueError, match=r"a\.pt: not a file of tensors that PyTorch reads") as e:
+    with pytest.raises(ValueError, match=r"a\.pt: not a file of tensors readable by PyTorch") as e:
         torch_files.read(path)
     assert "\n" not in str(e.value)
     assert not (tmp_path / "made").exists()

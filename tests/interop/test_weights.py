@@ -88,7 +88,7 @@ def test_a_wrong_file_is_not_read(cache, published, reader):
     site = cache.parents[2] / "site" / "net-1.pth"
     site.write_bytes(FILE + b"!")
     for _ in range(2):
-        assert "has another SHA-256" in refused(published)
+        assert "has a wrong SHA-256" in refused(published)
     assert list(cache.glob("*")) == []
     (cache / "net-1.pth").write_bytes(FILE + b"!")  # put there by hand
     message = refused(published)
@@ -128,7 +128,7 @@ def test_a_download_that_breaks_off_leaves_nothing(cache, reader):
         url = f"http://127.0.0.1:{server.server_port}/net-1.pth"
         message = refused(weights.Published(url, hashlib.sha256(FILE).hexdigest(), "--key"))
         server.shutdown()
-    assert f"cannot fetch {url}" in message
+    assert f"cannot download {url}" in message
     assert not [path for path in cache.rglob("*") if path.is_file()]
 
 
@@ -178,7 +178,7 @@ def test_foreign_safetensors_are_refused(tmp_path, cache, published, about):
     """What says of no, or of another published file that it comes from it."""
     save_file(TENSORS, tmp_path / "foreign.safetensors", about)
     message = refused(published, str(tmp_path / "foreign.safetensors"))
-    assert f"foreign.safetensors: was not made from {published.url}" in message
+    assert f"foreign.safetensors: was not converted from {published.url}" in message
 
 
 def test_a_changed_tensor_is_found(cache, published, reader):
@@ -237,6 +237,7 @@ def test_without_pytorch_it_names_the_extra(monkeypatch, cache, published):
     assert (cache / "net-1.pth").read_bytes() == FILE
 
 
+@pytest.mark.extra
 def test_a_file_of_pytorch_and_what_is_made_of_it(tmp_path, cache):
     """With PyTorch itself, transposed tensors among others."""
     torch = pytest.importorskip("torch", reason='needs PyTorch: pip install -e ".[torch]"')

@@ -25,6 +25,7 @@ def source(start):
     return found
 
 
+@pytest.mark.slow
 def test_it_runs_and_shows_pictures(tmp_path, monkeypatch):
     monkeypatch.setenv("DIGITS_STEPS", "40")  # the kernel inherits it; the shipped run is longer
     monkeypatch.setenv("PYTHONPATH", str(tiny.REPOSITORY))
@@ -114,6 +115,7 @@ def browser():
             yield browser
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("touch", [False, True])
 def test_painting_in_a_browser_makes_the_mask(monkeypatch, browser, touch):
     """Strokes of a mouse or a finger; what was cleared does not count."""

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,8 @@ from packaging.requirements import Requirement
 
 from tests import tiny
 from tests.launch.test_colab import source
+
+pytestmark = pytest.mark.slow  # real pip takes seconds
 
 
 def wheel(folder, name, version, *requires):
@@ -50,11 +53,18 @@ def index(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def venv(tmp_path_factory):
+    """A virtual environment to copy, with nothing but pip."""
+    folder = tmp_path_factory.mktemp("machine") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    return folder
+
+
 @pytest.fixture
-def machine(tmp_path, index, monkeypatch):
+def machine(tmp_path, index, venv, monkeypatch):
     """(has(packages), run(), versions()) of a machine with a Python of its own and that index."""
-    python = tmp_path / "venv/bin/python"
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = shutil.copytree(venv, tmp_path / "venv", symlinks=True) / "bin/python"
     (tmp_path / "path").mkdir()
     (tmp_path / "path/packaging").symlink_to(pathlib.Path(packaging.__file__).parent)
     for name, value in dict(

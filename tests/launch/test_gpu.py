@@ -7,6 +7,7 @@ import pytest
 
 from tests import tiny
 from tests.launch.machine import Machine
+from tests.parts import only
 
 PROGRAM = ("--", "--config=c.py")
 RUN = ["-m", "vitdiff_jax.main", "--config=c.py"]
@@ -43,7 +44,10 @@ def test_installs_once_plans_and_runs(machine, gpu, cuda, extra):
 
 @pytest.mark.parametrize(
     ("ends", "code", "runs"),
-    [([1, 137, 0], 0, 3), ([1] * 9, 1, 4), ([2], 2, 1), ([75, 0], 0, 2)],
+    only(
+        [([1, 137, 0], 0, 3), ([2], 2, 1)],
+        [([1, 137, 0], 0, 3), ([1] * 9, 1, 4), ([2], 2, 1), ([75, 0], 0, 2)],
+    ),
 )
 def test_crashes_are_followed_by_another_run(machine, gpu, ends, code, runs):
     machine.ends(ends)
@@ -99,7 +103,7 @@ COMMUNICATE = "NVIDIA-SMI has failed because it couldn't communicate with the NV
     ("gpus", "word"),
     [
         (dict(failure=COMMUNICATE), "couldn't communicate"),
-        (dict(cuda="11.8"), "the driver knows CUDA 11"),
+        (dict(cuda="11.8"), "the driver supports CUDA 11"),
     ],
 )
 def test_a_machine_that_is_not_fit_is_one_clear_line(machine, gpu, gpus, word):

@@ -19,32 +19,29 @@ def machine(tmp_path):
     return Machine(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_digits_and_ctrl_c_saves(tmp_path):
-    slow = dict(data=dict(name="tests.slow_digits"), train=dict(steps=4), log=dict(every=1))
+    data, train = dict(name="tests.slow_digits"), dict(steps=400)
+    slow = dict(data=data, train=train, model=dict(depth=1), log=dict(every=1))
     flags = [tiny.write(tmp_path / "slow.py", **slow), f"--workdir={tmp_path / 'run'}"]
-    there = dict(cwd=tiny.REPOSITORY, text=True, stdout=subprocess.PIPE, start_new_session=True)
     environment = os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
     command = ["bash", str(LAUNCH / "local.sh"), "--processes=2", "--", *flags]
-
-    first = subprocess.run(command, env=environment, check=True, **there)
-    lines = first.stdout.splitlines()
-    assert {line[:4] for line in lines} == {"[0] ", "[1] "}
-    assert any(line.startswith("[0] finished at step 4") for line in lines)
-
-    # Ctrl-C before the first step of a run that goes on: it stops after that step.
-    second = subprocess.Popen(
-        [*command, "--config.train.steps=400"], env=environment, **there,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    process = subprocess.Popen(
+        command, env=environment, cwd=tiny.REPOSITORY, text=True, stdout=subprocess.PIPE,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    assert second.stdout
-    for line in second.stdout:
-        if "resuming at step 4" in line:
+    assert process.stdout
+    said = ""
+    for line in process.stdout:
+        said += line
+        if line.startswith("[0] step 1/400"):
             break
-    os.killpg(second.pid, signal.SIGINT)
-    rest = second.communicate(timeout=120)[0]
-    assert second.returncode == 75, rest
+    os.killpg(process.pid, signal.SIGINT)
+    said += process.communicate(timeout=120)[0]
+    assert process.returncode == 75, said
+    assert {line[:4] for line in said.splitlines()} == {"[0] ", "[1] "}
     step = tiny.logged(tmp_path / "run")[-1]
-    assert f"[0] stopped by a signal at step {step}, saved" in rest
+    assert f"[0] stopped by a signal at step {step}, saved" in said
     assert step < 400
 
 
@@ -110,7 +107,7 @@ def test_dry_run_and_secrets(machine, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--processes=3", *PROGRAM], "2 GPUs cannot be shared out"),
+        (["--processes=3", *PROGRAM], "2 GPUs cannot be divided evenly"),
         (["--processes=0", *PROGRAM], "at least 1"),
         (["--processes=two", *PROGRAM], "--processes=two"),
         ([*PROGRAM], "--processes="),

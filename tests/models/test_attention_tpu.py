@@ -9,22 +9,33 @@ from tests.models.test_attention import errors, example, plain_attention
 from tests.models.tiny_models import denoiser, inputs, shape_of, tiny_params
 from vitdiff_jax.models import attention, attention_tpu, layers
 
+PARTS = 2 * 3 * 40**2 * 4, attention_tpu.CHUNK
+
+
+def with_slopes(attend):
+    """(q, k, v, weight) -> the result, and the gradients of its product with `weight`."""
+
+    def run(q, k, v, weight):
+        out, back = jax.vjp(attend, q, k, v)
+        return [out, *back(weight)]
+
+    return jax.jit(run)
+
 
 def compared(dtype, given, mask=None):
     """The errors of the result and of the gradients, against float64."""
     with jax.enable_x64(True):
         q, k, v, *_, weight = [a if a is None else jnp.asarray(a) for a in (*given[:3], given[-1])]
-        wanted, back = jax.vjp(lambda *qkv: plain_attention(*qkv, mask=mask), q, k, v)
-        wanted = [wanted, *back(weight)]
+        wanted = with_slopes(lambda *qkv: plain_attention(*qkv, mask=mask))(q, k, v, weight)
     q, k, v, weight = (jnp.asarray(a, dtype) for a in (*given[:3], given[-1]))
-    found, back = jax.vjp(lambda *qkv: attention_tpu.attention(*qkv, mask), q, k, v)
-    return errors([found, *back(weight)], wanted)
+    found = with_slopes(lambda *qkv: attention_tpu.attention(*qkv, mask))(q, k, v, weight)
+    return errors(found, wanted)
 
 
-@pytest.mark.parametrize("part", [1, 2 * 3 * 40**2 * 4, attention_tpu.PART])
+@pytest.mark.parametrize("part", [pytest.param(1, marks=pytest.mark.slow), *PARTS])
 def test_attention_is_a_softmax(part, monkeypatch):
     """One head at a time, two, or all: 1e-5 in float32, 1 % in bfloat16."""
-    monkeypatch.setattr(attention_tpu, "PART", part)
+    monkeypatch.setattr(attention_tpu, "CHUNK", part)
     given = example(3, 4, 8, 40)
     assert compared(jnp.float32, given).max() < 1e-5
     assert compared(jnp.bfloat16, given).max() < 1e-2
@@ -32,7 +43,7 @@ def test_attention_is_a_softmax(part, monkeypatch):
 
 def test_only_so_many_heads_at_a_time(monkeypatch):
     """By the scores of each device's own images."""
-    monkeypatch.setattr(attention_tpu, "PART", 2 * 3 * 40**2 * 4)
+    monkeypatch.setattr(attention_tpu, "CHUNK", 2 * 3 * 40**2 * 4)
     q = jax.ShapeDtypeStruct((6, 4, 8, 40), jnp.float32)
     for cut, heads in ((1, 1), (2, 2), (4, 4)):
         jaxpr = str(
@@ -65,6 +76,7 @@ def test_halves_are_swapped_exactly(dtype):
     np.testing.assert_array_equal(attention_tpu.halves_swapped(x), jnp.roll(x, 4, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["TPU v5 lite", "NVIDIA H100"])
 @pytest.mark.parametrize("name", ["vit", "dit", "uvit"])
 def test_denoisers_are_the_same_on_every_chip(name, kind, monkeypatch):

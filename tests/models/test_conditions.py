@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.models.tiny_models import SHAPE, TINY, param_shapes, random_params, stacked
+from tests.parts import covering, only, quick
 from vitdiff_jax.data.text import to_bytes
 from vitdiff_jax.models import conditions
 from vitdiff_jax.models.vit import Model
@@ -55,21 +56,24 @@ def test_sizes_are_those_of_the_data_set():
 @each
 def test_blank_is_what_is_not_told(name):
     """-1 where there are numbers to choose from, else zeros; shaped as the examples are."""
-    (found,) = conditions.blank({name: SIZES[name]}, 3, *SHAPE[:2]).values()
+    (found,) = conditions.null_batch({name: SIZES[name]}, 3, *SHAPE[:2]).values()
     wanted = told(name)[name]
     assert found.shape == wanted.shape
     assert (found == (0 if name in ("embedding", "hint") else -1)).all()
-    again = conditions.not_told({name: wanted})[name]
+    again = conditions.null_cond({name: wanted})[name]
     assert again.dtype == wanted.dtype
     np.testing.assert_array_equal(again, found)
 
 
+drop = jax.jit(conditions.drop, static_argnums=2)
+
+
 def dropped(cond, keys, rate):
     """{name: [B]}: who has lost it; what is not lost must be as it was."""
-    after = conditions.drop(cond, keys, rate)
+    after = drop(cond, keys, rate)
     assert after.keys() == cond.keys()
     found = {}
-    for name, blank in conditions.not_told(cond).items():
+    for name, blank in conditions.null_cond(cond).items():
         assert after[name].dtype == cond[name].dtype
         lost, kept = (
             np.array((after[name] == wanted).reshape(len(keys), -1).all(1))
@@ -81,15 +85,16 @@ def dropped(cond, keys, rate):
 
 
 def many(count, *names):
-    return {name: jnp.resize(a, (count, *a.shape[1:])) for name, a in told(*names).items()}
+    return {
+        name: jnp.asarray(np.resize(a, (count, *a.shape[1:]))) for name, a in told(*names).items()
+    }
 
 
-@each
-@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("name", "rate"), covering(itertools.product(SIZES, [0.3, 0.0, 1.0])))
 def test_a_condition_alone_is_dropped_by_its_keys_uniform(name, rate):
     """So that models with classes alone train as they did before there were other conditions."""
     keys = jax.random.split(jax.random.key(1), 40)
-    wanted = [jax.random.uniform(key) < rate for key in keys]
+    wanted = jax.vmap(jax.random.uniform)(keys) < rate
     np.testing.assert_array_equal(dropped(many(40, name), keys, rate)[name], wanted)
 
 
@@ -189,7 +194,7 @@ def with_positions(change):
     return found | {"text": found["text"] | {"positions": change(found["text"]["positions"])}}
 
 
-@pytest.mark.parametrize("text", TEXTS[:2])
+@pytest.mark.parametrize("text", quick([TEXTS[1]], TEXTS[:2]))
 def test_nothing_after_a_text_matters(text):
     """Neither how much room there is for more, nor what other texts in the batch fill it with."""
     alone = embedded({"text": to_bytes(text, 16)[None]})
@@ -205,7 +210,7 @@ def test_nothing_after_a_text_matters(text):
 
 def test_no_text_is_a_text_not_told():
     none = jnp.asarray(to_bytes("", 16)[None])
-    np.testing.assert_array_equal(none, conditions.not_told({"text": none})["text"])
+    np.testing.assert_array_equal(none, conditions.null_cond({"text": none})["text"])
     vector, tokens, mask = embedded({"text": none})
     assert not mask.any()
     assert not vector.any()
@@ -229,10 +234,15 @@ def images(batch=3):
     return x, random.uniform(0, 1, batch).astype(np.float32)
 
 
+@functools.cache
+def network(sizes, **options):
+    return jax.jit(Model(dict(sizes), **OPTIONS | options).apply)
+
+
 def run(cond, weights, **options):
     """The tiny model's images."""
-    model = Model(sizes_of(cond), **OPTIONS | options)
-    return np.asarray(jax.jit(model.apply)({"params": weights}, *images(), cond))
+    apply = network(tuple(sizes_of(cond).items()), **options)
+    return np.asarray(apply({"params": weights}, *images(), cond))
 
 
 def without(weights, name):
@@ -243,13 +253,18 @@ def without(weights, name):
     return weights | {"bottleneck_in": {"kernel": kernel}}
 
 
-@pytest.mark.parametrize("start", [0, 1])
-@pytest.mark.parametrize("name", ["attributes", "text", "embedding", "hint"])
+@pytest.mark.parametrize(
+    ("name", "start"),
+    only(
+        [("text", 0), ("hint", 1)],
+        itertools.product(["attributes", "text", "embedding", "hint"], [0, 1]),
+    ),
+)
 def test_what_is_not_told_is_not_there(name, start):
     """The images are those of a network that knows labels alone; a class has its "no class"."""
     label, weights = told("label"), params("label", name, class_tokens_from=start)
     wanted = run(label, without(weights, name), class_tokens_from=start)
-    found = run(label | conditions.not_told(told(name)), weights, class_tokens_from=start)
+    found = run(label | conditions.null_cond(told(name)), weights, class_tokens_from=start)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     found = run(label | told(name), weights, class_tokens_from=start)
     assert (abs(found - wanted).max((1, 2, 3)) > 1e-2).all()
@@ -287,6 +302,7 @@ def gradient():
     return jax.jit(jax.grad(projection))(params())
 
 
+@pytest.mark.slow
 def test_every_parameter_of_the_conditions_learns():
     found = gradient()
     leaves, _ = jax.tree_util.tree_flatten_with_path(found["conditions"])
@@ -298,6 +314,7 @@ def test_every_parameter_of_the_conditions_learns():
     assert (abs(kernel).max((0, 2)) > 1e-4).all()  # of the image's channels and the hint's
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("start", "remat"), [(0, "none"), (1, "full")])
 def test_scanned_is_unrolled(start, remat):
     """The mask goes to every block alike."""

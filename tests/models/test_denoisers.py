@@ -30,8 +30,9 @@ from tests.models.tiny_models import (
     stacked,
     tiny_params,
 )
+from tests.parts import quick
 from vitdiff_jax.experiment import config
-from vitdiff_jax.models.conditions import blank, not_told
+from vitdiff_jax.models.conditions import null_batch, null_cond
 
 FIELDS = {name: [f.name for f in dataclasses.fields(Model)] for name, Model in DENOISERS.items()}
 ZERO = {  # whose kernels start at zero
@@ -77,16 +78,19 @@ SCANNED = {  # options with which it is tried to roll the blocks up
 ROLLED = {"vit": DROPPED}  # options with which remat is tried where there is `scan`,
 UNROLLED = {  # and without it
     "vit": dict(depth=1, class_tokens_from=0),
+    "dit": dict(depth=1),
+    "uvit": dict(depth=2),
     "unet": dict(multipliers=(1,), attention=()),
 }
+REMATS = [("vit", "dots")]  # those that are quick
 REFUSED = [  # (option, value, images, message): where a denoiser has the option
     ("patch", 4, (6, 8, 3), "4 does not divide the 6x8 images"),
     ("patch", 4, (8, 6, 3), "4 does not divide the 8x6 images"),
     ("patch", 0, None, "0 is less than 1"),
     ("width", 0, None, "0 is less than 1"),
     ("heads", 0, None, "0 is less than 1"),
-    ("remat", "some", None, "'some' is none of none, full, dots"),
-    ("dtype", "float16", None, "'float16' is none of float32, bfloat16"),
+    ("remat", "some", None, "'some' is not one of none, full, dots"),
+    ("dtype", "float16", None, "'float16' is not one of float32, bfloat16"),
     ("conditions", {"text": (18,)}, None, "texts of 18 bytes are not a multiple of 4"),
     ("text_width", 0, None, "0 is less than 1"),
     ("text_width", 5, None, "5 is neither even up to 64 nor a multiple of 64"),
@@ -121,7 +125,12 @@ def test_all_are_found():
 @each
 @pytest.mark.parametrize(
     ("told", "options"),
-    [("all", dict()), ("none", dict(learned_sigma=True, scan=True, dtype="bfloat16"))],
+    [
+        ("all", dict()),
+        pytest.param(
+            "none", dict(learned_sigma=True, scan=True, dtype="bfloat16"), marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_is_zero_at_the_start(name, told, options):
     """Training starts from the constant 0, whatever the input; but not all of it is zero."""
@@ -138,7 +147,11 @@ def test_is_zero_at_the_start(name, told, options):
 
 @pytest.mark.parametrize(
     ("name", "shape", "told", "options"),
-    [(name, *case) for name in DENOISERS for case in SHAPES + OWN_SHAPES.get(name, [])],
+    [
+        pytest.param(name, *case, marks=[] if i in (2, 3, 4) else pytest.mark.slow)
+        for name in DENOISERS
+        for i, case in enumerate(SHAPES + OWN_SHAPES.get(name, []))
+    ],
 )
 def test_output_has_the_images_shape(name, shape, told, options):
     """Square or not, in float32 also where the matrix products are in bf16; or twice as deep."""
@@ -151,32 +164,43 @@ def test_output_has_the_images_shape(name, shape, told, options):
 
 
 @each
-@pytest.mark.parametrize("told", SIZES)
+@pytest.mark.parametrize("told", quick({"all"}, SIZES))
 def test_blank_conditions_fit(name, told):
     """What `init` is given elsewhere has the shapes that the network wants, in any batch."""
     model = denoiser(name, told)
     shape = shape_of(model)
-    cond = blank(model.conditions, 2, *shape[:2])
+    cond = null_batch(model.conditions, 2, *shape[:2])
     variables = {"params": param_shapes(model, shape)}
     out = jax.eval_shape(model.apply, variables, jnp.zeros((2, *shape)), jnp.zeros(2), cond)
     assert out.shape == out_shape(model, 2, shape)
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [(name, options) for name in having("scan") for options in SCANNED.get(name, [dict()])],
+    ("name", "told", "options"),
+    [
+        pytest.param(
+            name, told, options, marks=[] if (name, told) == ("vit", "all") else pytest.mark.slow
+        )
+        for name in having("scan")
+        for told, options in [("all", {}), *(("label", o) for o in SCANNED.get(name, []) if o)]
+    ],
 )
-def test_scanned_is_unrolled(name, options):
+def test_scanned_is_unrolled(name, told, options):
     """Rolling the blocks up is a choice of compilation: same parameters, stacked, same images."""
-    params, model = tiny_params(name, **options), denoiser(name, scan=True, **options)
+    params, model = tiny_params(name, told, **options), denoiser(name, told, scan=True, **options)
     shape = shape_of(model)
     wanted = param_shapes(model, shape)
     rolled = stacked(params, wanted)
     assert jax.tree.map(jnp.shape, rolled) == jax.tree.map(jnp.shape, wanted)
-    plain = compiled(name, **options)(params, *inputs(shape=shape))
-    found = compiled(name, scan=True, **options)(rolled, *inputs(shape=shape))
+    plain = compiled(name, told, **options)(params, *inputs(told, shape))
+    found = compiled(name, told, scan=True, **options)(rolled, *inputs(told, shape))
     assert abs(plain).max() > 0.1
     np.testing.assert_allclose(found, plain, atol=1e-5)
+
+
+@pytest.fixture
+def plain(name, options):
+    return gradient(name, **options)
 
 
 @functools.cache
@@ -194,34 +218,40 @@ def gradient(name, **options):
 
 
 def remats(name):
-    """(remat, options): each way on blocks as they are compiled by default or with `scan`."""
+    """(remat, options): one way on blocks as they are by default, the other with `scan`."""
     rolled, unrolled = ROLLED.get(name, {}) | dict(scan=True), UNROLLED.get(name, {})
     if "scan" not in FIELDS[name]:
         return [("full", unrolled), ("dots", unrolled)]
-    return [("full", unrolled), ("full", rolled), ("dots", rolled)]
+    return [("full", unrolled), ("dots", rolled)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "remat", "options"),
-    [(name, *case) for name in having("remat") for case in remats(name)],
+    [
+        pytest.param(name, *case, marks=[] if (name, *case[:1]) in REMATS else pytest.mark.slow)
+        for name in having("remat")
+        for case in remats(name)
+    ],
 )
-def test_remat_changes_no_gradient(name, remat, options):
+def test_remat_changes_no_gradient(name, remat, options, plain):
     """What is computed again is the same again, its dropout masks too."""
-    plain, found = gradient(name, **options), gradient(name, remat=remat, **options)
+    found = gradient(name, remat=remat, **options)
     for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(other, one, atol=1e-4 * max(1, abs(one).max()))
     assert any(leaf.any() for leaf in jax.tree.leaves(plain))
 
 
-@pytest.mark.parametrize("name", having("dtype"))
-def test_bfloat16_is_close_and_keeps_float32_parameters(name):
+@pytest.mark.parametrize("told", quick({"label"}, ["label", "all"]))
+@pytest.mark.parametrize("name", quick({"vit"}, having("dtype")))
+def test_bfloat16_is_close_and_keeps_float32_parameters(name, told):
     """bf16 has 8 bits: matrix products are off by 0.4 %, and images by a few of these."""
-    model, params = denoiser(name, "all", dtype="bfloat16"), tiny_params(name, "all")
+    model, params = denoiser(name, told, dtype="bfloat16"), tiny_params(name, told)
     shapes = param_shapes(model, shape_of(model))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
-    given = inputs("all", shape_of(model))
-    plain = compiled(name, "all")(params, *given)
-    rounded = compiled(name, "all", dtype="bfloat16")(params, *given)
+    given = inputs(told, shape_of(model))
+    plain = compiled(name, told)(params, *given)
+    rounded = compiled(name, told, dtype="bfloat16")(params, *given)
     assert rounded.dtype == jnp.float32
     assert 0 < abs(rounded - plain).max() < 0.05 * abs(plain).max()
 
@@ -272,14 +302,14 @@ def test_every_input_matters_to_its_own_image_only(name, changed):
     number = value[first]
     others = [value.at[first].set((number + 1) % 2 if value.dtype.kind == "i" else number + 1)]
     if changed in ALL:
-        others.append(value.at[0].set(not_told({changed: value})[changed][0]))
+        others.append(value.at[0].set(null_cond({changed: value})[changed][0]))
     for other in others:
         moved = abs(images(**given | {changed: other}) - plain)
         assert moved[1:].max() == 0
         assert (moved[0].max(-1) > 1e-4 * abs(plain).max()).all()
 
 
-@each
+@pytest.mark.parametrize("name", quick({"dit"}, DENOISERS))
 def test_images_do_not_depend_on_the_batch(name):
     """A part of it gives the same images: so they do not depend on the devices."""
     given, images = given_all(name)
@@ -301,7 +331,7 @@ def test_check_names_the_option(name, option, value, shape, message):
 @pytest.mark.parametrize("name", [n for n in DENOISERS if hasattr(DENOISERS[n], "block_counts")])
 def test_blocks_are_counted_by_kind(name):
     """So that a plan may compile few of them: every further one of a kind is as large."""
-    model, given = denoiser(name), inputs()
+    model, given = denoiser(name, "none"), inputs("none")
 
     def size(model):
         shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *given))

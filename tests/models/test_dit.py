@@ -59,10 +59,10 @@ def test_bytes_after_the_end_of_a_text_are_not_there():
     ("options", "message"),
     [
         (dict(heads=3), "heads: 3 does not divide the width 16"),
-        (dict(width=18), "width: 18 must divide by 4"),
+        (dict(width=18), "width: 18 is not a multiple of 4"),
         (dict(depth=0), "depth: 0"),
         (dict(mlp_ratio=0.05), "mlp_ratio: 0.05"),
-        (dict(size="H"), "size: 'H' is none of S, B, L, XL"),
+        (dict(size="H"), "size: 'H' is not one of S, B, L, XL"),
         (dict(text_depth=0), "text_depth: 0"),
     ],
 )

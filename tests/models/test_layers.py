@@ -81,11 +81,11 @@ def test_spread_is_a_broadcast(kind, shape, monkeypatch):
     monkeypatch.setattr(layers, "device_kind", lambda: kind)
     random = np.random.default_rng(0)
     a, weight = jnp.asarray(random.random(shape)), jnp.asarray(random.random((2, 3, 4, 5)))
-    value, back = jax.vjp(lambda a: layers.spread(a, weight.shape), a)
+    value, back = jax.vjp(lambda a: layers.broadcast_to(a, weight.shape), a)
     np.testing.assert_array_equal(value, jnp.broadcast_to(a, weight.shape))
     axes = tuple(i for i in range(4) if shape[i] != weight.shape[i])
     np.testing.assert_allclose(back(weight)[0], weight.sum(axes, keepdims=True), rtol=1e-6)
-    _, tangent = jax.jvp(lambda a: layers.spread(a, weight.shape), (a,), (a,))
+    _, tangent = jax.jvp(lambda a: layers.broadcast_to(a, weight.shape), (a,), (a,))
     np.testing.assert_array_equal(tangent, value)
 
 

@@ -72,7 +72,7 @@ def test_shift(distance, photo):
 @pytest.mark.parametrize("net", NETS)
 def test_one_number_a_pair_down_to_the_smallest_images(net):
     """Any size that leaves each layer a place; one pixel less does not."""
-    least, model = lpips.LEAST, lpips.Lpips(net)
+    least, model = lpips.MIN_SIDE, lpips.Lpips(net)
     for size in ((least, least), (least, 80)):
         images = jax.ShapeDtypeStruct((5, *size, 3), np.float32)
         found, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images, images)
@@ -82,7 +82,7 @@ def test_one_number_a_pair_down_to_the_smallest_images(net):
 
 
 def test_smaller_images_leave_nothing_of_alexnet():
-    images = jax.ShapeDtypeStruct((1, lpips.LEAST - 1, 64, 3), np.float32)
+    images = jax.ShapeDtypeStruct((1, lpips.MIN_SIDE - 1, 64, 3), np.float32)
     backbone = lpips.Backbone("alexnet")
     layers, _ = jax.eval_shape(backbone.init_with_output, jax.random.key(0), images)
     assert min(layers[-1].shape) == 0

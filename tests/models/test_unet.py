@@ -43,11 +43,11 @@ def test_attention_is_where_it_is_chosen():
 @pytest.mark.parametrize(
     ("options", "shape", "message"),
     [
-        (dict(), (5, 6, 3), "multipliers: 1 halvings do not divide the 5x6 images"),
-        (dict(multipliers=(1, 2, 2)), SHAPE, "multipliers: 2 halvings do not divide the 4x6"),
+        (dict(), (5, 6, 3), "multipliers: 2 levels downsample by 2, which does not divide"),
+        (dict(multipliers=(1, 2, 2)), SHAPE, "multipliers: 3 levels downsample by 4, which"),
         (dict(multipliers=()), SHAPE, "multipliers: 0 is less than 1"),
         (dict(multipliers=(1, 0)), SHAPE, "multipliers: 0 is less than 1"),
-        (dict(attention=(2,)), SHAPE, "attention: 2 is more than the 1 halvings"),
+        (dict(attention=(2,)), SHAPE, "attention: there is no level 2, only 0 to 1"),
         (dict(attention=(-1,)), SHAPE, "attention: -1"),
         (dict(blocks=0), SHAPE, "blocks: 0"),
         (dict(head_width=5), SHAPE, "head_width: 5 does not divide 16 channels"),

@@ -14,6 +14,7 @@ from tests import tiny
 from tests.evaluation import weights
 from tests.evaluation.test_frechet import by_sqrtm
 from tests.evaluation.test_pixel_frechet import gaussian
+from tests.modes.conftest import CHANGES, COUNT, SEED
 from tests.test_main import fails
 from vitdiff_jax.data import digits
 from vitdiff_jax.evaluation import networks
@@ -24,31 +25,7 @@ from vitdiff_jax.interop.images import save_npz, save_png
 from vitdiff_jax.modes import evaluate
 from vitdiff_jax.runtime.checkpoint import Checkpoints
 
-COUNT, SEED = 80, 500
-CHANGES = dict(
-    train=dict(steps=20, ema=(0.5, 0.99)),
-    log=dict(every=20, evaluate_every=10, evaluate_images=COUNT),
-    sample=dict(batch=32),
-    evaluate=dict(metrics=("pixel_frechet",), images=COUNT, seed=SEED),
-)
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("config") / "tiny.py", **CHANGES)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, config):
-    """A finished run that was evaluated in its middle and at its end."""
-    workdir = tmp_path_factory.mktemp("runs") / "run"
-    assert tiny.call(config, f"--workdir={workdir}") == 0
-    return workdir
-
-
-@pytest.fixture
-def workdir(trained, tmp_path):
-    return shutil.copytree(trained, tmp_path / "run")
+pytestmark = pytest.mark.usefixtures("plain")
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +81,20 @@ def test_all_combinations_are_rows():
         for r in evaluate.rows(settings)
     }
     assert found == set(itertools.product(*values.values()))
-    assert len({row.name for row in evaluate.rows(settings)}) == 48  # a file each
+    names = ["-".join(row.differences(alone).values()) for row in evaluate.rows(settings)]
+    assert len(set(names)) == 48  # a file each
+    assert names[0] == "1steps"  # which differs from config.sample
+    assert names[-1] == "guidance2-interval0.2-0.8-ema0.99-heun-3steps"
 
 
 @pytest.fixture(scope="module")
-def swept(trained, tmp_path_factory):
+def swept(untrained, plain, tmp_path_factory):
     """(workdir, report, what was said) of a sweep."""
-    workdir = shutil.copytree(trained, tmp_path_factory.mktemp("swept") / "run")
-    flags = sweep(guidance=(1.0, 20.0), interval=((0.0, 1.0), (2.0, 3.0)), ema=(0.5, 0.99))
+    workdir = shutil.copytree(untrained, tmp_path_factory.mktemp("swept") / "run")
     with pytest.MonkeyPatch.context() as patch:
         said = []
         patch.setattr("vitdiff_jax.runtime.logs.say", said.append)
-        return workdir, report_of(workdir, *flags), said
+        return workdir, report_of(workdir, *sweep(guidance=(1.0, 20.0), ema=(0.5, 0.99))), said
 
 
 def where(report, **settings):
@@ -125,34 +104,40 @@ def where(report, **settings):
 
 
 def test_options_reach_the_sampler(swept, real):
-    """Guidance counts within its interval only, and each EMA is another model."""
+    """Each EMA is another model, and guidance counts."""
     workdir, report, _ = swept
-    assert len(report["rows"]) == 8
+    assert len(report["rows"]) == 4
     for ema in (0.5, 0.99):
-        plain = where(report, ema=ema, guidance=1.0, guidance_low=0.0)
-        never = where(report, ema=ema, guidance=20.0, guidance_low=2.0)
-        guided = where(report, ema=ema, guidance=20.0, guidance_low=0.0)
-        assert value(never) == pytest.approx(value(plain), rel=1e-4)
-        assert value(guided) != pytest.approx(value(plain), rel=1e-3)
-        images = draw(workdir, ema=ema, guidance=20.0)
-        assert value(guided) == pytest.approx(distance(images, real["heldout"]), rel=1e-3)
-    values = [value(where(report, ema=e, guidance=1.0, guidance_low=0.0)) for e in (0.5, 0.99)]
+        plain, guided = (value(where(report, ema=ema, guidance=g)) for g in (1.0, 20.0))
+        assert guided != pytest.approx(plain, rel=1e-3)
+    images = draw(workdir, ema=0.99, guidance=20.0)
+    assert guided == pytest.approx(distance(images, real["heldout"]), rel=1e-3)
+    values = [value(where(report, ema=e, guidance=1.0)) for e in (0.5, 0.99)]
     assert values[0] != pytest.approx(values[1], rel=1e-3)
 
 
+def test_guidance_counts_within_its_interval_only(workdir, swept):
+    flags = sweep(guidance=(20.0,), interval=((2.0, 3.0), (0.0, 1.0)))
+    never, always = (value(row) for row in report_of(workdir, *flags)["rows"])
+    plain, guided = (value(where(swept[1], guidance=g, ema=0.5)) for g in (1.0, 20.0))
+    assert never == pytest.approx(plain, rel=1e-4)
+    assert always == pytest.approx(guided, rel=1e-4)
+
+
 def test_samplers_and_steps(workdir, real):
-    """Heun's last step is Euler's, so that one step is the same and three are not."""
-    report = report_of(workdir, *sweep(sampler=("euler", "heun"), steps=(1, 3)))
+    """Heun's last step is Euler's, so that one step is the same and two are not."""
+    report = report_of(workdir, *sweep(sampler=("euler", "heun"), steps=(1, 2)))
     values = {(row["sampler"], row["steps"]): value(row) for row in report["rows"]}
+    assert [row["network_calls"] for row in report["rows"]] == [1, 2, 1, 3]
     assert values["heun", 1] == pytest.approx(values["euler", 1], rel=1e-5)
     assert len({round(v, 3) for v in values.values()}) == 3
-    wanted = distance(draw(workdir, sampler="heun", steps=3), real["heldout"])
-    assert values["heun", 3] == pytest.approx(wanted, rel=1e-4)
+    wanted = distance(draw(workdir, sampler="heun", steps=2), real["heldout"])
+    assert values["heun", 2] == pytest.approx(wanted, rel=1e-4)
 
 
 def test_the_report_has_every_setting(swept):
     workdir, report, _ = swept
-    assert (report["step"], report["images"]) == (20, COUNT)
+    assert (report["step"], report["images"]) == (0, COUNT)
     stored = json.loads((workdir / "config.json").read_text())
     assert report["evaluate"].keys() == stored["evaluate"].keys()
     assert report["evaluate"]["sweep"]["guidance"] == [1.0, 20.0]
@@ -187,17 +172,17 @@ def test_best_is_by_the_first_metric_and_its_direction():
 def test_table(swept):
     """What differs, all numbers, the best marked, the floor."""
     _, report, said = swept
-    head = next(i for i, line in enumerate(said) if "guidance_low" in line)
-    names = ["guidance", "guidance_low", "guidance_high", "ema", "fd/pixels"]
+    head = next(i for i, line in enumerate(said) if line.split()[:1] == ["guidance"])
+    names = ["guidance", "ema", "fd/pixels"]
     assert said[head].split() == names
-    lines = [line.split() for line in said[head + 1 : head + 10]]
+    lines = [line.split() for line in said[head + 1 : head + 6]]
     for i, (line, row) in enumerate(zip(lines, report["rows"])):
         best = ["best"] if i == report["best"] else []
         wanted = [str(row[name]) for name in names[:-1]] + [f"{value(row):.4f}"]
         assert line == best + wanted
     floor = report["real_images"]["results"]["fd/pixels"]["value"]
-    assert lines[8] == ["real images", f"{floor:.4f}"]
-    assert said[head + 10] == f"real images: {COUNT} real images of train"
+    assert lines[4] == ["real", "images", f"{floor:.4f}"]
+    assert said[head + 6] == f"real images: {COUNT} training images"
 
 
 def test_picture(swept, workdir):
@@ -226,7 +211,8 @@ def test_floor_is_the_distance_of_the_other_split(tmp_path, config, real, noise)
         report = report_of(tmp_path / "run", *flags, f"--config.evaluate.reference={reference}")
         floor = report["real_images"]["results"]["fd/pixels"]["value"]
         assert floor == pytest.approx(distance(real["train"], real["heldout"]), rel=1e-3)
-        assert report["real_images"]["of"] == f"{len(real[other]):,} real images of {other}"
+        split = {"train": "training", "heldout": "held-out"}[other]
+        assert report["real_images"]["of"] == f"{len(real[other]):,} {split} images"
         wanted = distance(np.tile(noise, (10, 1, 1, 1)), real[reference])
         assert value(report["rows"][0]) == pytest.approx(wanted, rel=1e-3)
 
@@ -250,7 +236,7 @@ def test_labels_as_in_the_held_out_images(workdir):
 # --- Interruptions ---
 
 
-@pytest.mark.parametrize("npz", [False, True])
+@pytest.mark.parametrize("npz", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_interrupted_sweep_goes_on(workdir, swept, monkeypatch, capsys, npz):
     """In its second row and twice: no image is drawn again, the numbers are the same."""
     monkeypatch.setattr(evaluator, "SAVE_SECONDS", 0)
@@ -264,22 +250,22 @@ def test_an_interrupted_sweep_goes_on(workdir, swept, monkeypatch, capsys, npz):
 
     monkeypatch.setattr(model_lib.TrainedModel, "sample_cond", limited)
     flags = [*sweep(guidance=(1.0, 20.0)), *["--npz"] * npz]
-    for stop in (4, 5):
+    for stop in (6, 7):
         limit = stop
         assert tiny.call(f"--workdir={workdir}", "--mode=evaluate", *flags) == 1
-        assert "interrupted; the same command may be run again" in capsys.readouterr().err
+        assert "interrupted; run the same command to continue" in capsys.readouterr().err
         assert not (workdir / "evaluation.json").exists()
     limit = 99
     report = report_of(workdir, *flags)
-    assert f"going on at image 64 of {COUNT}" in capsys.readouterr().out
-    parts = [(0, 32), (32, 32), (64, 16)]
+    assert f"resuming at image 32 of {COUNT}" in capsys.readouterr().out
+    parts = [(first, 16) for first in range(0, COUNT, 16)]
     assert calls == [(guidance, *part) for guidance in (1.0, 20.0) for part in parts]
     for row in report["rows"]:
-        same = where(swept[1], guidance=row["guidance"], guidance_low=0.0, ema=0.5)
+        same = where(swept[1], guidance=row["guidance"], ema=0.5)
         assert row["results"] == same["results"]
     if npz:
         for path in (workdir / "evaluation").glob("samples-*.npz"):
-            guidance = 20.0 if "guidance20.0-" in path.name else 1.0
+            guidance = 20.0 if "guidance20" in path.name else 1.0
             assert_near(np.load(path)["arr_0"], draw(workdir, guidance=guidance))
 
 
@@ -318,7 +304,7 @@ def pngs(images, home):
 def test_samples_are_the_same_from_a_model_and_from_files(workdir, config, tmp_path):
     """--npz writes what --mode=sample draws from the same seeds; files give the same numbers."""
     report = report_of(workdir, "--npz")
-    (path,) = (workdir / "evaluation").glob("samples-step20-*.npz")
+    (path,) = (workdir / "evaluation").glob("samples-step0.npz")
     with np.load(path) as file:
         assert file.files == ["arr_0"]
         images = file["arr_0"]
@@ -358,28 +344,33 @@ def test_pairs(tmp_path, config, real, capsys):
     assert value(report["rows"][0], "ssim/gaussian-11") == pytest.approx(1)
 
 
-def test_devices_do_not_matter(workdir, swept):
+@pytest.mark.slow
+def test_devices_do_not_matter(untrained_vit, tmp_path):
     """Samples are drawn on two, and measured."""
-    flags = [f"--workdir={workdir}", "--mode=evaluate"]
-    assert tiny.command(*flags, devices=2)[::2] == (0, "")
+    workdir = shutil.copytree(untrained_vit, tmp_path / "vit")
+    wanted = report_of(workdir)
+    assert tiny.command(f"--workdir={workdir}", "--mode=evaluate", devices=2)[::2] == (0, "")
     report = json.loads((workdir / "evaluation.json").read_text())
-    same = where(swept[1], guidance=1.0, guidance_low=0.0, ema=0.5)
-    assert value(report["rows"][0]) == pytest.approx(value(same), rel=1e-3)
-    assert report["real_images"] == swept[1]["real_images"]
+    assert value(report["rows"][0]) == pytest.approx(value(wanted["rows"][0]), rel=1e-3)
+    assert report["real_images"] == wanted["real_images"]
 
 
 # --- During training ---
 
 
-def test_training_evaluates_each_ema(trained, swept):
+@pytest.mark.slow
+def test_training_evaluates_each_ema(config, tmp_path):
     """The same samples as --mode=evaluate draws afterwards."""
-    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    workdir, log = tmp_path / "run", dict(every=20, evaluate_every=10, evaluate_images=COUNT)
+    flags = [f"--config.log.{name}={value}" for name, value in log.items()]
+    assert tiny.call(config, f"--workdir={workdir}", "--config.train.steps=20", *flags) == 0
+    report = report_of(workdir, *sweep(ema=(0.5, 0.99)))
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     found = {line["step"]: line for line in lines if "evaluation_seconds" in line}
     assert list(found) == [10, 20]
     for ema in (0.5, 0.99):
         last = found[20][f"fd/pixels/ema{ema}/value"]
-        same = where(swept[1], guidance=1.0, guidance_low=0.0, ema=ema)
-        assert last == pytest.approx(value(same), rel=1e-6)
+        assert last == pytest.approx(value(where(report, ema=ema)), rel=1e-6)
         assert found[10][f"fd/pixels/ema{ema}/value"] != last
     assert all(line["evaluation_seconds"] > 0 for line in found.values())
 
@@ -387,6 +378,7 @@ def test_training_evaluates_each_ema(trained, swept):
 @pytest.mark.parametrize("wrong", ["metrics=()", "metrics=fid", "reference=/none.npz"])
 def test_what_training_cannot_evaluate_is_refused_at_the_start(tmp_path, config, capsys, wrong):
     flags = [config, f"--workdir={tmp_path / 'run'}", f"--config.evaluate.{wrong}"]
+    flags += ["--config.log.evaluate_every=10"]
     fails(capsys, *flags, "--config.evaluate.inception=/none.safetensors")
     assert not (tmp_path / "run").exists()
 
@@ -406,7 +398,7 @@ def test_too_few_images_for_a_covariance(tmp_path, config, noise, capsys):
         assert len(found) == (count == 64)
     save_npz(tmp_path / "noise.npz", noise[:10])
     report_of(tmp_path / "run", config, f"--samples={tmp_path / 'noise.npz'}")
-    assert warned(capsys)[0].startswith("warning: fd/pixels: 10 images are no more than the 64 num")
+    assert warned(capsys)[0].startswith("warning: fd/pixels: 10 images are too few for 64 features")
 
 
 def test_samples_that_were_compressed_with_loss(tmp_path, config, noise, capsys):
@@ -415,7 +407,7 @@ def test_samples_that_were_compressed_with_loss(tmp_path, config, noise, capsys)
         Image.fromarray(image[..., 0]).save(tmp_path / "images" / f"{i}.jpg")
     report_of(tmp_path / "run", config, f"--samples={tmp_path / 'images'}")
     (found,) = warned(capsys)
-    assert found.startswith("warning: the samples were compressed with loss (JPEG, WebP)")
+    assert found.startswith("warning: the samples have lossy compression (JPEG, WebP)")
 
 
 def test_a_reference_of_other_images(workdir, tmp_path, monkeypatch, capsys):
@@ -427,9 +419,9 @@ def test_a_reference_of_other_images(workdir, tmp_path, monkeypatch, capsys):
     np.savez(file, **save, about=json.dumps(dict(size=[16, 16, 1], crop="face to 16x16")))
     report = report_of(workdir, f"--config.evaluate.reference={file}", fid)
     size, crop = warned(capsys)
-    assert size.startswith("warning: the samples are of (8, 8, 1), the reference ")
-    assert "of [16, 16, 1] (height, width, channels)" in size
-    assert crop.startswith("warning: the model's images were cropped 'none', the reference ")
+    assert size.startswith("warning: the samples have shape (8, 8, 1), the reference ")
+    assert "has [16, 16, 1]" in size
+    assert crop.startswith("warning: the training images were cropped 'none', the reference ")
     assert "'face to 16x16'" in crop
     assert report["reference"]["file"] == str(file)
     assert report["reference"]["crop"] == "face to 16x16"
@@ -455,7 +447,7 @@ def refused(capsys, *flags):
     ("flag", "message"),
     [
         ("sweep.ema=(0.9,)", "config.evaluate.sweep.ema: 0.9 is not one of train.ema [0.5, 0.99]"),
-        ("sweep.sampler=magic", "config.evaluate.sweep.sampler: there is no 'magic' here, only"),
+        ("sweep.sampler=magic", "config.evaluate.sweep.sampler: unknown name 'magic'; available:"),
         (
             "sweep.interval=(0.1,0.9)",
             "config.evaluate.sweep.interval: 0.1 is not a pair (low, high)",
@@ -464,25 +456,25 @@ def refused(capsys, *flags):
             "sweep.interval=((0.1,),)",
             "config.evaluate.sweep.interval: (0.1,) is not a pair (low, high)",
         ),
-        ("labels=mine", "config.evaluate.labels: 'mine' is none of balanced, prior"),
-        ("reference=/no.npz", "/no.npz: there is no such file of reference statistics"),
-        ("metrics=psnr", "config.evaluate.metrics: psnr compares pairs of images: --truth is nee"),
+        ("labels=mine", "config.evaluate.labels: 'mine' is not one of balanced, prior"),
+        ("reference=/no.npz", "/no.npz: no such file of reference statistics"),
+        ("metrics=psnr", "config.evaluate.metrics: psnr compares pairs of images: --truth is req"),
     ],
 )
-def test_impossible_wishes(trained, capsys, flag, message):
-    _, found = refused(capsys, f"--workdir={trained}", f"--config.evaluate.{flag}")
+def test_impossible_wishes(untrained, capsys, flag, message):
+    _, found = refused(capsys, f"--workdir={untrained}", f"--config.evaluate.{flag}")
     assert found.startswith(message)
 
 
 @pytest.mark.parametrize(
     "flag", ["guidance=('much',)", "steps=(0,)", "steps=('few',)", "interval=((0,'a'),)"]
 )
-def test_sweeps_of_what_is_no_number(trained, capsys, flag):
-    _, found = refused(capsys, f"--workdir={trained}", f"--config.evaluate.sweep.{flag}")
+def test_sweeps_of_what_is_no_number(untrained, capsys, flag):
+    _, found = refused(capsys, f"--workdir={untrained}", f"--config.evaluate.sweep.{flag}")
     assert found.startswith("config.evaluate.sweep.")
 
 
-def test_a_model_of_nothing(trained, monkeypatch, capsys):
+def test_a_model_of_nothing(untrained, monkeypatch, capsys):
     """Images of NaN would be black ones, with a distance like any other."""
     restore = Checkpoints.restore_emas
     monkeypatch.setattr(
@@ -490,11 +482,11 @@ def test_a_model_of_nothing(trained, monkeypatch, capsys):
         lambda *args: evaluate.jax.tree.map(lambda a: a * np.nan, restore(*args)),
     )  # fmt: skip
     for flags in ([], ["--npz"]):
-        code, found = refused(capsys, f"--workdir={trained}", *flags)
+        code, found = refused(capsys, f"--workdir={untrained}", *flags)
         assert code == 1
-        assert found.startswith(f"the image of seed {SEED} is not finite: the parameters are not")
+        assert found.startswith(f"the sample of seed {SEED} is not finite: the parameters are not")
     with pytest.raises(sampling.SamplingError, match="seed 3 is not finite"):
-        vitdiff_jax.load(trained).sample(n=2, seed=3)
+        vitdiff_jax.load(untrained).sample(n=2, seed=3)
 
 
 def given(home, images):
@@ -506,10 +498,10 @@ def given(home, images):
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
-        ("ssim", "config.evaluate.metrics: ssim: images of 8x8 are smaller than its window of 11"),
-        ("class_accuracy", "config.evaluate.metrics: class_accuracy needs to know what the images"),
-        ("psnr", "config.evaluate.metrics: psnr compares pairs of images: --truth is needed"),
-        ("()", "config.evaluate.metrics: empty; name what to measure"),
+        ("ssim", "config.evaluate.metrics: ssim: images of 8x8 are smaller than the window of 11"),
+        ("class_accuracy", "config.evaluate.metrics: class_accuracy needs the class labels of"),
+        ("psnr", "config.evaluate.metrics: psnr compares pairs of images: --truth is required"),
+        ("()", "config.evaluate.metrics: empty; name at least one metric"),
     ],
 )
 def test_what_cannot_be_measured_of_pictures(tmp_path, config, noise, capsys, metrics, message):
@@ -524,7 +516,7 @@ def test_pictures_that_cannot_be_used(tmp_path, config, noise, capsys):
     flags = [config, f"--workdir={tmp_path / 'run'}"]
     (tmp_path / "empty").mkdir()
     _, found = refused(capsys, *flags, f"--samples={tmp_path / 'empty'}")
-    assert found.startswith(f"{tmp_path / 'empty'}: no images in it")
+    assert found.startswith(f"{tmp_path / 'empty'}: contains no images")
     folder = pngs(noise[:3], tmp_path / "pngs")
     save_png(folder / "00001.png", noise[1].repeat(2, 0))
     _, found = refused(capsys, *flags, f"--samples={folder}")
@@ -541,7 +533,7 @@ def test_pictures_that_cannot_be_used(tmp_path, config, noise, capsys):
 def test_truth_of_other_images(tmp_path, config, noise, capsys):
     flags = [config, f"--workdir={tmp_path / 'run'}", given(tmp_path, noise)]
     _, found = refused(capsys, *flags, f"--truth={tmp_path / 'none'}")
-    assert found.startswith(f"{tmp_path / 'none'}: there is no such folder or zip file")
+    assert found.startswith(f"{tmp_path / 'none'}: no such folder or zip file")
     for name, other in (("fewer", noise[1:]), ("higher", noise.repeat(2, 1))):
         save_npz(tmp_path / f"{name}.npz", other)
         _, found = refused(capsys, *flags, f"--truth={tmp_path / name}.npz")
@@ -566,7 +558,7 @@ def test_samples_need_a_config(tmp_path, noise, capsys):
     assert (code, found.partition(":")[0]) == (2, str(tmp_path / "run" / "config.json"))
 
 
-def test_truth_for_a_model(trained, tmp_path, noise, capsys):
+def test_truth_for_a_model(untrained, tmp_path, noise, capsys):
     save_npz(tmp_path / "true.npz", noise)
-    _, found = refused(capsys, f"--workdir={trained}", f"--truth={tmp_path / 'true.npz'}")
+    _, found = refused(capsys, f"--workdir={untrained}", f"--truth={tmp_path / 'true.npz'}")
     assert found.startswith("--truth: ")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tests.parts import quick
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.modes import plan
@@ -59,7 +60,7 @@ def test_a_plan_says_what_it_takes(planned):
     assert found["price"] == pytest.approx(30 * seconds / 3600 * 4 * 2)
     fastest = found["flops_per_image"] * 8 / (4 * 197e12)
     assert found["estimated_mfu"] == pytest.approx(fastest / 2)  # of the operations alone
-    assert found["estimated_mfu_with_messages"] == pytest.approx(fastest / seconds)
+    assert found["estimated_mfu_with_communication"] == pytest.approx(fastest / seconds)
     assert found["fits"]
     assert found["bytes_per_device"]["total"] == 8 * GIB
     assert found["collectives"]["bytes"] == {"all-reduce": 2 * 2.0**20}
@@ -71,7 +72,7 @@ def test_a_plan_says_what_it_takes(planned):
 def test_what_does_not_fit_says_so(planned):
     found, shown = planned("--topology=v5e:2x2", room=lambda config: 9 * GIB)
     assert not found["fits"]
-    assert "NO: --search looks for a way that does" in shown
+    assert "NO: --search looks for a layout that does" in shown
 
 
 def test_a_search_names_the_fastest_that_fits(planned):
@@ -79,6 +80,7 @@ def test_a_search_names_the_fastest_that_fits(planned):
     found, shown = planned(
         "--topology=v5e:2x2", "--search",
         room=lambda config: (1 if config["parallel"]["fsdp"] == 4 else 100) * GIB,
+        config=dict(model=dict(depth=1, class_tokens=0)),
     )  # fmt: skip
     assert found["fits"]
     assert found["changes"]["parallel.fsdp"] == 4
@@ -89,10 +91,13 @@ def test_a_search_names_the_fastest_that_fits(planned):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "--topology: needed, such as v5e:4x4"),
-        (["--topology=v5e:9"], "--topology: 'v5e:9': a slice of v5e is given as v5e:4x4"),
-        (["--topology=v5e:4x4"], "config.train.batch: 8 does not divide by 16 chips"),
-        (["--topology=v5e:2x2", "--price_per_chip_hour=-1"], "--price_per_chip_hour: -1.0 is less"),
+        ([], "--topology: required, such as v5e:4x4"),
+        (["--topology=v5e:9"], "--topology: 'v5e:9': a slice of v5e is written as v5e:4x4"),
+        (["--topology=v5e:4x4"], "config.train.batch: 8 is not divisible by 16 chips"),
+        (
+            ["--topology=v5e:2x2", "--price_per_chip_hour=-1"],
+            "--price_per_chip_hour: -1.0 is negat",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(tmp_path, capsys, flags, message):
@@ -102,7 +107,9 @@ def test_what_cannot_be_planned_is_one_line(tmp_path, capsys, flags, message):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["imagenet", "coco", "celeba", "dit", "restorer", "digits"])
+@pytest.mark.parametrize(
+    "name", quick(["coco"], ["coco", "digits", "imagenet", "celeba", "dit", "restorer"])
+)
 def test_no_data_are_needed_for_shapes_and_conditions(name, monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     config = config_lib.load(f"configs/{name}.py")
@@ -121,8 +128,9 @@ def test_operations_do_not_depend_on_what_computes_attention():
     assert len(set(counts)) == 1
 
 
+@pytest.mark.usefixtures("plain")
 def test_state_bytes_are_those_of_the_arrays(tmp_path):
-    run = tiny.run(tiny.config(model=dict(width=64)), tmp_path / "run")
+    run = tiny.run(tiny.config(model=tiny.PLAIN), tmp_path / "run")
     found = plan.state_bytes(run.config, run.experiment, 1)
     state = jax.jit(run.init)()
     sizes = [sum(a.nbytes for a in jax.tree.leaves(tree))
@@ -130,6 +138,8 @@ def test_state_bytes_are_those_of_the_arrays(tmp_path):
     assert [*found.values()] == sizes
 
 
+@pytest.mark.slow
+@pytest.mark.extra
 @pytest.mark.skipif(
     not importlib.util.find_spec("libtpu"), reason='needs pip install "vitdiff_jax[plan]"'
 )
@@ -137,15 +147,15 @@ def test_extrapolation_is_what_compiling_all_says(tmp_path):
     """A model of eight blocks on v5e: time, bytes and messages within 5 %."""
     config = config_lib.load(
         "configs/digits.py",
-        ["--config.model.width=256", "--config.model.depth=8", "--config.model.class_tokens_from=3",
-         "--config.train.batch=256", "--config.model.dtype=bfloat16"],
+        ["--config.model.width=128", "--config.model.depth=8", "--config.model.class_tokens_from=3",
+         "--config.train.batch=64", "--config.model.dtype=bfloat16"],
     )  # fmt: skip
     found, whole = (
         plan.Planner(config, chips.parse("v5e:2x2"), full, None).plan(config)
         for full in (False, True)
     )
     assert found["how"] == "extrapolated from 2+2 and 3+2 and 2+3 of 3+5 blocks"
-    assert whole["how"] == "compiled whole"
+    assert whole["how"] == "compiled in full"
     for key in ("seconds_per_step", "hours"):
         assert found[key] == pytest.approx(whole[key], rel=0.05)
     total = [p["bytes_per_device"]["total"] for p in (found, whole)]

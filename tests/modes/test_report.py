@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -29,14 +28,12 @@ def written(workdir):
 def test_all_that_is_there_is_shown(workdir, capsys):
     found = written(workdir)
     assert found.headings == HEADINGS
-    for text in ("Model vit, trained on digits", "1,234,567", "model.width", "block/attention"):
+    assert found.lead == "Model vit, trained on stamps: 3 classes, 241 images of 8x8 pixels"
+    for text in ("1,234,567", "model.width", "block/attention"):
         assert text in found.text
     labels = found.all("div", "aria-label")
-    assert (
-        "Loss: training 1.5 at step 10, 0.5 at step 20; held out 0.75 at step 20, 0.75 at step 20."
-        in labels
-    )
-    assert "fd/pixels of 2 ways to sample: 0.25 to 0.75." in labels
+    assert "Loss: training 1.5 at step 10, 0.5 at step 20; held out 0.75 at step 20." in labels
+    assert "fd/pixels of 2 sampling settings: 0.25 to 0.75." in labels
     assert found.text.count("<svg") == 5
     assert "warning" not in capsys.readouterr().out
 
@@ -87,34 +84,72 @@ def test_no_id_stands_there_twice(workdir):
 def test_pictures_are_those_of_the_files(workdir):
     found = written(workdir).pictures
     for step in (10, 20):
-        sheet = found[f"Grid of samples at step {step}"]
-        assert sheet.max() == 255
-        np.testing.assert_array_equal(sheet[2:50, 2:50], 10 * step)
-    enlarged = reports.BESIDE[..., 0].repeat(6, 1).repeat(6, 2)
-    np.testing.assert_array_equal(found["cat.png, degraded"], enlarged[0])
-    np.testing.assert_array_equal(found["cat.png, restored"], enlarged[1])
-    way = found["2 images, each in 3 pictures from noise to the finished image"]
-    last = reports.SHEET[1, 2, :, :, 0].repeat(6, 0).repeat(6, 1)
-    np.testing.assert_array_equal(way[-50:-2, -50:-2], last)
+        sheet = found[f"4 samples of 3 classes, step {step}; columns: cat, dog, eel"]
+        assert sheet.shape == (18, 27, 2)
+        for row, column in ((0, 0), (0, 1), (0, 2), (1, 0)):  # the second cat
+            cell = sheet[9 * row : 9 * row + 8, 9 * column : 9 * column + 8]
+            assert (cell == (10 * step, 255)).all()
+        assert (sheet[9:, 9:] == 0).all()  # nothing: no colour of its own
+    np.testing.assert_array_equal(found["cat.png, degraded"], reports.BESIDE[0, ..., 0])
+    np.testing.assert_array_equal(found["cat.png, restored"], reports.BESIDE[1, ..., 0])
+    way = found["Sampling trajectories, noise → image; columns: noise, →, image; rows: cat, dog"]
+    for row, column in np.ndindex(2, 3):
+        cell = way[9 * row : 9 * row + 8, 9 * column : 9 * column + 8]
+        np.testing.assert_array_equal(cell[..., :3], reports.SHEET[row, column])
 
 
 def test_a_benchmark_shows_each_method(workdir):
+    """A row for each, one image below the other."""
     (workdir / "restoration.json").write_text(json.dumps(reports.COMPARED))
     reports.grid(workdir / "restored" / "denoise.png", reports.SHEET.reshape(-1, 8, 8, 3), 3)
     found = written(workdir)
     assert "20.000 ± 0.980" in found.text
-    for column, name in enumerate(("degraded", "ddrm", "true")):
-        first = reports.SHEET[0, column].repeat(6, 0).repeat(6, 1)
-        np.testing.assert_array_equal(found.pictures[f"denoise: {name}"][2:50, 2:50], first)
+    assert ["degraded", "ddrm", "original"] in found.names("rows")
+    assert "denoise: degraded, restored by each method, and original" in found.captions
+    sheet = found.pictures["denoise; rows: degraded, ddrm, original"]
+    for column, row in np.ndindex(4, 3):
+        cell = sheet[9 * row : 9 * row + 8, 9 * column : 9 * column + 8]
+        np.testing.assert_array_equal(cell[..., :3], reports.SHEET[column, row])
+
+
+def test_a_mean_that_is_not_finite_says_so(workdir):
+    """JSON has none: `null` stands for it."""
+    changed = json.loads(json.dumps(reports.COMPARED).replace("20.0", "null"))
+    (workdir / "restoration.json").write_text(json.dumps(changed))
+    reports.grid(workdir / "restored" / "denoise.png", reports.SHEET.reshape(-1, 8, 8, 3), 3)
+    found = written(workdir)
+    assert found.text.count("<td>not finite</td>") == 2
+    assert "Not shown" not in found.text
+
+
+HEADS = [
+    ({"name": "digits"}, {}, "digits: 3 classes, 241 images of 8x8 pixels"),
+    ({"name": "folder", "path": "/data/stamps.zip"}, {"classes": None},
+     "stamps: 241 images of 8x8 pixels"),
+    ({"name": "celeba"}, dict(classes=None, attributes=40, images=162770, shape=[64, 48, 3]),
+     "celeba: 40 attributes, 162,770 images of 48x64 pixels"),
+    ({"name": "imagenet"}, None, "imagenet"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "changed", "words"), HEADS, ids=lambda value: str(value)[:20])
+def test_the_head_says_what_the_data_are(workdir, data, changed, words):
+    """None: a workdir from before data.json, or of imported weights."""
+    (workdir / "config.json").write_text(json.dumps(reports.CONFIG | {"data": data}))
+    if changed is None:
+        (workdir / "data.json").unlink()
+    else:
+        (workdir / "data.json").write_text(json.dumps(reports.DATA | changed))
+    assert written(workdir).lead == f"Model vit, trained on {words}"
 
 
 BREAK = {
-    "samples/00000010.png": "samples/00000010.png: UnidentifiedImageError",
-    "samples/00000020-n2-frames3.png": "samples/00000020-n2-frames3.png: UnidentifiedImageError",
+    "samples/00000010.png": "samples/00000010.png: not an image",
+    "samples/00000020-n2-frames3.png": "samples/00000020-n2-frames3.png: not an image",
     "metrics.jsonl": "metrics.jsonl: 1 lines cannot be read",
     "evaluation.json": "Evaluation: ValueError: evaluation.json: ",
     "restoration.json": "Restoration: ValueError: restoration.json: ",
-    "restored/cat-beside.png": "restored/cat.png: UnidentifiedImageError",
+    "restored/cat-beside.png": "restored/cat.png: not an image",
     "plan.json": "Plan: ValueError: plan.json: ",
     "config.json": "Config: ValueError: config.json: ",
 }
@@ -130,7 +165,7 @@ def test_a_broken_file_is_named_in_its_place(workdir, capsys, name, line):
     assert said.startswith(f"warning: report: {line}")
 
 
-@pytest.mark.parametrize("name", ["evaluation", "restoration", "plan", "config"])
+@pytest.mark.parametrize("name", ["evaluation", "restoration", "plan", "config", "data"])
 @pytest.mark.parametrize("text", ["[]", '{"rows": 3, "model": 5, "train": []}'])
 def test_json_of_another_shape_is_no_crash(workdir, name, text):
     (workdir / f"{name}.json").write_text(text)
@@ -144,16 +179,16 @@ def test_files_are_text_and_no_page(workdir):
     text = json.dumps(changed).replace('"NAME"', json.dumps(evil))
     (workdir / "evaluation.json").write_text(text)
     (workdir / "config.json").write_text(json.dumps({"model": {"name": evil}, evil: evil}))
-    (workdir / "samples" / "step20-label-3-seed0-n4.png").rename(
-        workdir / "samples" / '"><img src=x onerror=alert(1)>.png'
-    )
+    reports.samples(workdir, evil.replace("/", ""), reports.SHEET[:, 0], [evil] * 4, prompt=evil)
+    reports.samples(workdir, "b", reports.SHEET[:, 1], [evil, "b"] * 2)
+    (workdir / "samples" / f"{evil.replace('/', '')}2.png").write_bytes(b"broken")
     (workdir / "metrics.jsonl").write_text(json.dumps({"step": 1, f"{evil}/ema1/value": 2.0}))
     found = written(workdir)
     assert found.headings == HEADINGS
     assert len([tag for tag, _ in found.elements if tag == "script"]) == 1
     assert all(src.startswith("data:") for src in found.all("img", "src"))
-    assert found.text.count("&lt;script&gt;") >= 5
-    assert "Not shown" not in found.text
+    assert found.text.count("&lt;script&gt;") >= 8
+    assert found.text.count("Not shown") == 1
 
 
 def test_nothing_outside_the_workdir_is_shown(workdir, tmp_path):
@@ -171,15 +206,17 @@ def test_a_long_run_stays_small(workdir):
     lines = [{"step": i, "loss": float(i % 2)} for i in range(1, 40_001)]
     (workdir / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     for step in range(21, 120):
-        shutil.copy(workdir / "samples" / "00000010.png", workdir / "samples" / f"{step:08d}.png")
+        images = np.random.default_rng(step).integers(0, 256, (4, 8, 8, 1), np.uint8)
+        reports.samples(workdir, f"{step:08d}", images, ["cat", "dog", "eel", "cat"], step=step)
     found = written(workdir)
     x, y = report._series(lines, "loss")
     assert len(x) == report.POINTS
     assert (x[0], y[0]) == (50.5, 0.5)
-    grids = [alt for alt in found.pictures if alt.startswith("Grid")]
+    grids = [alt for alt in found.pictures if ", step " in alt]
     assert len(grids) == 20
-    assert {"Grid of samples at step 10", "Grid of samples at step 119"} <= set(grids)
-    assert "20 of 101 grids" in found.text
+    what = "4 samples of 3 classes, step"
+    assert {f"{what} {i}; columns: cat, dog, eel" for i in (10, 119)} <= set(grids)
+    assert any(caption.endswith("; 20 of 101 steps") for caption in found.captions)
 
 
 def test_a_loss_that_is_not_finite_leaves_a_gap(workdir):
@@ -202,10 +239,11 @@ def test_a_grid_is_cut_as_it_was_put_together(rows, columns):
     images = np.random.default_rng(0).integers(0, 256, (rows * columns, 50, 60, 3), np.uint8)
     found = image_lib.cells(image_lib.grid(images, columns), rows, columns)
     np.testing.assert_array_equal(found.reshape(images.shape), images)
-    with pytest.raises(ValueError, match="are no 4 x 7 images"):
+    with pytest.raises(ValueError, match="are not a grid of 4 x 7 images"):
         image_lib.cells(image_lib.grid(images, columns), 4, 7)
 
 
+@pytest.mark.usefixtures("drawn_anew")
 def test_the_same_files_give_the_same_page(workdir):
     first = report.write(workdir).read_bytes()
     assert report.write(workdir).read_bytes() == first
@@ -215,7 +253,7 @@ def test_by_the_command(workdir, capsys):
     assert tiny.call(f"--workdir={workdir}", "--mode=report") == 0
     assert capsys.readouterr().out.endswith(f"report in {workdir / 'report.html'}\n")
     assert tiny.call(f"--workdir={workdir}", "--mode=report", "--config.train.steps=3") == 2
-    assert capsys.readouterr().err == "error: --mode=report: takes --workdir alone\n"
+    assert capsys.readouterr().err == "error: --mode=report: takes --workdir only\n"
 
 
 def test_an_empty_workdir_is_one_line(tmp_path, capsys):

@@ -13,7 +13,7 @@ from tests.modes.test_evaluate import refused, report_of, value
 from tests.test_main import fails
 from vitdiff_jax.data import pipeline
 from vitdiff_jax.evaluation import networks
-from vitdiff_jax.evaluation.measuring import Batch, Setting
+from vitdiff_jax.evaluation.metric import Batch, Setting
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.inference import evaluator
 from vitdiff_jax.interop.images import save_npz
@@ -125,7 +125,7 @@ def test_files_of_others(tmp_path, config, small, samples, looked):
     wanted = by_sqrtm(gaussian(rows), (mean, covariance))
     found = value(report["rows"][0], "fid/inception-2015-tf1")
     assert found == pytest.approx(wanted, rel=1e-4)
-    assert report["real_images"]["of"] == "25 real images of heldout"
+    assert report["real_images"]["of"] == "25 held-out images"
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_files_that_lack_something(tmp_path, config, small, samples, capsys, met
     flags = [config, samples[0], f"--config.evaluate.reference={path}"]
     flags += [f"--workdir={tmp_path / 'run'}", f"--config.evaluate.metrics={metric}"]
     _, found = refused(capsys, *flags)
-    assert found.startswith(f"{path}: has no {lacking}, which a metric of config.evaluate.metrics")
+    assert found.startswith(f"{path}: lacks {lacking}, required by a metric of config.evaluate")
 
 
 def test_images_as_a_reference_are_measured_once(
@@ -153,7 +153,7 @@ def test_images_as_a_reference_are_measured_once(
     )
     for name, values in by_split["rows"][0]["results"].items():
         assert by_images["rows"][0]["results"][name] == pytest.approx(values, rel=1e-9)
-    monkeypatch.setattr(evaluator.pictures.Npz, "read", None)
+    monkeypatch.setattr(evaluator.image_files.Npz, "read", None)
     settings = config_lib.load(config.removeprefix("--config="))
     settings.evaluate.reference = str(path)
     again = evaluator.Evaluator(settings, tmp_path / "run", parallel.make_mesh())
@@ -177,12 +177,12 @@ def test_images_serve_any_metric(tmp_path, config, samples, real):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(mu=np.zeros((5, 5))), "mu has the impossible shape (5, 5)"),
-        (dict(sigma=np.eye(4)), "mu has the shape (5,), sigma (4, 4)"),
+        (dict(mu=np.zeros((5, 5))), "mu has invalid shape (5, 5)"),
+        (dict(sigma=np.eye(4)), "mu has shape (5,), but sigma (4, 4)"),
         (dict(mu=np.full(5, np.nan)), "mu is not finite"),
-        (dict(about="{"), "what it says about itself is damaged"),
-        (dict(about='{"network": "vgg16-lpips"}'), "is of vgg16-lpips, but fid/inception-2015-tf1"),
-        (dict(mu=np.array([{}])), "not an .npz file that can be read: Object arrays cannot be"),
+        (dict(about="{"), "the entry about is damaged"),
+        (dict(about='{"network": "vgg16-lpips"}'), "has statistics of vgg16-lpips, but fid/inc"),
+        (dict(mu=np.array([{}])), "not a readable .npz file: Object arrays cannot be"),
     ],
     ids=["shape", "sizes", "NaN", "about", "network", "pickle"],
 )
@@ -213,7 +213,7 @@ def test_damaged_references(tmp_path, config, small, samples, capsys, damage, pa
     path.write_bytes(bad[damage])
     flags = [config, f"--workdir={tmp_path / 'run'}", samples[0], "--config.evaluate.metrics=fid"]
     _, found = refused(capsys, *flags, f"--config.evaluate.reference={path}")
-    assert found.startswith(f"{path}: not an .npz file that can be read")
+    assert found.startswith(f"{path}: not a readable .npz file")
 
 
 def test_what_was_kept_is_damaged(tmp_path, config, small, samples, capsys):
@@ -226,13 +226,13 @@ def test_what_was_kept_is_damaged(tmp_path, config, small, samples, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--split=test"], "--split: 'test' is none of heldout, train"),
+        (["--split=test"], "--split: 'test' is not one of heldout, train"),
         (["--n=1"], "--n: 1 is less than 2"),
         (
             ["--config.evaluate.metrics=pixel_frechet"],
-            "config.evaluate.metrics: none of them looks through a published network",
+            "config.evaluate.metrics: none of them uses a published network",
         ),
-        (["--config.evaluate.metrics=fid3"], "config.evaluate.metrics: there is no 'fid3' here"),
+        (["--config.evaluate.metrics=fid3"], "config.evaluate.metrics: unknown name 'fid3'"),
     ],
     ids=str,
 )
@@ -262,13 +262,15 @@ def test_weights_that_cannot_be_had(tmp_path, config, monkeypatch, capsys, sampl
     flags = [config, f"--workdir={tmp_path / 'run'}", f"--mode={mode}"]
     code, found = fails(capsys, *flags, *[samples[0]] * (mode == "evaluate"))
     assert code == 1
-    assert found.startswith(f"cannot fetch {networks.PUBLISHED.url} (")
+    assert found.startswith(f"cannot download {networks.PUBLISHED.url} (")
     assert "--config.evaluate.inception=FILE" in found
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("kind", ["missing", "text", "pth", "other", "changed"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "text", "pth", pytest.param("other", marks=pytest.mark.slow), "changed"]
+)
 def test_weights_that_are_wrong(tmp_path, config, capsys, kind):
     path = tmp_path / ("inception.pth" if kind == "pth" else "inception.safetensors")
     if kind in ("text", "pth"):
@@ -276,14 +278,15 @@ def test_weights_that_are_wrong(tmp_path, config, capsys, kind):
     elif kind != "missing":
         weights.write(path, **{"sha256" if kind == "other" else "tensors": "0" * 64})
     messages = {
-        "missing": "there is no such file", "text": "damaged (", "pth": "its SHA-256 is ",
-        "other": "was not made from https://", "changed": "damaged, its tensors have changed",
+        "missing": "no such file", "text": "damaged (", "pth": "its SHA-256 is ",
+        "other": "was not converted from https://", "changed": "damaged, its tensors have changed",
     }  # fmt: skip
     flags = [config, f"--workdir={tmp_path / 'run'}", "--mode=statistics"]
     code, found = fails(capsys, *flags, f"--config.evaluate.inception={path}")
     assert (code, found.startswith(f"{path}: {messages[kind]}")) == (1, True)
 
 
+@pytest.mark.slow
 def test_inception_itself(tmp_path, config):
     """Its weights as they are published in all but their values: 2048, 2023 numbers an image."""
     path = weights.write(tmp_path / "inception.safetensors")

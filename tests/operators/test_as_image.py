@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.operators.test_operators import dense, flat, make, measurement
-from vitdiff_jax.operators.inverse import SHOWN_WEIGHT, as_image
-from vitdiff_jax.operators.spelling import parse
+from tests.operators.test_operators import dense, flat, forward, make, measurement
+from vitdiff_jax.operators.inverse import AS_IMAGE_WEIGHT, as_image
+from vitdiff_jax.operators.parsing import parse
 
 pytestmark = pytest.mark.usefixtures("x64")
 SHAPE = (6, 6, 3)
@@ -20,11 +20,14 @@ INVERTED = ["downsample:factor=2", "downsample:factor=3,kind=average", "colouris
             "fourier:kind=lines", "fourier:kind=random"]  # fmt: skip
 
 
-def shown(text, seed=0):
+picture = jax.jit(as_image, static_argnums=2)
+
+
+def shown(text):
     """(operator, y, the image that shows it) of a text."""
     operator: Any = make(parse(text), SHAPE)
-    y = measurement(operator, np.random.default_rng(seed), shape=SHAPE)
-    return operator, y, as_image(operator, y, SHAPE)
+    y = measurement(operator, np.random.default_rng(0), shape=SHAPE)
+    return operator, y, picture(operator, y, SHAPE)
 
 
 @pytest.mark.parametrize("text", ITSELF)
@@ -49,13 +52,13 @@ def test_what_is_none_is_shown_by_the_pseudo_inverse(text):
     np.testing.assert_allclose(flat(found), flat(y) @ inverse.T, atol=1e-9)
 
 
-@pytest.mark.parametrize("size", [SHAPE[0], 5])
+@pytest.mark.parametrize("size", [SHAPE[0], pytest.param(5, marks=pytest.mark.slow)])
 def test_least_squares_where_there_is_no_svd(size):
     """Of as many angles as rows, too, where y looks like an image but is none."""
     text = f"radon:angles={size}"
     operator, y, found = shown(text)
     matrix = dense(operator, SHAPE)
-    normal = matrix.T @ matrix + SHOWN_WEIGHT * np.eye(matrix.shape[1])
+    normal = matrix.T @ matrix + AS_IMAGE_WEIGHT * np.eye(matrix.shape[1])
     wanted = np.linalg.solve(normal, (flat(y) @ matrix).T).T
     np.testing.assert_allclose(flat(found), wanted, atol=1e-4)
 
@@ -63,8 +66,9 @@ def test_least_squares_where_there_is_no_svd(size):
 def test_several_damages_are_taken_back_from_the_last():
     whole, y, found = shown("downsample:factor=2+colourise+mask")
     small, grey, mask = whole.parts
-    middle = grey.svd().pseudo_inverse(mask.forward(y))
-    np.testing.assert_allclose(found, small.svd().pseudo_inverse(middle), atol=1e-12)
+    middle = flat(mask.forward(y)) @ np.linalg.pinv(dense(grey, (3, 3, 3)), rcond=1e-3).T
+    wanted = middle @ np.linalg.pinv(dense(small, SHAPE), rcond=1e-3).T
+    np.testing.assert_allclose(flat(found), wanted, atol=1e-9)
     assert found.shape == (2, *SHAPE)
 
 
@@ -83,16 +87,15 @@ EVEN = ["denoise", "downsample:factor=3,kind=average", "colourise", "blur:size=5
 def test_an_even_image_is_shown_as_itself(text):
     """Nothing is scaled: these degradations change nothing where all is of one brightness."""
     operator = make(parse(text), SHAPE)
-    x = jnp.full((1, *SHAPE), 0.7)
-    np.testing.assert_allclose(as_image(operator, operator.forward(x), SHAPE), x, atol=1e-6)
+    x = np.full((1, *SHAPE), 0.7)
+    np.testing.assert_allclose(picture(operator, forward(operator, x), SHAPE), x, atol=1e-6)
 
 
-def test_it_goes_through_jit_in_float32():
-    operator = make(parse("downsample:factor=2+fourier"), SHAPE)
-    y = measurement(operator, np.random.default_rng(0), shape=SHAPE).astype(jnp.complex64)
-    found = jax.jit(as_image, static_argnums=2)(operator, y, SHAPE)
+def test_it_keeps_float32():
+    operator, y, wanted = shown("downsample:factor=2+fourier")
+    found = picture(operator, y.astype(jnp.complex64), SHAPE)
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, as_image(operator, y, SHAPE), atol=1e-5)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_what_cannot_be_shown_is_refused():
@@ -102,5 +105,5 @@ def test_what_cannot_be_shown_is_refused():
         def forward(self, x):
             return x[:, :2] ** 2
 
-    with pytest.raises(ValueError, match=r"Squared is not linear and gives no image of .*6, 6"):
+    with pytest.raises(ValueError, match=r"Squared is not linear and .* not an image of .*6, 6"):
         as_image(Squared(), jnp.zeros((1, 2, 6, 3)), SHAPE)

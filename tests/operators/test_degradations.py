@@ -1,6 +1,7 @@
 """Operators against independent implementations and their definitions in the papers."""
 
 import io
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from tests.parts import only
 from vitdiff_jax import operators
 from vitdiff_jax.operators.jpeg import tables
 
@@ -19,9 +21,12 @@ def make(name, shape, seed=0, **options):
     return operators.make(name, shape, np.random.default_rng(seed), **options)
 
 
+apply = jax.jit(lambda operator, x: operator.forward(x))
+
+
 def forward(operator, image):
     """One image through it."""
-    return np.asarray(operator.forward(jnp.asarray(image, jnp.float32)[None]))[0]
+    return np.asarray(apply(operator, np.asarray(image, np.float32)[None]))[0]
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +36,10 @@ def photo():
     return data.astronaut()[:200, :203]
 
 
-@pytest.mark.parametrize("subsampling", ["444", "420"])
-@pytest.mark.parametrize("quality", [5, 10, 50, 90])
+@pytest.mark.parametrize(
+    ("quality", "subsampling"),
+    only([(10, "420"), (90, "444")], itertools.product([5, 10, 50, 90], ["444", "420"])),
+)
 def test_jpeg_is_pillows(photo, quality, subsampling):
     """But for libjpeg's integer arithmetic, half a grey level on average; its tables exactly."""
     file = io.BytesIO()
@@ -66,7 +73,7 @@ def test_jpeg_has_the_derivative_of_no_rounding():
     operator = make("jpeg", (16, 16, 1), quality=100)
     x = jnp.asarray(RANDOM.uniform(-0.9, 0.9, (1, 16, 16, 1)), jnp.float32)
     weights = jnp.asarray(RANDOM.standard_normal(x.shape), jnp.float32)
-    gradient = jax.grad(lambda x: (weights * operator.forward(x)).sum())(x)
+    gradient = jax.jit(jax.grad(lambda x: (weights * operator.forward(x)).sum()))(x)
     np.testing.assert_allclose(gradient, weights, rtol=1e-3, atol=1e-3)
 
 
@@ -148,7 +155,7 @@ def test_fourier_lines_take_the_share_and_all_of_the_middle():
 def test_fourier_noise_free_whole_transform_is_undone():
     operator = make("fourier", (16, 16, 1), kind="random", share=1.0)
     image = RANDOM.standard_normal((1, 16, 16, 1))
-    back = operator.svd().pseudo_inverse(operator.forward(jnp.asarray(image)))
+    back = jax.jit(lambda x: operator.svd().pseudo_inverse(operator.forward(x)))(image)
     np.testing.assert_allclose(back, image, atol=1e-5)
 
 
@@ -174,27 +181,27 @@ def test_files(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mask", dict(kind="hole"), "kind: 'hole' is none of"),
+        ("mask", dict(kind="hole"), "kind: 'hole' is not one of"),
         ("mask", dict(kind="box", side=0.95), "does not fit"),
         ("mask", dict(kind="random", share=1.5), r"share: 1.5 is not in \[0, 1\]"),
-        ("mask", dict(kind="file", path="none.png"), "path: none.png: not a picture"),
+        ("mask", dict(kind="file", path="none.png"), "path: none.png: not a readable image"),
         ("downsample", dict(factor=5), "factor: 5 does not divide 16x16"),
-        ("downsample", dict(kind="nearest"), "kind: 'nearest' is none of"),
+        ("downsample", dict(kind="nearest"), "kind: 'nearest' is not one of"),
         ("blur", dict(size=4), "size: 4 is not an odd number"),
         ("blur", dict(size=61), "does not fit 16x16"),
-        ("blur", dict(size=5, std=0.0), "std: 0.0 is not above 0"),
-        ("blur", dict(size=5, border="zero"), "border: 'zero' is none of"),
+        ("blur", dict(size=5, std=0.0), "std: 0.0 is not positive"),
+        ("blur", dict(size=5, border="zero"), "border: 'zero' is not one of"),
         ("blur", dict(kind="motion", size=5, intensity=2.0), "intensity: 2.0"),
-        ("blur", dict(kind="file", path="none.npy"), "path: none.npy: not a kernel"),
+        ("blur", dict(kind="file", path="none.npy"), "path: none.npy: not a readable kernel"),
         ("fourier", dict(share=0.01), "share: needs"),
         ("radon", dict(angles=200), "angles: 200 is not in 1 to 180"),
         ("jpeg", dict(quality=0), "quality: 0 is not in 1 to 100"),
-        ("hdr", dict(gain=-1.0), "gain: -1.0 is not above 0"),
-        ("compose", {}, "parts: none are given"),
+        ("hdr", dict(gain=-1.0), "gain: -1.0 is not positive"),
+        ("compose", {}, "parts: is empty"),
         (
             "compose",
             dict(parts=[dict(name="fourier"), dict(name="mask")]),
-            "what fourier gives is no image",
+            "the output of fourier is not an image",
         ),
     ],
 )

@@ -1,5 +1,7 @@
 """What every operator promises, against the dense matrix that it stands for, in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,9 @@ import pytest
 
 from vitdiff_jax import operators
 from vitdiff_jax.operators import presets
+from vitdiff_jax.operators.mask import Mask
 
-SHAPE = (12, 12, 3)
+SHAPE = (6, 6, 3)
 LINEAR = {
     "denoise": dict(name="denoise"),
     "box": dict(name="mask", kind="box"),
@@ -39,11 +42,20 @@ def make(options, shape=SHAPE, seed=0):
     return operators.make(options.pop("name"), shape, np.random.default_rng(seed), **options)
 
 
+@jax.jit
+def forward(operator, x):
+    return operator.forward(x)
+
+
 def dense(operator, shape=SHAPE):
     """The real matrix of a linear operator, imaginary parts below the real ones."""
-    units = jnp.eye(np.prod(shape)).reshape(-1, *shape)
-    columns = np.asarray(operator.forward(units)).reshape(len(units), -1)
-    return flat(columns).T
+    return flat(forward(operator, np.eye(np.prod(shape)).reshape(-1, *shape))).T
+
+
+@functools.cache
+def matrix(name, shape=SHAPE):
+    """That of one of LINEAR."""
+    return dense(make(LINEAR[name], shape), shape)
 
 
 def flat(y):
@@ -66,74 +78,79 @@ def test_adjoint_identity(name):
     """<A x, y> = <x, A^* y>, real parts, and A^* is the dense matrix transposed."""
     operator, random = make(LINEAR[name]), np.random.default_rng(1)
     x, y = random.standard_normal((2, *SHAPE)), measurement(operator, random)
-    back = np.asarray(operators.adjoint(operator, y, SHAPE))
-    one, other = np.vdot(operator.forward(jnp.asarray(x)), y).real, np.vdot(x, back)
+    back = np.asarray(jax.jit(operators.adjoint, static_argnums=2)(operator, y, SHAPE))
+    one, other = np.vdot(forward(operator, x), y).real, np.vdot(x, back)
     assert one == pytest.approx(other, rel=1e-10)
-    np.testing.assert_allclose(back.reshape(2, -1), flat(y) @ dense(operator), atol=1e-10)
+    np.testing.assert_allclose(back.reshape(2, -1), flat(y) @ matrix(name), atol=1e-10)
 
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_it_is_linear(name):
-    operator, random = make(LINEAR[name]), np.random.default_rng(2)
+    """What it does to an image is a product with its matrix, with or without `jit`."""
+    operator, x = make(LINEAR[name]), np.random.default_rng(2).standard_normal((2, *SHAPE))
     assert operator.linear
-    a, b = jnp.asarray(random.standard_normal((2, 1, *SHAPE)))
-    whole = operator.forward(2 * a - 3 * b)
-    np.testing.assert_allclose(whole, 2 * operator.forward(a) - 3 * operator.forward(b), atol=1e-12)
+    for map_ in (forward, lambda operator, x: operator.forward(x)):
+        found = flat(map_(operator, jnp.asarray(x)))
+        np.testing.assert_allclose(found, flat(x) @ matrix(name).T, atol=1e-12)
+
+
+@jax.jit
+def decomposed(operator, x, y):
+    """Everything that an SVD has: s, V^* x, V V^* x, U^* A x, A^+ y."""
+    svd = operator.svd()
+    z = svd.v_adjoint(x)
+    measured = svd.u_adjoint(operator.forward(x))
+    return svd.values, z, svd.v(z), measured, svd.pseudo_inverse(y, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", WITH_SVD)
 def test_svd_is_that_of_the_dense_matrix(name):
     """Singular values, the unitary V, U^* A = diag(s) V^*, and the pseudo-inverse."""
     operator, random = make(LINEAR[name]), np.random.default_rng(3)
-    svd, matrix = operator.svd(), dense(operator)
-    values = np.sort(np.asarray(svd.values).ravel())
-    wanted = np.zeros(len(values))
-    found = np.linalg.svd(matrix, compute_uv=False)[: len(values)]
-    wanted[len(values) - len(found) :] = np.sort(found)
-    np.testing.assert_allclose(values, wanted, atol=1e-10)
-    x = jnp.asarray(random.standard_normal((2, *SHAPE)))
-    z = svd.analyse(x)
-    np.testing.assert_allclose(svd.synthesise(z), x, atol=1e-10)
+    x, y = random.standard_normal((2, *SHAPE)), measurement(operator, random)
+    values, z, back, measured, inverted = map(np.asarray, decomposed(operator, x, y))
+    wanted = np.zeros(values.size)
+    found = np.linalg.svd(matrix(name), compute_uv=False)[: values.size]
+    wanted[values.size - len(found) :] = np.sort(found)
+    np.testing.assert_allclose(np.sort(values.ravel()), wanted, atol=1e-10)
+    np.testing.assert_allclose(back, x, atol=1e-10)
     assert np.linalg.norm(z) == pytest.approx(np.linalg.norm(x))
-    np.testing.assert_allclose(svd.measured(operator.forward(x)), svd.values * z, atol=1e-10)
-    y = measurement(operator, random)
-    inverse = np.linalg.pinv(matrix, rcond=1e-3)
-    np.testing.assert_allclose(
-        flat(svd.pseudo_inverse(y, least=1e-3)), flat(y) @ inverse.T, atol=1e-9
-    )
+    np.testing.assert_allclose(measured, values * z, atol=1e-10)
+    inverse = np.linalg.pinv(matrix(name), rcond=1e-3)
+    np.testing.assert_allclose(flat(inverted), flat(y) @ inverse.T, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["lines", "points", "circular"])
 def test_noise_keeps_its_size_under_the_svd(name):
     """White noise, in real and imaginary part each, is white noise of that size under U^*."""
-    operator = make(LINEAR[name])
-    svd, random = operator.svd(), np.random.default_rng(4)
-    noise = svd.measured(measurement(operator, random, batch=4000))
-    power = (np.abs(np.asarray(noise)) ** 2).mean(0)[np.asarray(svd.values) > 0]
+    operator, random = make(LINEAR[name]), np.random.default_rng(4)
+
+    @jax.jit
+    def measured(operator, y):
+        return operator.svd().u_adjoint(y), operator.svd().values
+
+    noise, values = measured(operator, measurement(operator, random, batch=4000))
+    power = (np.abs(np.asarray(noise)) ** 2).mean(0)[np.asarray(values) > 0]
     assert abs(power - 1).max() < 6 / np.sqrt(2000)
 
 
 @pytest.mark.parametrize("name", LINEAR)
-def test_it_goes_through_jit(name):
-    """As an argument: another mask of the same kind compiles nothing anew."""
+def test_an_operator_is_an_argument_of_jit(name):
+    """Another mask of the same kind compiles nothing anew."""
     calls = []
 
     @jax.jit
-    def forward(operator, x):
+    def traced(operator):
         calls.append(1)
-        return operator.forward(x)
+        return jax.tree.leaves(operator)
 
-    x = jnp.asarray(np.random.default_rng(5).standard_normal((2, *SHAPE)))
     for seed in (0, 1):
-        operator = make(LINEAR[name], seed=seed)
-        np.testing.assert_allclose(forward(operator, x), operator.forward(x), atol=1e-12)
+        traced(make(LINEAR[name], seed=seed))
     assert len(calls) == 1
 
 
 def test_a_mask_for_each_image_of_a_batch():
     """Masks of a batch are one operator."""
-    from vitdiff_jax.operators.mask import Mask
-
     known = np.random.default_rng(6).random((4, *SHAPE[:2], 1)) < 0.5
     x = jnp.ones((4, *SHAPE))
     np.testing.assert_array_equal(Mask(known, 3).forward(x), np.repeat(known, 3, -1))

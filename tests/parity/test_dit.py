@@ -18,6 +18,8 @@ from tests.parity.test_vit import (  # noqa: E402
     torch_apply,
 )
 
+pytestmark = pytest.mark.extra
+
 SMALL = dict(classes=7, patch=2, width=40, depth=3, heads=4, hidden=160, learned_sigma=True)
 CASES = {  # what is not SMALL's
     "square": dict(shape=(8, 8, 4)),

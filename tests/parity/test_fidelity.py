@@ -8,6 +8,8 @@ import pytest
 from vitdiff_jax.evaluation import fid, inception_score, kid, precision_recall
 from vitdiff_jax.evaluation.frechet import Moments
 
+pytestmark = pytest.mark.extra
+
 REASON = 'needs PyTorch: pip install -e ".[parity]"'
 torch = pytest.importorskip("torch", reason=REASON)
 metric_fid = pytest.importorskip("torch_fidelity.metric_fid", reason=REASON)
@@ -58,7 +60,7 @@ def test_constants_are_its_defaults():
     assert {
         "kid_subsets": kid.SUBSETS,
         "kid_subset_size": kid.SUBSET,
-        "isc_splits": inception_score.PARTS,
+        "isc_splits": inception_score.SPLITS,
         "prc_neighborhood": precision_recall.NEIGHBOUR,
     }.items() <= DEFAULTS.items()
     assert kid.SEED == inception_score.SEED == DEFAULTS["rng_seed"]

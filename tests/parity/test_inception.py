@@ -11,6 +11,8 @@ import pytest
 
 from vitdiff_jax.models import inception
 
+pytestmark = pytest.mark.extra
+
 REASON = 'needs PyTorch: pip install -e ".[parity]"'
 torch = pytest.importorskip("torch", reason=REASON)
 torchvision = pytest.importorskip("torchvision", reason=REASON)

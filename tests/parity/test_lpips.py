@@ -6,6 +6,8 @@ import pytest
 
 from vitdiff_jax.models import lpips
 
+pytestmark = pytest.mark.extra
+
 REASON = 'needs PyTorch: pip install -e ".[parity]"'
 torch = pytest.importorskip("torch", reason=REASON)
 models = pytest.importorskip("torchvision.models", reason=REASON)

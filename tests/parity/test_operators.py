@@ -15,7 +15,7 @@ REASON = 'needs deepinv: pip install -e ".[parity]"'
 torch = pytest.importorskip("torch", reason=REASON)
 physics = pytest.importorskip("deepinv.physics", reason=REASON)
 functional = pytest.importorskip("deepinv.physics.functional", reason=REASON)
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.extra, pytest.mark.usefixtures("x64")]
 
 EXACT = 1e-12
 """Allowed max|difference|, values of the order of 1: another order of sums; measured 2e-15."""
@@ -68,7 +68,7 @@ def same_inverse(ours, theirs, y, atol, least=1e-5, **solver):
     """Pseudo-inverse; `least` is deepinv's threshold where the largest singular value is 1."""
     theirs.implicit_backward_solver = False  # or A_dagger is (A^T A + 1e-8)^-1 A^T y
     wanted = from_torch(theirs.A_dagger(to_torch(y), **solver))
-    agree(ours.svd().pseudo_inverse(jnp.asarray(y), least=least), wanted, atol)
+    agree(ours.svd().pseudo_inverse(jnp.asarray(y), rtol=least), wanted, atol)
 
 
 @pytest.mark.parametrize("shape", [COLOUR, GREY])

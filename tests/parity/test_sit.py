@@ -19,6 +19,8 @@ from tests.parity.test_vit import (
     torch_apply,
 )
 
+pytestmark = pytest.mark.extra
+
 SMALL = dict(classes=7, patch=2, width=40, depth=2, heads=4, hidden=160, learned_sigma=True)
 CASES = {  # what is not SMALL's
     "as published": dict(shape=(8, 8, 4)),

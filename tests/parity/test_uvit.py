@@ -24,6 +24,8 @@ from tests.parity.test_vit import (  # noqa: E402 - needs torch
 )
 from tests.parity.uvit_torch import UViT  # noqa: E402
 
+pytestmark = pytest.mark.extra
+
 TOLERANCE = 1e-5
 """Allowed max|difference| / max|output| in float32; measured 7e-7. GELU by tanh would be 1e-4."""
 SMALL = dict(patch=2, width=40, depth=4, heads=4)

@@ -16,6 +16,8 @@ torch = pytest.importorskip("torch", reason='needs PyTorch: pip install -e ".[pa
 
 from tests.parity.jit_torch import JiT  # noqa: E402 - needs torch
 
+pytestmark = pytest.mark.extra
+
 SMALL = dict(patch=4, width=40, depth=3, heads=2, bottleneck=12, class_tokens=5)
 CASES = {  # head size 20, hidden size 106 (of 106.7); what is not SMALL's
     "tokens in the middle": dict(shape=(16, 16, 3), classes=7, class_tokens_from=1),
@@ -86,7 +88,7 @@ def flax_apply(model, params):
 
 def param_shapes(model, shape):
     """Of a denoiser of ours for images of this shape."""
-    cond = conditions.blank(model.conditions, 1, *shape[:2])
+    cond = conditions.null_batch(model.conditions, 1, *shape[:2])
     return jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1), cond
     )["params"]
@@ -104,7 +106,7 @@ def imported(family, module, theirs, scan=False, **known):
     model = module.Model(conditions=sizes, scan=scan, **options)
     model.check(found.shape)
     wanted = param_shapes(model, found.shape)
-    params = families.rolled(params, wanted)
+    params = families.stack_blocks(params, wanted)
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, wanted)
     back = families.to_torch(family, found, params)
     assert back.keys() == state.keys()
@@ -158,8 +160,8 @@ def test_checkpoint_of_jit_holds_two_averages():
         for seed, name in enumerate(names)
     }
     checkpoint = copies | {"optimizer": {"state": {}}, "epoch": 599, "args": None}
-    assert families.averages("jit") == {"model_ema1": 0.9999, "model_ema2": 0.9996}
-    for name, copy in families.sets("jit", checkpoint).items():
+    assert families.ema_decays("jit") == {"model_ema1": 0.9999, "model_ema2": 0.9996}
+    for name, copy in families.state_dicts("jit", checkpoint).items():
         found, params = families.from_torch("jit", copy, class_tokens_from=1)
         back = families.to_torch("jit", found, params)
         assert back.keys() == copies[name].keys()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import itertools
 import json
 import os
 import subprocess
@@ -19,16 +18,30 @@ from vitdiff_jax.planning import aot
 from vitdiff_jax.planning.aot import Compiled, Request
 from vitdiff_jax.runtime import chips
 
-CONFIGS = ("imagenet", "coco", "celeba")
 TOPOLOGIES = ("v5e:2x2", "v6e:2x2", "h100:4")
-COMPILERS = ("jit", "pmap")
+SMALL = ("train.batch=8", "model.width=128", "model.heads=2", "model.bottleneck=32")
+"""The configs' networks with fewer numbers of the same kind, a head of 64 of them as before."""
+PMAP = ("parallel.compiler=pmap", "parallel.zero1=False")
+COMPILED = {  # (config, chips, compiler) -> changes: each platform, jit and pmap, ZeRO-1 and FSDP
+    ("imagenet", "v5e:2x2", "jit"): (),  # ZeRO-1 is in it
+    ("celeba", "v5e:2x2", "pmap"): PMAP,
+    ("coco", "v6e:2x2", "jit"): ("parallel.fsdp=4",),
+    ("imagenet", "h100:4", "jit"): (),
+    ("coco", "h100:4", "pmap"): PMAP,
+}
+LOWERED = {  # v6e's program is v5e's until it is compiled
+    ("imagenet", "v5e:2x2", "pmap"): PMAP,
+    ("imagenet", "h100:4", "pmap"): PMAP,
+    ("celeba", "v5e:2x2", "jit"): ("parallel.zero1=True",),
+    ("celeba", "h100:4", "jit"): ("parallel.fsdp=2",),
+    ("celeba", "h100:4", "pmap"): PMAP,
+    ("coco", "v5e:2x2", "jit"): (),
+    ("coco", "v5e:2x2", "pmap"): PMAP,
+    ("coco", "h100:4", "jit"): (),
+}
 installed = {
     "tpu": importlib.util.find_spec("libtpu"),
     "cuda": importlib.util.find_spec("jax_cuda12_plugin"),
-}
-needs = {
-    platform: pytest.mark.skipif(not found, reason='needs pip install "vitdiff_jax[plan]"')
-    for platform, found in installed.items()
 }
 
 
@@ -40,12 +53,16 @@ def request(path, topology, overrides=(), blocks=None):
     return Request(config.to_dict(), shape, conditions, topology, blocks)
 
 
-def few(path, topology, overrides):
-    """The same with one block of each kind."""
-    asked = request(path, topology, overrides)
-    config = config_lib.complete(asked.config)
-    model = experiment_lib.build(config, asked.shape, asked.conditions).model
+def few(name, topology, overrides):
+    """The same, small, with one block of each kind."""
+    asked = request(f"configs/{name}.py", topology, [*SMALL, *overrides])
+    model = experiment_of(asked).model
     return dataclasses.replace(asked, blocks=dict.fromkeys(model.block_counts(), 1))
+
+
+def experiment_of(asked):
+    config = config_lib.complete(asked.config)
+    return experiment_lib.build(config, asked.shape, asked.conditions)
 
 
 def test_growth_is_linear_in_the_blocks_of_each_kind():
@@ -54,8 +71,8 @@ def test_growth_is_linear_in_the_blocks_of_each_kind():
             bytes={"arguments": 100 + 7 * a + 5 * b},
             operations={"head": 1.0, **{f"block_{i}/mod": 2.0 for i in range(a)},
                         **({"late": 3.0 * b} if b else {})},
-            messages={"all-reduce": 10.0 * (a + b)},
-            message_seconds=0.5 + 0.1 * a, hidden=0.2 * b,
+            communication={"all-reduce": 10.0 * (a + b)},
+            communication_seconds=0.5 + 0.1 * a, hidden=0.2 * b,
         )  # fmt: skip
 
     found = aot.extrapolate(
@@ -63,8 +80,8 @@ def test_growth_is_linear_in_the_blocks_of_each_kind():
     )
     assert found.bytes == {"arguments": pytest.approx(100 + 7 * 5 + 5 * 7)}
     assert found.operations == pytest.approx({"head": 1.0, "block/mod": 10.0, "late": 21.0})
-    assert found.messages == pytest.approx({"all-reduce": 120.0})
-    assert (found.message_seconds, found.hidden) == pytest.approx((1.0, 1.4))
+    assert found.communication == pytest.approx({"all-reduce": 120.0})
+    assert (found.communication_seconds, found.hidden) == pytest.approx((1.0, 1.4))
 
 
 @pytest.mark.parametrize(
@@ -88,6 +105,38 @@ def test_without_a_compiler_one_line_names_the_extra(monkeypatch, topology):
         aot.compile_all([request("configs/digits.py", topology)])
 
 
+@pytest.fixture
+def child(monkeypatch, tmp_path):
+    """Whoever is to compile does these lines of a shell instead, after the request."""
+
+    def write(*lines):
+        (tmp_path / "python").write_text("\n".join(["#!/bin/sh", "read request", *lines]))
+        (tmp_path / "python").chmod(0o755)
+        monkeypatch.setattr(aot, "check", lambda platform: None)
+        monkeypatch.setattr(aot.sys, "executable", str(tmp_path / "python"))
+
+    return write
+
+
+def test_the_last_line_of_a_process_is_its_answer(child):
+    wanted = Compiled({"arguments": 5.0}, {"head": 1.0}, {"all-reduce": 2.0}, 0.5, 0.25, True)
+    child("echo from its libraries", f"echo '{json.dumps(dataclasses.asdict(wanted))}'")
+    given = request("configs/digits.py", "v5e:2x2")
+    assert aot.compile_all([given, given]) == [wanted, wanted]
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [(["echo noise >&2", "echo config.seed: no >&2", "exit 2"], "config.seed: no"),
+     (["exit 7"], "exit code 7")],
+)  # fmt: skip
+def test_the_last_complaint_of_a_process_that_fails_is_the_reason(child, lines, reason):
+    child(*lines)
+    with pytest.raises(aot.CompileError, match=f"^compiling for v5e:2x2 failed: {reason}$"):
+        aot.compile_all([request("configs/digits.py", "v5e:2x2")])
+
+
+@pytest.mark.slow
 def test_a_process_that_fails_is_one_line(monkeypatch):
     monkeypatch.setattr(aot, "check", lambda platform: None)
     given = request("configs/digits.py", "v5e:2x2", ["train.batch=64"])
@@ -96,6 +145,7 @@ def test_a_process_that_fails_is_one_line(monkeypatch):
         aot.compile_all([broken])
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_the_one_that_asked():
     """A compilation of minutes, whose asker is gone, is over in the time that Python needs."""
     asked = request("configs/dit.py", "v5e:2x2", ["train.batch=4"])
@@ -109,42 +159,51 @@ def test_a_process_ends_with_the_one_that_asked():
 
 @pytest.fixture(scope="module")
 def compiled():
-    """One block of each kind of every config, for every machine, by both compilers: all at once."""
-    asked = {}
-    for name, topology, compiler in itertools.product(CONFIGS, TOPOLOGIES, COMPILERS):
-        if installed[chips.parse(topology).chip.platform]:
-            overrides = ["train.batch=32", f"parallel.compiler={compiler}"]
-            overrides += ["parallel.zero1=False"] if compiler == "pmap" else []
-            asked[name, topology, compiler] = few(f"configs/{name}.py", topology, overrides)
-    return dict(zip(asked, aot.compile_all([*asked.values()]), strict=True))
+    """One block of each kind of the configs in COMPILED, all at once."""
+    asked = {
+        (name, topology, compiler): few(name, topology, changes)
+        for (name, topology, compiler), changes in COMPILED.items()
+        if installed[chips.parse(topology).chip.platform]
+    }
+    return dict(zip(asked, zip(asked.values(), aot.compile_all([*asked.values()])), strict=True))
 
 
-@pytest.mark.parametrize("compiler", COMPILERS)
-@pytest.mark.parametrize("topology", TOPOLOGIES)
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_configs_compile_for_tpus_and_gpus(compiled, name, topology, compiler):
-    """What is compiled is the step that training runs; on TPUs with the attention kernel."""
-    if (name, topology, compiler) not in compiled:
+@pytest.mark.slow
+@pytest.mark.extra
+@pytest.mark.parametrize("case", COMPILED, ids=" ".join)
+def test_the_configs_compile_for_tpus_and_gpus(compiled, case):
+    """What is compiled is the step that training runs; on TPUs with the attention kernel.
+
+    Each chip of v5e sends its gradients, plain: all-reduced, 2 x 3/4 of them leave it; ZeRO-1: cut,
+    and parameters gathered.
+    """
+    if case not in compiled:
         pytest.skip('needs pip install "vitdiff_jax[plan]"')
-    found = compiled[name, topology, compiler]
-    assert not found.too_large
+    asked, found = compiled[case]
+    assert not found.out_of_memory
     assert sum(found.operations.values()) > 0
-    assert sum(found.messages.values()) > 0
+    sent = sum(found.communication.values())
+    assert sent > 0
     on_kernel = any("attention_backward" in operation for operation in found.operations)
-    assert on_kernel == topology.startswith("v")
+    assert on_kernel == case[1].startswith("v")
+    if case[1].startswith("v5e"):
+        model = experiment_of(asked).model.with_block_counts(asked.blocks)
+        experiment = dataclasses.replace(experiment_of(asked), model=model)
+        size = sum(np.prod(a.shape) for a in jax.tree.leaves(experiment.param_shapes()))
+        assert 0.9 * 1.5 * 2 * size < sent < 1.1 * 1.5 * 4 * size  # in bfloat16 or float32
+        assert ("all-gather" in found.communication) == (case[2] == "jit")
 
 
-@needs["tpu"]
-@pytest.mark.parametrize("zero1", [False, True])
-def test_what_a_tpu_step_sends_is_its_gradients(zero1):
-    """Plain: all-reduced, 2 x 3/4 of them leave each chip; ZeRO-1: cut, and parameters gathered."""
-    overrides = ["train.batch=64", f"parallel.zero1={zero1}", "model.width=256"]
-    asked = request("configs/digits.py", "v5e:2x2", overrides)
-    experiment = experiment_lib.build(
-        config_lib.complete(asked.config), asked.shape, asked.conditions
-    )
-    size = sum(np.prod(a.shape) for a in jax.tree.leaves(experiment.param_shapes()))
-    (found,) = aot.compile_all([asked])
-    sent = sum(found.messages.values())
-    assert 0.9 * 1.5 * 2 * size < sent < 1.1 * 1.5 * 4 * size  # in bfloat16 or float32
-    assert ("all-gather" in found.messages) == zero1
+@pytest.mark.slow
+@pytest.mark.extra
+@pytest.mark.parametrize("case", LOWERED, ids=" ".join)
+def test_the_configs_are_lowered_for_tpus_and_gpus(monkeypatch, case):
+    """The others, as far as that."""
+    platform = chips.parse(case[1]).chip.platform
+    if not installed[platform]:
+        pytest.skip('needs pip install "vitdiff_jax[plan]"')
+    for name, value in aot.environment(platform).items():
+        monkeypatch.setenv(name, value)
+    text = aot.lower(few(*case[:2], LOWERED[case])).as_text()
+    assert ("attention_backward" in text) == (platform == "tpu")
+    assert "num_partitions = 4" in text or "num_replicas = 4" in text

@@ -21,6 +21,8 @@ def _no_tpu_here(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.slow
+@pytest.mark.extra
 @needs_libtpu
 @pytest.mark.usefixtures("_no_tpu_here")
 def test_cycles_are_possible_and_grow_with_the_batch():
@@ -35,6 +37,8 @@ def test_cycles_are_possible_and_grow_with_the_batch():
     assert found[names[1]] == 2 * found[names[0]]
 
 
+@pytest.mark.slow
+@pytest.mark.extra
 @needs_libtpu
 @pytest.mark.usefixtures("_no_tpu_here")
 def test_a_kernel_that_does_not_compile_is_an_error():

@@ -107,16 +107,26 @@ class Problem:
         return self.prior.mean + gain @ (self.y_flat - a @ self.prior.mean), c - gain @ a @ c
 
 
+@functools.cache
+def known(name, precise):
+    """An operator of OPERATORS and its matrix, in float64 if `precise`."""
+    operator = make(OPERATORS[name], SHAPE)
+    return operator, dense(operator, SHAPE)
+
+
 def problem(name, kind="full", noise_std=0.1, operator=None):
     """An operator of OPERATORS, or another one, and a measurement with it."""
     given, random = PRIORS[kind], np.random.default_rng(7)
-    operator = operator or make(OPERATORS[name], SHAPE)
+    if operator:
+        matrix = dense(operator, SHAPE)
+    else:
+        operator, matrix = known(name, jax.config.jax_enable_x64)
     x = random.multivariate_normal(given.mean, given.covariance).reshape(1, *SHAPE)
     y = np.array(operator.forward(jnp.asarray(x)))
     y += noise_std * random.standard_normal(y.shape)
     if np.iscomplexobj(y):
         y += 1j * noise_std * random.standard_normal(y.shape)
-    return Problem(given, operator, dense(operator, SHAPE), y, noise_std)
+    return Problem(given, operator, matrix, y, noise_std)
 
 
 def numbers(schedule, t):
@@ -182,13 +192,13 @@ def moments(name, case, schedule, times, fresh=0, start=None, **options):
 
 
 def keys(count, first=0):
-    return jax.vmap(jax.random.key)(jnp.arange(first, first + count))
+    return jax.random.split(jax.random.key(first), count)
 
 
 def noise(schedule, count, t=1.0):
-    """Where a restorer starts: sigma(t) eps, from one seed per image."""
-    start = jax.vmap(lambda key: jax.random.normal(key, SHAPE))(keys(count, 10_000))
-    return schedule.alpha_sigma(jnp.asarray(t))[1] * start
+    """Where a restorer starts: sigma(t) eps."""
+    start = np.random.default_rng(10_000).standard_normal((count, *SHAPE))
+    return jnp.asarray(numbers(schedule, t)[1] * start, float)
 
 
 def draw(name, case, schedule, times, count, **options):

@@ -6,13 +6,14 @@ takes (case, schedule, times) and its own options, and returns (mean, covariance
 
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 
 from tests.restoration.gaussians import SIZE, numbers
 from vitdiff_jax.diffusion.schedules import EDM
-from vitdiff_jax.operators.inverse import LEAST_WEIGHT
-from vitdiff_jax.operators.svd import LEAST
-from vitdiff_jax.restoration.pigdm import LEAST_NOISE, LEAST_SNR
+from vitdiff_jax.operators.inverse import MIN_WEIGHT
+from vitdiff_jax.operators.svd import RTOL
+from vitdiff_jax.restoration.pigdm import MIN_NOISE_STD, MIN_SNR
 
 EYE = np.eye(SIZE)
 
@@ -50,8 +51,13 @@ def ddim(t, s, eta=1.0):
     return alpha_s - b * alpha_t, b, tau
 
 
+def levels(schedule, times):
+    """(alpha, sigma) at each time."""
+    return [*zip(*(np.asarray(a, float) for a in schedule.alpha_sigma(jnp.asarray(times))))]
+
+
 def pairs(schedule, times):
-    return itertools.pairwise(numbers(schedule, t) for t in times)
+    return itertools.pairwise(levels(schedule, times))
 
 
 def clean_end(schedule, times):
@@ -79,7 +85,7 @@ def parts(case):
     u, s, vt = np.linalg.svd(case.matrix)
     values, y = np.zeros(SIZE), np.zeros(SIZE)
     values[: len(s)] = s
-    values[values <= LEAST * s.max()] = 0
+    values[values <= RTOL * s.max()] = 0
     y[: len(s)] = (u.T @ case.y_flat)[: len(s)]
     return vt, values, np.divide(y, values, out=np.zeros(SIZE), where=values > 0)
 
@@ -143,7 +149,7 @@ def diffpir(case, schedule, times, strength=8.0, zeta=0.3):
     state, a = State(numbers(schedule, times[0])[1]), case.matrix
 
     def explained(alpha, sigma):
-        weight = max(strength * (case.noise_std * alpha / sigma) ** 2, LEAST_WEIGHT)
+        weight = max(strength * (case.noise_std * alpha / sigma) ** 2, MIN_WEIGHT)
         matrix, offset = estimate(case, alpha, sigma)
         normal = a.T @ a + weight * EYE
         return (
@@ -163,11 +169,11 @@ def diffpir(case, schedule, times, strength=8.0, zeta=0.3):
 
 def pigdm(case, schedule, times, data_std=0.5, eta=1.0):
     """Scalar covariance (Song et al., ICLR 2023, eq. 7, with Tweedie's formula)."""
-    a, noise_var = case.matrix, max(case.noise_std, LEAST_NOISE) ** 2
+    a, noise_var = case.matrix, max(case.noise_std, MIN_NOISE_STD) ** 2
 
     def answer(alpha, sigma):
-        if alpha**2 < LEAST_SNR * sigma**2:
-            alpha, sigma = numbers(schedule, schedule.t_from_logsnr(np.log(np.asarray(LEAST_SNR))))
+        if alpha**2 < MIN_SNR * sigma**2:
+            alpha, sigma = numbers(schedule, schedule.t_from_logsnr(np.log(np.asarray(MIN_SNR))))
         matrix, offset = estimate(case, alpha, sigma)
         r_2 = 1 / (1 / data_std**2 + (alpha / sigma) ** 2)
         inner = np.linalg.inv(r_2 * a @ a.T + noise_var * np.eye(len(a)))
@@ -181,19 +187,19 @@ def pigdm(case, schedule, times, data_std=0.5, eta=1.0):
 def repaint(case, schedule, times, jump=10, resample=10):
     """arXiv:2201.09865, algorithm 1, whose single steps back are here `jump` steps back."""
     known = case.matrix  # of a mask: 0 and 1 on the diagonal
-    levels = [numbers(schedule, t) for t in times]
-    state, last = State(levels[0][1]), len(times) - 1
+    at = levels(schedule, times)
+    state, last = State(at[0][1]), len(times) - 1
 
     def down(i):
-        (matrix, offset), (a, b, tau) = estimate(case, *levels[i]), ddim(*levels[i : i + 2])
-        alpha, sigma = levels[i + 1]
+        (matrix, offset), (a, b, tau) = estimate(case, *at[i]), ddim(*at[i : i + 2])
+        alpha, sigma = at[i + 1]
         free = EYE - known
         noise = np.hstack([tau * free, sigma * known])
         put = alpha * known @ case.y_flat
         state.go(free @ (a * matrix + b * EYE), free @ (a * offset) + put, noise)
 
     def up(i):
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = levels[i], levels[i + 1]
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = at[i], at[i + 1]
         ratio = alpha_t / alpha_s
         added = np.sqrt(max(sigma_t**2 - (ratio * sigma_s) ** 2, 0))
         state.go(ratio * EYE, np.zeros(SIZE), added * EYE)
@@ -216,8 +222,9 @@ def pnpflow(case, schedule, times, power=0.5, draws=5):
     """arXiv:2410.02423, algorithm 3, with the paper's step (1 - t)^power for its time 1 - t."""
     state, a = State(0), case.matrix
     norm = np.linalg.norm(a, 2) ** 2
-    for t in times if clean_end(schedule, times) else times[:-1]:
-        alpha, sigma = numbers(schedule, t)
+    for t, (alpha, sigma) in zip(times, levels(schedule, times)):
+        if t == times[-1] and not clean_end(schedule, times):
+            break
         matrix, offset = estimate(case, alpha, sigma)
         step = t**power / norm
         state.go(EYE - step * a.T @ a, step * a.T @ case.y_flat)

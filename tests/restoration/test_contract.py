@@ -1,4 +1,9 @@
-"""What holds for every method in the folder, whatever the denoiser: see `restoration`."""
+"""What holds for every method in the folder, whatever the denoiser: see `restoration`.
+
+Few steps, one operation after the other (`disable_jit`): far quicker than to compile each loop.
+"""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.operators.test_operators import make
+from tests.parts import only, quick
 from tests.restoration.gaussians import (
     METHODS,
     OPERATORS,
@@ -16,13 +22,14 @@ from tests.restoration.gaussians import (
     problem,
 )
 from vitdiff_jax.diffusion import grids
-from vitdiff_jax.diffusion.process import PREDICTIONS, Process, pair
+from vitdiff_jax.diffusion.process import PREDICTIONS, Process, target_coefficients
 from vitdiff_jax.diffusion.schedules import EDM, Cosine, LinearVP, RectifiedFlow, per_image
 from vitdiff_jax.operators.mask import Mask
 
-FLOW, TIMES = RectifiedFlow(), np.linspace(1, 0, 5)
+FLOW, TIMES = RectifiedFlow(), np.array([1, 0.6, 0.3, 0.0])
 QUICK = {"repaint": dict(jump=2, resample=2), "pnpflow": dict(draws=2)}
 each_method = pytest.mark.parametrize("name", METHODS)
+eager = jax.disable_jit()
 
 
 def mixing(x_t, t):
@@ -30,51 +37,61 @@ def mixing(x_t, t):
     return jnp.tanh(x_t - x_t.mean((1, 2, 3), keepdims=True) + jnp.cos(t)[:, None, None, None])
 
 
-@pytest.fixture
-def eager():
-    """Few steps, one operation after the other: far quicker than to compile the loop for each."""
-    with jax.disable_jit():
-        yield
-
-
-def masks(count):
-    """Another mask for each image, and among them one of which nothing and one all is known."""
-    known = np.random.default_rng(1).random((count, *SHAPE[:2], 1)) < 0.5
-    known[0], known[1] = False, True
-    return known.astype(np.float32)
-
-
 def restore(name, denoise, schedule, times, x, k, **given):
     return METHODS[name].restore(denoise, schedule, times, x, k, **given, **QUICK.get(name, {}))
 
 
-@each_method
-def test_an_image_depends_on_its_own_key_and_measurement_alone(name):
-    """The same in batches of 1, 3 and 8, at any place, each with its own mask; all under jit."""
+def masked(name):
+    """A method as a function of arrays alone, the masks of its images among them."""
 
-    @jax.jit
     def run(x, k, known, y):
         operator = Mask(known, SHAPE[2])
         return restore(name, mixing, FLOW, TIMES, x, k, operator=operator, y=y, noise_std=0.2)
 
-    known = masks(8)
-    y = known * np.random.default_rng(2).uniform(-1, 1, (8, *SHAPE)).astype(np.float32)
-    given = [noise(FLOW, 8), keys(8), jnp.asarray(known), jnp.asarray(y)]
-    whole = np.asarray(run(*given))
-    assert whole.dtype == np.float32
-    for part in (slice(2, 3), slice(5, 2, -1)):
-        np.testing.assert_allclose(run(*(a[part] for a in given)), whole[part], atol=1e-5)
-    for place in (0, 1):  # another start or key, for those who look at it, is another image
-        given[place] = given[place][::-1]
-    assert abs(np.asarray(run(*given)) - whole).max() > 1e-3
-    given[3] = given[3] + 0.1 * known
-    changed = abs(np.asarray(run(*given)) - np.asarray(run(*given[:3], jnp.asarray(y)))).max()
+    random = np.random.default_rng(1)
+    known = (random.random((2, *SHAPE[:2], 1)) < 0.5).astype(np.float32)
+    known[0] = 0
+    y = known * random.uniform(-1, 1, (2, *SHAPE)).astype(np.float32)
+    return run, [noise(FLOW, 2), keys(2), jnp.asarray(known), jnp.asarray(y)]
+
+
+@eager
+@each_method
+def test_an_image_depends_on_its_own_key_and_measurement_alone(name):
+    """The same at any place, beside one of which nothing is known or another of which all is."""
+    run, given = masked(name)
+    both = np.asarray(run(*given))
+    assert both.dtype == np.float32
+    np.testing.assert_allclose(run(*(a[::-1] for a in given)), both[::-1], atol=1e-5)
+    x, k, known, y = given
+    beside = run(
+        x.at[0].set(0.1), jnp.stack([keys(1, 9)[0], k[1]]), known.at[0].set(1), y.at[0].set(0.3)
+    )
+    np.testing.assert_allclose(beside[1], both[1], atol=1e-5)
+    # Another start or key, for those who look at it, is another image.
+    other = run(x[::-1], k[::-1], known, y)
+    assert abs(other - both).max() > 1e-3
+    changed = abs(run(x[::-1], k[::-1], known, y + 0.1 * known) - other).max()
     assert (changed > 1e-3) == (not METHODS[name].TRAITS.hint)
 
 
-@pytest.mark.usefixtures("eager")
-@each_method
-@pytest.mark.parametrize("noise_std", [0.0, 0.2])
+@pytest.mark.parametrize("name", quick({"repaint"}, METHODS))
+def test_compiled_alone_is_the_same(name):
+    """With the operator and all else as arguments, in a batch of 1."""
+    run, given = masked(name)
+    with jax.disable_jit():
+        both = run(*given)
+    np.testing.assert_allclose(jax.jit(run)(*(a[1:] for a in given)), both[1:], atol=1e-5)
+
+
+@eager
+@pytest.mark.parametrize(
+    ("name", "noise_std"),
+    only(  # quick: those that have an end of their own
+        [("ddnm", 0.0), ("ddrm", 0.2), ("repaint", 0.0), ("pnpflow", 0.2)],
+        itertools.product(METHODS, [0.0, 0.2]),
+    ),
+)
 def test_clean_end_is_the_denoisers_answer(name, noise_std):
     """Where sigma(0) > 0, what is not known is E[x | x_0] itself; a grid that stops has no end."""
     schedule, known = EDM(), np.zeros((*SHAPE[:2], 1), np.float32)
@@ -93,9 +110,15 @@ def test_clean_end_is_the_denoisers_answer(name, noise_std):
     assert (run(np.array([1, 0.3, 0.01]))[:, 2:] != 7).all()
 
 
-@pytest.mark.usefixtures("eager")
-@each_method
-@pytest.mark.parametrize("schedule", [FLOW, Cosine(), LinearVP()], ids=lambda s: type(s).__name__)
+@eager
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    only(
+        [("pigdm", FLOW), ("ddrm", Cosine()), ("diffpir", LinearVP()), ("repaint", FLOW)],
+        itertools.product(METHODS, [FLOW, Cosine(), LinearVP()]),
+    ),
+    ids=str,
+)
 def test_the_denoiser_is_not_asked_where_there_is_no_noise(name, schedule):
     """Nor does anything else become infinite at the ends, where alpha or sigma is 0."""
     gaussian = PRIORS["full"].denoiser(schedule)
@@ -112,18 +135,26 @@ def test_the_denoiser_is_not_asked_where_there_is_no_noise(name, schedule):
         assert np.isfinite(found).all()
 
 
-@pytest.mark.usefixtures("eager")
-@each_method
-@pytest.mark.parametrize("degradation", ["hdr", "jpeg", "fourier", "nothing"])
+def degraded(name):
+    if name == "nothing":
+        return make(dict(name="mask", kind="random", share=1.0), (4, 4, 1))
+    return make(OPERATORS.get(name, dict(name=name)), (4, 4, 1))
+
+
+SERVED = [
+    (name, degradation)
+    for degradation in ("hdr", "jpeg", "fourier", "nothing")
+    for name in METHODS
+    if METHODS[name].TRAITS.supports(degraded(degradation))
+]
+SERVED_FIRST = [("dps", "jpeg"), ("ddrm", "fourier")]
+
+
+@eager
+@pytest.mark.parametrize(("name", "degradation"), only(SERVED_FIRST, SERVED), ids=str)
 def test_every_operator_that_is_served_gives_an_image(name, degradation):
     """Finite, real and float32: also of what is not linear, complex, or not there."""
-    shape = (4, 4, 1)
-    options = OPERATORS.get(degradation, dict(name=degradation))
-    if degradation == "nothing":
-        options = dict(name="mask", kind="random", share=1.0)
-    operator = make(options, shape)
-    if not METHODS[name].TRAITS.serves(operator):
-        return
+    operator, shape = degraded(degradation), (4, 4, 1)
     x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, *shape)), jnp.float32)
     for noise_std in (0.0, 0.1):
         found = restore(
@@ -142,7 +173,8 @@ def parameterised(schedule, denoise):
         def network(scaled, time):  # knows t only as its feature, which is 1000 t here
             t = time / 1000
             x = denoise(scaled, t)
-            a, b, alpha, sigma = (per_image(v) for v in pair(prediction, schedule, t))
+            found = target_coefficients(prediction, schedule, t)
+            a, b, alpha, sigma = map(per_image, found)
             return a * x + b * (scaled - alpha * x) / sigma
 
         return Process(schedule, prediction, loss_space="x").denoiser(network)(x_t, t)
@@ -154,14 +186,15 @@ def parameterised(schedule, denoise):
     return each
 
 
-@pytest.mark.usefixtures("eager")
+@pytest.mark.slow
+@eager
 @each_method
 def test_the_same_through_every_parameterisation(name):
     """A batch of one image five times, by networks that predict x, eps, v, u and EDM's F."""
     schedule, case, count = LinearVP(), problem("mask", "full", 0.1), len(PREDICTIONS)
     denoise = parameterised(schedule, case.prior.denoiser(schedule))
     found = np.asarray(restore(
-        name, denoise, schedule, grids.uniform_logsnr(schedule, 6, low=-4, high=6),
+        name, denoise, schedule, grids.uniform_logsnr(schedule, 3, low=-4, high=6),
         jnp.repeat(noise(schedule, 1), count, 0), jnp.repeat(keys(1), count),
         operator=case.operator, y=jnp.repeat(jnp.asarray(case.y, jnp.float32), count, 0),
         noise_std=0.1,

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.operators.test_operators import make
+from tests.parts import quick
 from tests.restoration import recursions
 from tests.restoration.gaussians import OPERATORS, PRIORS, SHAPE, SIZE, draw, keys, noise, problem
 from vitdiff_jax.diffusion import grids
@@ -38,7 +39,7 @@ def particles(case, schedule, times, scale, forward, slope):
     return images
 
 
-@pytest.mark.parametrize("operator", ["mask", "fourier", "radon"])
+@pytest.mark.parametrize("operator", quick({"fourier"}, ["mask", "fourier", "radon"]))
 def test_images_are_those_of_the_formula(operator):
     """With the same noise, also where y is complex."""
     schedule = [RectifiedFlow(), LinearVP(), EDM()][list(OPERATORS).index(operator) % 3]
@@ -64,7 +65,7 @@ def test_an_operator_that_is_not_linear():
     np.testing.assert_allclose(found.reshape(COUNT, SIZE), wanted, atol=1e-8)
 
 
-@pytest.mark.parametrize("copies", [2, 3])
+@pytest.mark.parametrize("copies", quick({2}, [2, 3]))
 def test_the_default_step_does_not_depend_on_the_size(copies):
     """Copies of an image side by side, each degraded alike, become copies of what it becomes."""
     schedule, times = RectifiedFlow(), np.array([0.8, 0.0])  # the last step adds no noise
@@ -81,6 +82,7 @@ def test_the_default_step_does_not_depend_on_the_size(copies):
     np.testing.assert_allclose(run(copies), np.tile(run(1), (1, 1, copies, 1)), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("operator", "value"), [("denoise", 1), ("average", 1 / 2)])
 def test_y_is_missed_by_half_a_step_whatever_its_noise(operator, value):
     """Near the end a step changes A x by scale s^2 along y - A x, s the singular value: there and

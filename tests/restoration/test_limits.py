@@ -16,7 +16,7 @@ from tests.restoration.gaussians import SIZE, problem
 from vitdiff_jax.diffusion import grids
 from vitdiff_jax.diffusion.schedules import RectifiedFlow
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.slow]
 FLOW, NOISE_STD, ETA, ZETA, STRENGTH = RectifiedFlow(), 0.1, 0.85, 0.3, 8.0
 OPERATORS = ["average", "fourier"]  # some of the image is not measured, and nothing is a pixel
 

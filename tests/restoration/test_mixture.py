@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.parts import quick
 from tests.restoration.gaussians import METHODS, keys
 from vitdiff_jax.diffusion import grids
 from vitdiff_jax.diffusion.schedules import RectifiedFlow
@@ -76,6 +77,7 @@ def one_pixel():
     return known
 
 
+@pytest.mark.slow
 def test_shares_are_reported():
     odds = np.log(SHARE / (1 - SHARE)) + 2 * MEAN * Y / (STD**2 + NOISE_STD**2)
     print(f"\nBayes {1 / (1 + np.exp(-odds)):.3f}")
@@ -85,7 +87,9 @@ def test_shares_are_reported():
         assert 0 < share < 1
 
 
-@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.TRAITS.prior])
+@pytest.mark.parametrize(
+    "name", quick({"repaint"}, [n for n, m in METHODS.items() if m.TRAITS.prior])
+)
 def test_the_priors_shares_where_nothing_is_known(name):
     """To 4.5 standard errors and two per cent for the steps."""
     options = dict(resample=1) if name == "repaint" else {}

@@ -13,72 +13,113 @@ import numpy as np
 import optax
 import pytest
 
-from tests import tiny
+from tests import slow_digits, tiny, toy_network
 from vitdiff_jax.runtime.checkpoint import CheckpointError, Checkpoints
+from vitdiff_jax.training import monitor
 from vitdiff_jax.training.step import TrainState
 
-SLOW = dict(  # 80 ms a step, so that there is a middle to stop in
+SLOW = dict(  # 80 ms a step in a process of its own, so that there is a middle to stop in
+    model=toy_network.MODEL,
     data=dict(name="tests.slow_digits"),
-    train=dict(steps=40, ema=(0.99, 0.5)),
-    checkpoint=dict(every=20),
+    train=dict(steps=30, ema=(0.99, 0.5)),
+    checkpoint=dict(every=10),
     log=dict(every=1),
 )
+slow = pytest.mark.slow
 
 
 # --- Stopping and going on ------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def slow(tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("config") / "slow.py", **SLOW)
+@pytest.fixture(scope="module", autouse=True)
+def _quick_here():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slow_digits, "SECONDS", 0)
+        yield
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory, slow):
-    """What 40 steps in one go save."""
+def config(tmp_path_factory):
+    return tiny.write(tmp_path_factory.mktemp("config") / "toy.py", **SLOW)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, config):
+    """The workdir of 30 steps in one go, with checkpoints at 10, 20 and 30."""
     workdir = tmp_path_factory.mktemp("runs") / "unbroken"
-    assert tiny.command(slow, f"--workdir={workdir}")[::2] == (0, "")
-    return tiny.saved(tiny.config(**SLOW), workdir)
+    assert tiny.call(config, f"--workdir={workdir}") == 0
+    return workdir
 
 
-def goes_on(slow, workdir, start):
-    """The same command runs to the end from there; what was logged meanwhile stands there once."""
-    code, out, err = tiny.command(slow, f"--workdir={workdir}")
-    assert (code, err) == (0, "")
-    assert f"resuming at step {start} of 40\n" in out
-    assert tiny.logged(workdir) == list(range(1, 41))
+@pytest.fixture(scope="module")
+def unbroken(trained):
+    """What they save."""
+    return tiny.saved(tiny.config(**SLOW), trained)
 
 
-def test_a_killed_run_goes_on_bitwise(tmp_path, slow, unbroken):
-    with tiny.started("-m", "vitdiff_jax.main", slow, f"--workdir={tmp_path}") as process:
-        tiny.until((tmp_path / "checkpoints" / "20").exists, process)
-        tiny.until(lambda: len(tiny.logged(tmp_path)) > 22, process)
+def goes_on(config, workdir, start, unbroken, capsys):
+    """The same command runs to the same end from there; what was logged stands there once."""
+    capsys.readouterr()
+    assert tiny.call(config, f"--workdir={workdir}") == 0
+    assert f"resuming at step {start} of 30\n" in capsys.readouterr().out
+    assert tiny.logged(workdir) == list(range(1, 31))
+    tiny.assert_same(tiny.saved(tiny.config(**SLOW), workdir), unbroken)
+
+
+@slow
+def test_a_killed_run_goes_on_bitwise(tmp_path, config, unbroken, capsys):
+    with tiny.started("-m", "vitdiff_jax.main", config, f"--workdir={tmp_path}") as process:
+        tiny.until((tmp_path / "checkpoints" / "10").exists, process)
+        tiny.until(lambda: len(tiny.logged(tmp_path)) > 11, process)
         process.kill()
         process.wait()
-    assert 22 < len(tiny.logged(tmp_path)) < 40
-    goes_on(slow, tmp_path, 20)
-    tiny.assert_same(tiny.saved(tiny.config(**SLOW), tmp_path), unbroken)
+    assert 11 < len(tiny.logged(tmp_path)) < 30
+    goes_on(config, tmp_path, 10, unbroken, capsys)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_a_stopped_run_saves_where_it_is_and_goes_on_bitwise(tmp_path, slow, unbroken, number):
-    with tiny.started("-m", "vitdiff_jax.main", slow, f"--workdir={tmp_path}") as process:
-        tiny.until(lambda: len(tiny.logged(tmp_path)) > 4, process)
-        process.send_signal(number)
+@slow
+def test_a_stopped_run_saves_where_it_is_and_goes_on_bitwise(tmp_path, config, unbroken, capsys):
+    with tiny.started("-m", "vitdiff_jax.main", config, f"--workdir={tmp_path}") as process:
+        tiny.until(lambda: len(tiny.logged(tmp_path)) > 2, process)
+        process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (75, "")
-    stop = len(tiny.logged(tmp_path))
-    assert 4 < stop < 20
-    said = f"stopped by a signal at step {stop}, saved; the same command goes on"
+    assert_stopped(tmp_path, out)
+    goes_on(config, tmp_path, len(tiny.logged(tmp_path)), unbroken, capsys)
+
+
+def assert_stopped(workdir, out):
+    """Between two checkpoints, with one of that step."""
+    stop = len(tiny.logged(workdir))
+    assert 2 < stop < 10
+    said = f"stopped by a signal at step {stop}, saved; run the same command to resume"
     assert out.splitlines()[-1] == said
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(stop)]
-    goes_on(slow, tmp_path, stop)
-    tiny.assert_same(tiny.saved(tiny.config(**SLOW), tmp_path), unbroken)
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(stop)]
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=slow)], ids=["SIGTERM", "Ctrl-C"]
+)
+def test_a_signal_in_this_process(tmp_path, config, unbroken, capsys, monkeypatch, number):
+    """Whoever had handled it before does so again afterwards."""
+    handler, look = signal.getsignal(number), monitor.Monitor.after_step
+
+    def at_step_4(self, step, *rest):
+        look(self, step, *rest)
+        if step == 4:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(monitor.Monitor, "after_step", at_step_4)
+    assert tiny.call(config, f"--workdir={tmp_path}") == 75
+    assert signal.getsignal(number) is handler
+    assert_stopped(tmp_path, capsys.readouterr().out)
+    monkeypatch.undo()
+    goes_on(config, tmp_path, len(tiny.logged(tmp_path)), unbroken, capsys)
 
 
 def test_the_comparison_covers_everything(unbroken):
     """Parameters, both moments of Adam, both averages, the step; each of them has moved."""
-    assert unbroken[".step"] == 40
+    assert unbroken[".step"] == 30
     parts = [".params['head']['kernel']", ".ema['0.99']['head']['kernel']",
              ".ema['0.5']['head']['kernel']"]  # fmt: skip
     parts += [name for name in unbroken if name.endswith("['head']['kernel']") and "u[" in name]
@@ -148,6 +189,7 @@ DAMAGE = {  # what is done to a checkpoint's directory, and the file that must b
     "other sums": lambda d: (d / "checksums.json").write_text("[]") and "checksums.json",
     "a bit of the sums": lambda d: flip(d / "checksums.json", 0.9) or "",
 }
+QUICK = {"a bit of an array", "no averages", "garbled meta", "no sums"}
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +214,10 @@ def test_undamaged_checkpoints_are_read_back(three):
     assert said == []
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize(
+    "kind",
+    [*sorted(QUICK), *(pytest.param(kind, marks=slow) for kind in DAMAGE if kind not in QUICK)],
+)
 def test_damage_is_noticed_and_the_one_before_is_used(copy, kind):
     file = DAMAGE[kind](copy / "30")
     damaged = tiny.files(copy / "30")
@@ -240,13 +285,14 @@ def test_nothing_saved_yet_is_none(tmp_path):
     assert checkpoints.newest(set_aside=True) is None
 
 
+@slow
 def test_a_save_killed_half_way_leaves_nothing_visible(copy):
     """The process dies when all files are written, but before the checkpoint is made visible."""
     program = """
         import os, pathlib, sys
         from tests.runtime import test_checkpoint
         from vitdiff_jax.runtime.checkpoint import Checkpoints
-        Checkpoints._write_sums = lambda self: os._exit(7)
+        Checkpoints._write_checksums = lambda self: os._exit(7)
         test_checkpoint.save(pathlib.Path(sys.argv[1]), 40)
     """
     with tiny.started("-c", textwrap.dedent(program), copy) as process:
@@ -268,11 +314,11 @@ def test_a_save_killed_half_way_leaves_nothing_visible(copy):
 @pytest.mark.parametrize(
     ("options", "kept"),
     [
-        (dict(keep=1), [50]),
         (dict(keep=2), [40, 50]),
         (dict(keep=1, keep_every=20), [20, 40, 50]),
-        (dict(keep=2, keep_every=30), [30, 40, 50]),
-        (dict(keep=9), [10, 20, 30, 40, 50]),
+        pytest.param(dict(keep=1), [50], marks=slow),
+        pytest.param(dict(keep=2, keep_every=30), [30, 40, 50], marks=slow),
+        pytest.param(dict(keep=9), [10, 20, 30, 40, 50], marks=slow),
     ],
     ids=str,
 )
@@ -316,37 +362,37 @@ def test_a_checkpoint_of_another_model_is_named(copy):
 # --- The same through the command -----------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """(--config flag, workdir) of a run with checkpoints at 10, 20 and 30."""
-    place = tmp_path_factory.mktemp("trained")
-    flag = tiny.write(place / "tiny.py")
-    assert tiny.call(flag, f"--workdir={place / 'run'}") == 0
-    return flag, place / "run"
-
-
-def test_training_goes_on_before_the_damage(trained, tmp_path, capsys):
-    flag, original = trained
-    workdir = shutil.copytree(original, tmp_path / "run")
+@pytest.fixture
+def damaged(trained, tmp_path):
+    """The same, but the last checkpoint is damaged."""
+    workdir = shutil.copytree(trained, tmp_path / "run")
     flip(largest(workdir / "checkpoints" / "30" / "state" / "d"))
-    assert tiny.call(f"--workdir={workdir}", "--mode=sample", "--n=1") == 0
+    return workdir
+
+
+def test_sampling_takes_the_one_before_the_damage(damaged, config, capsys):
+    assert tiny.call(config, f"--workdir={damaged}", "--mode=sample", "--n=1") == 0
     out = capsys.readouterr().out
     assert out.count("checkpoint 30 is damaged (") == 1
     assert "samples/step20-seed0-n1.png" in out
-    assert tiny.call(flag, f"--workdir={workdir}") == 0
+    assert (damaged / "checkpoints" / "30").is_dir()
+
+
+def test_training_goes_on_before_the_damage(damaged, config, unbroken, capsys):
+    assert tiny.call(config, f"--workdir={damaged}") == 0
     out = capsys.readouterr().out
     assert out.count("checkpoint 30 is damaged (") == 1
     assert "resuming at step 20 of 30" in out
-    names = {path.name for path in (workdir / "checkpoints").iterdir()}
+    names = {path.name for path in (damaged / "checkpoints").iterdir()}
     assert names == {"10", "20", "30", "30.damaged"}
-    tiny.assert_same(*(tiny.saved(tiny.config(), place) for place in (workdir, original)))
+    tiny.assert_same(tiny.saved(tiny.config(**SLOW), damaged), unbroken)
 
 
-def test_where_nothing_more_can_be_written_what_was_saved_stays(trained, tmp_path, capsys):
+@slow
+def test_where_nothing_more_can_be_written_what_was_saved_stays(trained, tmp_path, config, capsys):
     """Files of 8 KiB at most stand in for a full disk: Orbax meets the same kind of error."""
-    flag, original = trained
-    workdir = shutil.copytree(original, tmp_path / "run")
-    flags = [flag, f"--workdir={workdir}", "--config.train.steps=35"]
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    flags = [config, f"--workdir={workdir}", "--config.train.steps=35"]
     limit = ["bash", "-c", 'ulimit -f 8; exec "$@"', "-"]
     limited = subprocess.run(
         [*limit, sys.executable, "-m", "vitdiff_jax.main", *flags],
@@ -355,7 +401,7 @@ def test_where_nothing_more_can_be_written_what_was_saved_stays(trained, tmp_pat
     assert limited.returncode == 1
     said = [line for line in limited.stderr.splitlines() if line.startswith("error: ")]
     assert len(said) == 1  # among what Orbax says of each array
-    assert said[0].startswith(f"error: cannot write into {workdir / 'checkpoints'}: ")
+    assert said[0].startswith(f"error: cannot write to {workdir / 'checkpoints'}: ")
     assert "File too large" in said[0]
     assert tiny.call(*flags) == 0
     assert "resuming at step 30 of 35" in capsys.readouterr().out
@@ -363,13 +409,12 @@ def test_where_nothing_more_can_be_written_what_was_saved_stays(trained, tmp_pat
 
 
 @pytest.mark.parametrize("mode", ["train", "sample"])
-def test_all_damaged_stops_the_command(trained, tmp_path, capsys, mode):
-    flag, original = trained
-    workdir = shutil.copytree(original, tmp_path / "run")
+def test_all_damaged_stops_the_command(trained, tmp_path, config, capsys, mode):
+    workdir = shutil.copytree(trained, tmp_path / "run")
     for step in (10, 20, 30):
         truncate(workdir / "checkpoints" / str(step) / "checksums.json")
     before = tiny.files(workdir)
-    assert tiny.call(flag, f"--workdir={workdir}", f"--mode={mode}") == 1
+    assert tiny.call(config, f"--workdir={workdir}", f"--mode={mode}") == 1
     err = capsys.readouterr().err
     assert err.startswith(f"error: all checkpoints in {workdir / 'checkpoints'} are damaged; move")
     assert err.count("\n") == 1
@@ -378,16 +423,15 @@ def test_all_damaged_stops_the_command(trained, tmp_path, capsys, mode):
 
 @pytest.mark.parametrize("mode", ["train", "sample"])
 def test_a_workdir_with_another_models_checkpoints(trained, tmp_path, capsys, mode):
-    """Someone copied the checkpoints of a run of width 16 into one of width 32."""
-    _, original = trained
-    flag = tiny.write(tmp_path / "wide.py", model=dict(width=32))
+    """Someone copied the checkpoints of a run of width 64 into one of width 32."""
+    flag = tiny.write(tmp_path / "wide.py", **SLOW | dict(model=toy_network.MODEL | dict(width=32)))
     workdir = tmp_path / "run"
-    shutil.copytree(original / "checkpoints", workdir / "checkpoints")
+    shutil.copytree(trained / "checkpoints", workdir / "checkpoints")
     assert tiny.call(flag, f"--workdir={workdir}", f"--mode={mode}") == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert err.startswith(f"error: checkpoint 30 in {workdir / 'checkpoints'} is of another model")
     there, here = re.search(r": \S+ is (\(.+\)) there and (\(.+\)) here$", err).groups()
-    assert there == "(16,)"
-    assert here == "(32,)"
+    assert there == "(64, 64)"
+    assert here == "(32, 64)"
     assert (workdir / "checkpoints" / "30").is_dir()

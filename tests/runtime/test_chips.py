@@ -18,13 +18,13 @@ def test_a_topology_is_so_many_chips(topology, count, platform):
 @pytest.mark.parametrize(
     ("topology", "message"),
     [
-        ("v9:2x2", "there is no chip 'v9' here, only v5e, v5p, v6e, a100, h100, h200"),
-        ("v4:2x2x1", "there is no chip 'v4'"),  # its compiler reports half chips
-        ("v5e", "a slice of v5e is given as v5e:4x4"),
-        ("v5e:4", "a slice of v5e is given as v5e:4x4"),
-        ("v5e:4x0", "a slice of v5e is given as v5e:4x4"),
-        ("v5p:2x2", "a slice of v5p is given as v5p:4x4x4"),
-        ("h100:2x4", "a slice of h100 is given as h100:8"),
+        ("v9:2x2", "unknown chip 'v9'; available: v5e, v5p, v6e, a100, h100, h200"),
+        ("v4:2x2x1", "unknown chip 'v4'"),  # its compiler reports half chips
+        ("v5e", "a slice of v5e is written as v5e:4x4"),
+        ("v5e:4", "a slice of v5e is written as v5e:4x4"),
+        ("v5e:4x0", "a slice of v5e is written as v5e:4x4"),
+        ("v5p:2x2", "a slice of v5p is written as v5p:4x4x4"),
+        ("h100:2x4", "a slice of h100 is written as h100:8"),
     ],
 )
 def test_a_topology_that_is_none_says_what_one_is(topology, message):

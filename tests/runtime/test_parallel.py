@@ -1,22 +1,23 @@
-"""One training step, however it is compiled and cut: the parameters are the same.
+"""One training step, however it is compiled and sharded: the parameters are the same.
 
 Same means max|difference| / max|parameter| <= 1e-5 for each array, attention's key biases left out:
 their true gradient is zero, so that Adam turns rounding into steps.
-
-This file is also the program that takes these steps on four devices, see `main`.
 """
 
+import dataclasses
+import functools
 import itertools
-import json
 import pathlib
-import sys
+import tempfile
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.lib import xla_client
 
-from tests import tiny
+from tests import tiny, toy_network
 from vitdiff_jax.data import pipeline
 from vitdiff_jax.inference import model as model_lib
 from vitdiff_jax.runtime import parallel
@@ -24,8 +25,17 @@ from vitdiff_jax.training import step as step_lib
 
 TOLERANCE = 1e-5
 STEPS = 5
-MODEL = dict(width=32, depth=4, dropout=0.3, scan=True, class_tokens_from=0)
-"""Wide enough that FSDP cuts; depth 4 is the least where a block drops out, scan compiles fast."""
+SECTIONS = dict(train=dict(steps=STEPS, ema=(0.9, 0.5)))
+NETWORKS = {  # name -> (config, how many arrays parameters and EMAs have at least)
+    "toy": (tiny.config(model=toy_network.MODEL | dict(dropout=0.3), **SECTIONS), 3 * 5),
+    "vit": (
+        # Wide enough that FSDP cuts; depth 4 is the least where a block drops out.
+        tiny.config(
+            model=dict(width=32, depth=4, dropout=0.3, scan=True, class_tokens_from=0), **SECTIONS
+        ),
+        3 * 10,
+    ),
+}
 VARIANTS = {  # name -> (config.parallel, parts of a batch)
     "data parallel": (dict(), 1),
     "fsdp 4": (dict(fsdp=4), 1),
@@ -35,43 +45,37 @@ VARIANTS = {  # name -> (config.parallel, parts of a batch)
     "pmap": (dict(compiler="pmap"), 1),
     "pmap, accumulated": (dict(compiler="pmap"), 2),
 }
+QUICK = ("fsdp 2x2, accumulated", "zero1, accumulated", "pmap")
+SLOW = [("toy", name) for name in VARIANTS if name not in QUICK]
+SLOW += [("vit", name) for name in ("data parallel", "fsdp 4", "zero1, accumulated", "pmap")]
+CASES = [
+    *(("toy", name) for name in QUICK),
+    *(pytest.param(case, marks=pytest.mark.slow) for case in sorted(SLOW)),
+]
 
 
-def settings(options, accumulate=1, **changes):
-    train = dict(steps=STEPS, accumulate=accumulate, ema=(0.9, 0.5))
-    return tiny.config(model=MODEL | changes, train=train, parallel=options)
+@functools.cache
+def four():
+    """Four devices of a client of their own: the tests' process keeps its one device."""
+    return xla_client.make_cpu_client(num_devices=4).devices()
+
+
+def on_four(settings, workdir):
+    """The `train.Run` of a config on these."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "make_mesh", functools.partial(parallel.make_mesh, devices=four()))
+        return tiny.run(settings, workdir)
+
+
+def settings(network, variant="data parallel"):
+    options, accumulate = VARIANTS[variant]
+    config = NETWORKS[network][0]
+    train = config["train"] | dict(accumulate=accumulate)
+    return config | dict(train=train, parallel=options)
 
 
 def batches(dataset):
     return itertools.islice(pipeline.batches(dataset.train, 8, seed=0), STEPS)
-
-
-def main(place):
-    """On four devices: five steps of each variant, what they leave saved in `place`."""
-    assert jax.device_count() == 4
-    for name, changes in {"one device": {}, "no dropout": dict(dropout=0.0)}.items():
-        run = tiny.run(settings({}, **changes), place / name)
-        np.savez(place / f"{name}.npz", **on_one_device(run))
-    facts = {}
-    for name, (options, accumulate) in VARIANTS.items():
-        run = tiny.run(settings(options, accumulate), place / name)
-        run.init = awake(run.init)
-        state = run.state()
-        facts[name] = {"created": shard_shapes(state)}
-        for batch in batches(run.dataset):
-            old = state
-            state, _ = run.step(state, parallel.put_batch(run.mesh, batch))
-        deleted = [
-            leaf.is_deleted() for leaf in jax.tree.leaves((old.params, old.opt_state, old.ema))
-        ]
-        facts[name] |= {"trained": shard_shapes(state), "donated": all(deleted)}
-        np.savez(place / f"{name}.npz", **tiny.arrays(state))
-        run.checkpoints.save(STEPS, state, model_lib.meta_of(run.dataset))
-        run.checkpoints.close()
-    # What four devices cut in four saved, two times two read.
-    run = tiny.run(settings(dict(fsdp=2)), place / "fsdp 4")
-    np.savez(place / "read by 2x2.npz", **tiny.arrays(run.state()))
-    (place / "facts.json").write_text(json.dumps(facts))
 
 
 def awake(init):
@@ -115,52 +119,66 @@ def shard_shapes(state):
     }
 
 
-def assert_equal(found, wanted):
-    """By the definition above."""
+def assert_equal(found, wanted, least=30):
+    """By the definition above; least: so many arrays."""
     assert found.keys() == wanted.keys()
     worst = {
         name: np.abs(found[name] - wanted[name]).max() / max(np.abs(wanted[name]).max(), 1e-30)
         for name in wanted
         if name.startswith((".params", ".ema")) and "k_bias" not in name
     }
-    assert len(worst) > 3 * 10
+    assert len(worst) >= least
     assert max(worst.values()) <= TOLERANCE, max(worst, key=worst.get)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("parallel")
-    with tiny.started("-m", "tests.runtime.test_parallel", place, devices=4) as process:
-        _, err = process.communicate(timeout=400)
-    assert process.returncode == 0, err
-    return place
+@dataclasses.dataclass
+class Trained:
+    """What four devices have: a first state, and what five steps make of it."""
+
+    network: str
+    variant: str
+    run: Any
+    state: Any
+    shapes: dict[str, list]
+    donated: bool = False
+
+
+@pytest.fixture(scope="module", params=CASES, ids=": ".join)
+def created(request, tmp_path_factory):
+    run = on_four(settings(*request.param), tmp_path_factory.mktemp("four"))
+    run.init = awake(run.init)
+    state = run.state()
+    return Trained(*request.param, run, state, shard_shapes(state))
 
 
 @pytest.fixture(scope="module")
-def facts(place):
-    return json.loads((place / "facts.json").read_text())
+def trained(created):
+    """Saved, too."""
+    run, state = created.run, created.state
+    for batch in batches(run.dataset):
+        old = state
+        state, _ = run.step(state, parallel.put_batch(run.mesh, batch))
+    run.checkpoints.save(STEPS, state, model_lib.meta_of(run.dataset))
+    run.checkpoints.close()
+    donated = all(a.is_deleted() for a in jax.tree.leaves((old.params, old.opt_state, old.ema)))
+    return dataclasses.replace(created, state=state, shapes=shard_shapes(state), donated=donated)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_the_same_parameters(place, name):
-    assert_equal(np.load(place / f"{name}.npz"), np.load(place / "one device.npz"))
+@functools.cache
+def alone(network, dropout=0.3):
+    """The same of one device."""
+    config = settings(network)
+    config["model"] = config["model"] | dict(dropout=dropout)
+    with tempfile.TemporaryDirectory() as place:
+        return on_one_device(tiny.run(config, pathlib.Path(place)))
 
 
-def test_dropout_is_at_work(place):
-    """Else the comparison would not show that each example draws its own, wherever it is."""
-    found, wanted = (np.load(place / f"{name}.npz") for name in ("no dropout", "one device"))
-    with pytest.raises(AssertionError):
-        assert_equal(found, wanted)
-
-
-@pytest.mark.parametrize("when", ["created", "trained"])
-@pytest.mark.parametrize("name", VARIANTS)
-def test_who_holds_what(facts, name, when):
-    """FSDP and ZeRO-1 leave each device its share of every large array, from the first on."""
-    options = VARIANTS[name][0]
+def assert_shared(found):
+    """FSDP and ZeRO-1 leave each device its share of every large array."""
+    options = VARIANTS[found.variant][0]
     n = 4 if options.get("zero1") else options.get("fsdp", 1)
-    cut = []
-    for path, (whole, *parts) in facts[name][when].items():
+    cut, shapes = [], found.shapes
+    for path, (whole, *parts) in shapes.items():
         large = np.prod(whole) >= 4096 and any(size % n == 0 for size in whole)
         share = n if large else 1
         assert len(parts) == 4
@@ -168,31 +186,43 @@ def test_who_holds_what(facts, name, when):
         cut += [path] if share > 1 else []
     for part in (".params", ".opt_state", ".ema['0.9']", ".ema['0.5']"):
         assert any(path.startswith(part) for path in cut) == (n > 1), part
-    held = sum(np.prod(parts[0]) for _, *parts in facts[name][when].values())
-    total = sum(np.prod(whole) for whole, *_ in facts[name][when].values())
+    held = sum(np.prod(parts[0]) for _, *parts in shapes.values())
+    total = sum(np.prod(whole) for whole, *_ in shapes.values())
     assert held / total < {1: 1.01, 2: 0.7, 4: 0.55}[n]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_the_old_state_is_donated(facts, name):
-    assert facts[name]["donated"]
+def test_who_holds_what_from_the_first_on(created):
+    assert_shared(created)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_one_device_reads_what_four_saved(place, name):
-    found = tiny.saved(settings({}), place / name)
-    tiny.assert_same(found, dict(np.load(place / f"{name}.npz")))
+def test_who_holds_what_later(trained):
+    assert_shared(trained)
 
 
-def test_another_mesh_reads_what_four_saved(place):
-    found, wanted = (dict(np.load(place / f"{name}.npz")) for name in ("read by 2x2", "fsdp 4"))
-    tiny.assert_same(found, wanted)
+def test_the_same_parameters(trained):
+    least = NETWORKS[trained.network][1]
+    assert_equal(tiny.arrays(trained.state), alone(trained.network), least)
+
+
+def test_dropout_is_at_work(trained):
+    """Else the comparison would not show that each example draws its own, wherever it is."""
+    with pytest.raises(AssertionError):
+        assert_equal(tiny.arrays(trained.state), alone(trained.network, 0.0), 0)
+
+
+def test_the_old_state_is_donated(trained):
+    assert trained.donated
+
+
+def test_other_devices_read_what_four_saved(trained):
+    """One, and four on another mesh."""
+    fsdp = 2 if VARIANTS[trained.variant][0].get("fsdp") == 4 else 4
+    other = settings(trained.network) | dict(parallel=dict(fsdp=fsdp))
+    wanted, workdir = tiny.arrays(trained.state), trained.run.workdir
+    tiny.assert_same(tiny.saved(settings(trained.network), workdir), wanted)
+    tiny.assert_same(tiny.arrays(on_four(other, workdir).state()), wanted)
 
 
 def test_fsdp_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="fsdp: 3 does not divide the 1 devices"):
         parallel.make_mesh(3)
-
-
-if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))

@@ -10,13 +10,15 @@ import time
 
 import pytest
 
-from tests import tiny
+from tests import tiny, toy_network
 from vitdiff_jax.runtime.checkpoint import Checkpoints
 from vitdiff_jax.runtime.processes import DEATH, GRACE
 
+pytestmark = pytest.mark.slow
+
 SMALL = dict(
+    model=toy_network.MODEL,
     data=dict(name="tests.slow_digits"),
-    model=dict(width=32, scan=True, class_tokens_from=0),
     train=dict(steps=400, batch=12),  # which three devices divide, and four
     checkpoint=dict(every=2),
     log=dict(every=1),
@@ -33,11 +35,11 @@ def entry(config, workdir):
     if jax.process_index() == 1:
         time.sleep(1)
         os.kill(os.getpid(), signal.SIGKILL)
-    raise CheckpointError("cannot write: Connection reset by peer; make room")
+    raise CheckpointError("cannot write: Connection reset by peer; free some space")
 loop.main = entry
 sys.exit(main.main(sys.argv[1:]))
 """
-AGAIN = "so does this one; the same command goes on from what was saved"
+AGAIN = "this process exits too; run the same command to resume"
 
 
 def free_port():
@@ -122,7 +124,7 @@ def test_the_death_of_process_0_in_the_first_step(tmp_path, config):
 def test_a_death_in_an_evaluation(saved, tmp_path, config):
     workdir = shutil.copytree(saved, tmp_path / "run")
     with processes(2, config, f"--workdir={workdir}", "--mode=evaluate") as found:
-        while not found[0].stdout.readline().startswith("drawing 100,000 images"):
+        while not found[0].stdout.readline().startswith("sampling 100,000 images"):
             assert found[0].poll() is None, found[0].communicate()
         time.sleep(2)
         assert_all_end(found, 1)
@@ -153,4 +155,4 @@ def test_an_error_of_all_is_said_by_each(tmp_path, config):
     assert [process.returncode for process in found] == [2, 2], ends
     for _, err in ends:
         (line,) = (line for line in err.splitlines() if line.startswith("error"))
-        assert line.startswith("error: config.train.batch: 7 does not divide by 4 devices")
+        assert line.startswith("error: config.train.batch: 7 is not divisible by 4 devices")

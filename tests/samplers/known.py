@@ -6,6 +6,7 @@ input and its noise there, so that a few pixels tell its whole error.
 """
 
 import contextlib
+import itertools
 import unittest.mock
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests import parts
-from tests.parts import SAMPLERS
+from tests.parts import SAMPLERS, covering
 from vitdiff_jax import samplers
 from vitdiff_jax.diffusion.schedules import EDM, Cosine, LinearVP, RectifiedFlow
 
@@ -29,8 +30,14 @@ each_sampler = pytest.mark.parametrize("name", SAMPLERS)
 each_schedule = pytest.mark.parametrize("schedule", FOUR_SCHEDULES, ids=lambda s: type(s).__name__)
 
 
+def pairs(names=SAMPLERS, schedules=FOUR_SCHEDULES):
+    """Of names (or (name, options)) and schedules: slow but for each of them once."""
+    cases = itertools.product(names, schedules)
+    return pytest.mark.parametrize(("name", "schedule"), covering(cases), ids=str)
+
+
 def keys(n, seed=0):
-    return jax.vmap(jax.random.key)(jnp.arange(seed, seed + n))
+    return jax.random.split(jax.random.key(seed), n)
 
 
 def numbers(schedule, t):
@@ -41,8 +48,8 @@ def numbers(schedule, t):
 
 def noise(schedule, shape, seed=0):
     """Where sampling starts: sigma(1) eps, from one seed per image."""
-    eps = jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(keys(shape[0], seed + 1000))
-    return schedule.alpha_sigma(jnp.ones(()))[1] * eps
+    eps = [np.random.default_rng(seed + i).standard_normal(shape[1:]) for i in range(shape[0])]
+    return jnp.asarray(numbers(schedule, 1)[1] * np.stack(eps), jnp.float32)
 
 
 def gaussian_denoiser(schedule, std=0.5):

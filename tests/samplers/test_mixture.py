@@ -1,17 +1,21 @@
 """Data with two modes: each gets its share of the images, and its spread."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.parts import SAMPLERS
-from tests.samplers.known import each_sampler, each_schedule, keys, noise
+from tests.parts import SAMPLERS, only
+from tests.samplers.known import FOUR_SCHEDULES, keys, noise
 from vitdiff_jax.diffusion import grids
-from vitdiff_jax.diffusion.schedules import per_image
+from vitdiff_jax.diffusion.schedules import EDM, RectifiedFlow, per_image
 
 MODES, SHARES, STD = np.array([-0.7, 0.4]), np.array([0.3, 0.7]), 0.15
 IMAGES = 4000
+QUICK = [("edm_stochastic", EDM()), ("unipc", RectifiedFlow())]
+CASES = only(QUICK, itertools.product(SAMPLERS, FOUR_SCHEDULES))
 
 
 def mixture_denoiser(schedule):
@@ -27,8 +31,7 @@ def mixture_denoiser(schedule):
     return denoise
 
 
-@each_schedule
-@each_sampler
+@pytest.mark.parametrize(("name", "schedule"), CASES, ids=str)
 def test_modes_have_their_shares(name, schedule):
     """To four standard errors, and the spread within a mode to 15 %."""
     times = grids.uniform_logsnr(schedule, 64, low=-8, high=8)

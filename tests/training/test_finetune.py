@@ -21,6 +21,8 @@ from vitdiff_jax.training import finetune
 from vitdiff_jax.training.step import TrainState
 
 DIGITS = {"label": tuple("0123456789")}
+pytestmark = pytest.mark.usefixtures("plain")
+slow = pytest.mark.slow
 OTHERS = dict(width=16, depth=2, heads=2)
 UVIT = dict(name="uvit", patch=2, **OTHERS)
 TABLE = "conditions/label/table/embedding"
@@ -28,8 +30,8 @@ TABLE = "conditions/label/table/embedding"
 
 def built(model=None, shape=(8, 8, 1), conditions=DIGITS, **changes):
     """An experiment; model: another whole section of the config, or changes of tiny's."""
-    settings = tiny.config(**changes)
-    settings["model"] = model if model and "name" in model else settings["model"] | (model or {})
+    model = model or {}
+    settings = tiny.config(model=model if "name" in model else dict(depth=1) | model, **changes)
     return experiment_lib.build(config_lib.complete(settings), shape, conditions)
 
 
@@ -69,7 +71,7 @@ def started(tmp_path, capsys):
         before = jax.tree.map(np.asarray, first)
         state = TrainState(jnp.int32(0), jnp.int32(0), first, {"count": 0}, emas)
         capsys.readouterr()
-        state = finetune.start(state, new, tmp_path)
+        state = finetune.init_from(state, new, tmp_path)
         found = tiny.arrays(state.params)
         for average in state.ema.values():
             tiny.assert_same(tiny.arrays(average), found)
@@ -110,7 +112,7 @@ def complete(said, given, found):
     """Each array is in one list, with its parameters; so is what was left out."""
     seen = []
     for name, (size, arrays, texts) in said.items():
-        every = given if name == "left out" else found
+        every = given if name == "not used" else found
         here = below(texts, every)
         assert len(here) == arrays
         assert sum(every[n].size for n in here) == size
@@ -124,12 +126,13 @@ def assert_kept(found, given, names):
 
 def test_the_same_network_starts_as_the_average_of_the_source(tmp_path, capsys):
     """That which its config samples with; all averages start there, the optimiser anew, and the
-    first samples are the source's.
+    first samples are the source's. The licence comes along; to go on, what was saved is enough.
     """
     settings = dict(train=dict(ema=(0.99, 0.5)), sample=dict(ema=0.5, steps=2))
-    emas = saved(tmp_path / "source", built(**settings))
+    emas = saved(tmp_path / "source", built(tiny.PLAIN, **settings))
     path = str(tmp_path / "source")
-    changes = dict(train=dict(ema=(0.9, 0.8), ema_widths=(0.05,), init_from=path))
+    (tmp_path / "source" / "LICENCE.txt").write_text("Not for sale\n")
+    changes = dict(model=tiny.PLAIN, train=dict(ema=(0.9, 0.8), ema_widths=(0.05,), init_from=path))
     run = tiny.run(tiny.config(**changes), tmp_path / "run")
     state, fresh = run.state(), jax.jit(run.init)()
     wanted = tiny.arrays(emas["0.5"])
@@ -140,29 +143,31 @@ def test_the_same_network_starts_as_the_average_of_the_source(tmp_path, capsys):
     tiny.assert_same(tiny.arrays(state.opt_state), tiny.arrays(fresh.opt_state))
     assert (int(state.step), int(state.bad_steps)) == (0, 0)
     said = lists(capsys.readouterr().out)
-    assert list(said) == ["kept"]
+    assert list(said) == ["copied"]
     complete(said, families.flatten(emas["0.5"]), families.flatten(emas["0.5"]))
     model = model_lib.TrainedModel(run.experiment, state.ema["0.9"], 0, run.mesh)
     images = model.sample(n=3, seed=5)
     np.testing.assert_array_equal(images, vitdiff_jax.load(tmp_path / "source").sample(n=3, seed=5))
+    assert (tmp_path / "run" / "LICENCE.txt").read_text() == "Not for sale\n"
+    run.config.train.init_from = str(tmp_path / "gone")
+    finetune.check(run.config, run.workdir)
 
 
-@pytest.mark.parametrize("sampled", ["0.99", "0.5"])
-def test_another_average_is_another_start(tmp_path, sampled):
-    settings = dict(train=dict(ema=(0.99, 0.5)), sample=dict(ema=float(sampled)))
-    emas = saved(tmp_path / "source", built(**settings))
-    new = built(train=dict(init_from=str(tmp_path / "source")))
+def test_another_average_is_another_start(tmp_path):
+    settings = dict(train=dict(ema=(0.99, 0.5)), sample=dict(ema=0.99))
+    emas = saved(tmp_path / "source", built(tiny.PLAIN, **settings))
+    new = built(tiny.PLAIN, train=dict(init_from=str(tmp_path / "source")))
     first = jax.device_put(randoms(new, 9), parallel.replicated(parallel.make_mesh()))
-    state = finetune.start(TrainState(0, 0, first, {}, {}), new, tmp_path)
-    tiny.assert_same(tiny.arrays(state.params), tiny.arrays(emas[sampled]))
+    state = finetune.init_from(TrainState(0, 0, first, {}, {}), new, tmp_path)
+    tiny.assert_same(tiny.arrays(state.params), tiny.arrays(emas["0.99"]))
 
 
 @pytest.mark.parametrize(
     ("names", "kept"),
     [
-        (tuple("abcde"), {5: 10}),
+        pytest.param(tuple("abcde"), {5: 10}, marks=slow),
         (tuple("ab3d0ef"), {2: 3, 4: 0, 7: 10}),
-        (tuple("abcdefghij"), {10: 10}),  # as many as before, and yet others
+        pytest.param(tuple("abcdefghij"), {10: 10}, marks=slow),  # as many, and yet others
         (tuple("9876543210"), {**{i: 9 - i for i in range(10)}, 10: 10}),
     ],
     ids=["others", "some", "as many", "another order"],
@@ -174,8 +179,8 @@ def test_classes_are_kept_by_their_names(started, names, kept):
     for i, row in enumerate(found[TABLE]):
         wanted = given[TABLE][kept[i]] if i in kept else first[TABLE][i]
         np.testing.assert_array_equal(row, wanted)
-    assert said["kept in part, by name"][2] == ["conditions"]
-    assert set(said) == {"kept", "kept in part, by name"}
+    assert said["partly copied, by name"][2] == ["conditions"]
+    assert set(said) == {"copied", "partly copied, by name"}
 
 
 def test_attributes_are_kept_by_their_names(started):
@@ -189,7 +194,7 @@ def test_attributes_are_kept_by_their_names(started):
     wanted[[1, 4]] = given[name][[0, 2]]
     np.testing.assert_array_equal(found[name], wanted)
     assert_kept(found, given, found.keys() - {name})
-    assert set(said) == {"kept", "kept in part, by name"}
+    assert set(said) == {"copied", "partly copied, by name"}
 
 
 def test_other_conditions_are_new_and_old_ones_left_out(started):
@@ -198,15 +203,17 @@ def test_other_conditions_are_new_and_old_ones_left_out(started):
     np.testing.assert_array_equal(found[name], first[name])
     assert_kept(found, given, found.keys() - {name})
     assert said["newly initialised"][2] == ["conditions"]
-    assert said["left out"][2] == ["conditions"]
+    assert said["not used"][2] == ["conditions"]
 
 
-@pytest.mark.parametrize("model", [dict(patch=4), dict(name="dit", patch=2, **OTHERS)])
+@pytest.mark.parametrize(
+    "model", [dict(patch=4), pytest.param(dict(name="dit", patch=2, **OTHERS), marks=slow)]
+)
 def test_fixed_positions_need_nothing(started, model):
     """Other sizes, not square ones too: all is kept."""
     given, _, found, said = started(built(model), built(model, (8, 16, 1)))
     assert_kept(found, given, found)
-    assert list(said) == ["kept"]
+    assert list(said) == ["copied"]
 
 
 def bicubic(grid, rows, cols):
@@ -220,7 +227,11 @@ def bicubic(grid, rows, cols):
 
 @pytest.mark.parametrize(
     ("shape", "model"),
-    [((12, 16, 1), UVIT), ((4, 6, 1), UVIT), ((16, 16, 1), UVIT | dict(patch=4))],
+    [
+        ((12, 16, 1), UVIT),
+        pytest.param((4, 6, 1), UVIT, marks=slow),
+        pytest.param((16, 16, 1), UVIT | dict(patch=4), marks=slow),
+    ],
     ids=["more", "less", "as many"],
 )
 def test_learned_positions_are_resized_to_another_grid(started, shape, model):
@@ -235,10 +246,11 @@ def test_learned_positions_are_resized_to_another_grid(started, shape, model):
         return
     assert np.ptp(found["positions"] - first["positions"]) > 1
     assert said["resized"][2] == ["positions"]
-    assert set(said) == {"kept", "resized"}
+    assert set(said) == {"copied", "resized"}
     assert_kept(found, given, found.keys() - {"positions"})
 
 
+@pytest.mark.slow
 def test_the_places_of_a_text_are_no_grid(started):
     """Those of a longer text are new: place 3 of 4 is not place 3 of 8."""
     source, new = (built(dict(text_width=8), conditions={"text": n}) for n in (16, 32))
@@ -253,21 +265,28 @@ def test_the_places_of_a_text_are_no_grid(started):
     ("model", "names"),
     [
         (dict(patch=4), ["bottleneck_in", "head"]),
-        (dict(name="dit", patch=2, **OTHERS), ["patches/kernel", "head"]),
-        (UVIT, ["patches/kernel", "head", "final_conv"]),
+        pytest.param(dict(name="dit", patch=2, **OTHERS), ["patches/kernel", "head"], marks=slow),
+        pytest.param(UVIT, ["patches/kernel", "head", "final_conv"], marks=slow),
     ],
     ids=["vit", "dit", "uvit"],
 )
 def test_other_channels_have_a_new_way_in_and_out(started, model, names):
     given, first, found, said = started(built(model), built(model, (8, 8, 3)))
-    assert set(said) == {"kept", "newly initialised"}
+    assert set(said) == {"copied", "newly initialised"}
     assert set(said["newly initialised"][2]) == set(names)
     new = below(names, found)
     tiny.assert_same({n: found[n] for n in new}, {n: first[n] for n in new})
     assert_kept(found, given, found.keys() - set(new))
 
 
-@pytest.mark.parametrize("scans", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    "scans",
+    [
+        (True, False),
+        pytest.param((False, True), marks=slow),
+        *(pytest.param(2 * (s,), marks=slow) for s in (False, True)),
+    ],
+)
 def test_a_deeper_network_has_new_blocks(started, scans):
     """Rolled up or not, both sides; in a shallower one blocks are left out."""
     shallow, deep = (dict(depth=n, class_tokens_from=1) for n in (2, 4))
@@ -275,9 +294,10 @@ def test_a_deeper_network_has_new_blocks(started, scans):
     given, first, found, said = started(*pair)
     assert any(name.startswith("blocks_") for name in found) == scans[1]
     given, first, found = (
-        families.flatten(families.unrolled(families.nested(a))) for a in (given, first, found)
+        families.flatten(families.unstack_blocks(families.unflatten(a)))
+        for a in (given, first, found)
     )
-    assert set(said) == {"kept", "newly initialised"}
+    assert set(said) == {"copied", "newly initialised"}
     assert said["newly initialised"][2] == ["block_2..3"]
     complete(said, given, found)
     new = [n for n in found if re.match(r"block_[23]/", n)]
@@ -285,10 +305,11 @@ def test_a_deeper_network_has_new_blocks(started, scans):
     assert_kept(found, given, found.keys() - set(new))
 
 
+@pytest.mark.slow
 def test_a_shallower_network_leaves_blocks_out(started):
     given, _, found, said = started(built(dict(depth=4)), built(dict(depth=2)))
     assert_kept(found, given, found)
-    assert said["left out"][2] == ["block_2..3"]
+    assert said["not used"][2] == ["block_2..3"]
 
 
 def test_a_wider_network_keeps_next_to_nothing(started):
@@ -297,41 +318,43 @@ def test_a_wider_network_keeps_next_to_nothing(started):
     names = {"bottleneck_in/kernel", "head/bias"}
     assert_kept(found, given, names)
     assert_kept(found, first, found.keys() - names)
-    assert set(said["kept"][2]) == {"bottleneck_in", "head/bias"}
+    assert set(said["copied"][2]) == {"bottleneck_in", "head/bias"}
 
 
 def test_another_process_is_named(tmp_path, capsys):
-    saved(tmp_path / "source", built())
+    saved(tmp_path / "source", built(tiny.PLAIN))
     new = built(
+        tiny.PLAIN,
         train=dict(init_from=str(tmp_path / "source")),
         diffusion=dict(prediction="v", schedule=dict(name="Cosine")),
     )
     first = jax.device_put(randoms(new, 9), parallel.replicated(parallel.make_mesh()))
-    finetune.start(TrainState(0, 0, first, {}, {}), new, tmp_path)
+    finetune.init_from(TrainState(0, 0, first, {}, {}), new, tmp_path)
     assert (
-        "trained with another process: diffusion.prediction: 'x' -> 'v';"
+        "the source was trained with another diffusion process: diffusion.prediction: 'x' -> 'v';"
         " diffusion.schedule.name: 'RectifiedFlow' -> 'Cosine'"
     ) in capsys.readouterr().out
 
 
+@slow
 def test_the_command_starts_and_goes_on_without_the_source(tmp_path, capsys):
     """The licence comes along; to go on, what was saved is enough."""
     source, run = tmp_path / "source", tmp_path / "run"
-    saved(source, built())
+    saved(source, built(tiny.PLAIN))
     (source / "LICENCE.txt").write_text("Not for sale\n")
-    config = tiny.write(tmp_path / "tiny.py", train=dict(steps=2))
+    config = tiny.write(tmp_path / "tiny.py", model=tiny.PLAIN, train=dict(steps=2))
     flags = [config, f"--workdir={run}", f"--config.train.init_from={source}"]
     assert tiny.call(*flags) == 0
     out = capsys.readouterr().out
-    assert f"starting from {source}, step 7\n" in out
-    assert list(lists(out)) == ["kept"]
+    assert f"initialising from {source}, step 7\n" in out
+    assert list(lists(out)) == ["copied"]
     assert (run / "LICENCE.txt").read_text() == "Not for sale\n"
     assert vitdiff_jax.load(run).licence == "Not for sale\n"
     shutil.rmtree(source)
     assert tiny.call(*flags, "--config.train.steps=3") == 0
     out = capsys.readouterr().out
     assert "resuming at step 2 of 3" in out
-    assert "kept" not in out
+    assert "copied" not in out
     assert vitdiff_jax.load(run).step == 3
 
 
@@ -341,11 +364,11 @@ def test_a_source_that_is_none_is_one_line_and_leaves_nothing(tmp_path, capsys, 
     message = f"{source / 'config.json'}: not found"
     if what == "a file":
         source.write_text("weights")
-        message = f"{source} is a file; --mode=import makes a workdir of it"
+        message = f"{source} is a file; convert it to a workdir with --mode=import"
     elif what != "nothing":
         source.mkdir()
         settings = built().config
-        message = f"{source}: no checkpoints here"
+        message = f"{source}: contains no checkpoints"
         if what == "code":
             settings.data.name = "antigravity.fly"
             message = f"{source / 'config.json'}: data names code outside the package"

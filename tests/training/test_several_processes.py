@@ -1,4 +1,4 @@
-"""1, 2 and 4 processes with four devices together do the same, and share the work.
+"""2 and 4 processes with four devices together do what one device does, and share the work.
 
 This file is also the program that each of them runs, see `main`.
 """
@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import moved_digits, tiny
+from tests import moved_digits, tiny, toy_network
 from tests.evaluation import weights
 from tests.runtime.test_processes import processes
 from vitdiff_jax.data import digits
-from vitdiff_jax.evaluation import measuring, networks
+from vitdiff_jax.evaluation import metric, networks
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.modes import evaluate, restore, sample, statistics
@@ -26,6 +26,7 @@ from vitdiff_jax.runtime import parallel
 from vitdiff_jax.runtime.checkpoint import Checkpoints
 from vitdiff_jax.training import loop
 
+pytestmark = pytest.mark.slow
 STEPS, SAVED = 10, 4
 LAYOUTS = {  # name -> config.parallel
     "data parallel": dict(),
@@ -34,8 +35,8 @@ LAYOUTS = {  # name -> config.parallel
     "zero 1": dict(zero1=True),
 }
 SETTINGS = dict(
+    model=toy_network.MODEL,
     data=dict(name="tests.moved_digits"),
-    model=dict(width=32, scan=True, class_tokens_from=0),
     optimizer=dict(eps=1e-3),  # or Adam turns the rounding of tiny gradients into steps as well
     train=dict(steps=STEPS),
     checkpoint=dict(every=SAVED, keep=3),
@@ -55,16 +56,17 @@ PICTURES, REAL, DRAWN = 3, 21, 10
 
 def settings(name):
     """The config of a layout; only one of them looks around while it trains."""
-    changes = SETTINGS | dict(parallel=LAYOUTS[name])
-    return config_lib.complete(tiny.config(**changes, log=dict(every=1) | LOOKS.get(name, {})))
+    changes = SETTINGS | dict(parallel=LAYOUTS[name], log=dict(every=1) | LOOKS.get(name, {}))
+    return config_lib.complete(tiny.config(**changes))
 
 
 def main(place, process):
-    """Train with each layout; go on with what others have left; use a trained model."""
-    for name in LAYOUTS:
-        train_and_note(place / name, name)
+    """Go on with what others have left, or train with each layout; use a trained model."""
     if (place / "gone on").exists():
-        train_and_note(place / "gone on", "data parallel", SAVED)
+        train_and_note(place / "gone on", "fsdp 4", SAVED)
+    elif jax.process_count() > 1:
+        for name in LAYOUTS:
+            train_and_note(place / name, name)
     if (place / "model").exists():
         found = use(place / "model")
         (place / "model" / f"noted-{process}.json").write_text(json.dumps(found))
@@ -140,27 +142,22 @@ def prepared(model, place):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, model):
-    """What one process with four devices leaves."""
+    """What one process with four devices makes of a trained model."""
     return program(1, prepared(model, tmp_path_factory.mktemp("one")))
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, model):
-    """What two leave."""
+    """What two make of it; they have also trained with each layout."""
     return program(2, prepared(model, tmp_path_factory.mktemp("two")))
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory, two):
-    """What four leave; they have also gone on with a run of two."""
+    """What four leave that went on with a run of two."""
     place = tmp_path_factory.mktemp("four")
     copied(two / "data parallel", place / "gone on", [SAVED])
     return program(4, place)
-
-
-@pytest.fixture
-def places(request):
-    return {count: request.getfixturevalue(count) for count in ("one", "two", "four")}
 
 
 def losses(workdir):
@@ -175,19 +172,17 @@ def seen(workdir):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("count", ["one", "two", "four"])
-def test_the_same_losses_over_ten_steps(places, model, count, name):
-    found, wanted = losses(places[count] / name), losses(model)
+def test_the_same_losses_over_ten_steps(two, model, name):
+    found, wanted = losses(two / name), losses(model)
     assert list(found) == list(wanted) == list(range(1, STEPS + 1))
     for step in wanted:
         assert found[step] == pytest.approx(wanted[step], rel=1e-5), step
 
 
-@pytest.mark.parametrize("count", ["one", "two", "four"])
-def test_the_same_global_batches(places, model, count):
+def test_the_same_global_batches(two, model):
     """The same digits at the same places, moved alike: what the processes see, side by side."""
     assert not (seen(model)[0] == seen(model)[1]).all()
-    np.testing.assert_array_equal(seen(places[count] / "data parallel"), seen(model))
+    np.testing.assert_array_equal(seen(two / "data parallel"), seen(model))
 
 
 def assert_goes_on(workdir, model):
@@ -208,10 +203,9 @@ def test_one_device_goes_on_with_what_two_processes_have_saved(two, model, tmp_p
     assert_goes_on(tmp_path, model)
 
 
-@pytest.mark.parametrize("count", ["one", "two", "four"])
-def test_process_0_writes_for_all(places, model, count):
+def test_process_0_writes_for_all(two, model):
     """One TensorBoard file, each line and sample once, and what is looked at is the same."""
-    workdir = places[count] / "data parallel"
+    workdir = two / "data parallel"
     assert tiny.logged(workdir) == tiny.logged(model)
     assert len(list(workdir.glob("events*"))) == 1
     names = [{path.name for path in (place / "samples").iterdir()} for place in (workdir, model)]
@@ -293,7 +287,7 @@ def test_the_same_images(one, two):
 
 def test_the_same_statistics(one, two):
     paths = [next((place / "model" / "statistics").iterdir()) for place in (one, two)]
-    found, wanted = (measuring.read_npz(path) for path in paths)
+    found, wanted = (metric.read_npz(path) for path in paths)
     assert found.keys() == wanted.keys() >= {"mu", "sigma", "features", "mu_s"}
     for name in wanted.keys() - {"about"}:
         scale = np.abs(wanted[name]).max()
@@ -303,7 +297,7 @@ def test_the_same_statistics(one, two):
 def test_two_processes_stop_at_the_same_step(tmp_path, capsys):
     """A cluster's SIGTERM may reach one of them only; then the same command goes on."""
     slow = dict(data=dict(name="tests.slow_digits"), train=dict(steps=400))
-    flag = tiny.write(tmp_path / "slow.py", model=SETTINGS["model"], log=dict(every=1), **slow)
+    flag = tiny.write(tmp_path / "slow.py", model=toy_network.MODEL, log=dict(every=1), **slow)
     flags = [flag, f"--workdir={tmp_path / 'run'}", "--config.parallel.fsdp=4"]
     with processes(2, *flags) as found:
         tiny.until(lambda: len(tiny.logged(tmp_path / "run")) > 3, *found)

@@ -1,1 +1,1 @@
-"""Data sets, one file each, and the pipeline that makes batches of them."""
+"""Data sets, one file each, and the input pipeline."""

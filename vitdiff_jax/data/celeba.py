@@ -1,6 +1,6 @@
-"""CelebA's 202,599 faces with 40 attributes each (Liu et al., 2015), through TFDS.
+"""CelebA: 202,599 faces with 40 binary attributes (Liu et al., 2015), through TFDS.
 
-162,770 to train on; the 19,867 of its validation split are held out.
+162,770 training images; the 19,867 images of the validation split are held out.
 """
 
 import numpy as np
@@ -9,9 +9,9 @@ from vitdiff_jax.data import images, tfds_images, transforms
 from vitdiff_jax.data.pipeline import Dataset
 
 ATTRIBUTES = 40
-BOXES = {  # left, top, right, bottom of the 178x218 picture
-    "128": (25, 57, 153, 185),  # DDIM's and U-ViT's, for which their FID statistics are
-    "140": (19, 39, 159, 179),  # the central square of score_sde (arXiv:2011.13456)
+BOXES = {  # left, top, right, bottom in the 178x218 image
+    "128": (25, 57, 153, 185),  # DDIM and U-ViT, whose FID statistics use it
+    "140": (19, 39, 159, 179),  # score_sde (arXiv:2011.13456)
 }
 
 
@@ -42,20 +42,20 @@ def dataset(
     cache: bool = False,
     max_broken: float = 0.001,
 ) -> Dataset:
-    """CelebA with its 40 attributes as a condition.
+    """CelebA, conditioned on its 40 attributes.
 
-    crop: "128" as DDIM and U-ViT crop, "140" as score_sde does.
-    hide: in this share of the examples a random part of the attributes is hidden, so that a model
-    can be asked for a few attributes with the others left open.
+    crop: "128" as in DDIM and U-ViT, or "140" as in score_sde.
+    hide: the fraction of examples in which a random subset of the attributes is hidden, so that
+    sampling can specify some attributes and leave the others open.
     data_dir, size, flip, cache, max_broken: see `imagenet`.
     """
     if crop not in BOXES:
-        raise ValueError(f"crop: {crop!r} is none of {', '.join(BOXES)}")
-    hidden = images.hiding(hide)
+        raise ValueError(f"crop: {crop!r} is not one of {', '.join(BOXES)}")
+    drop = images.attribute_dropout(hide)
 
-    def annotate(facts, rng):
-        attributes = np.array(facts["attributes"], np.int8)
-        return {"attributes": hidden(attributes, rng)}
+    def annotate(metadata, rng):
+        attributes = np.array(metadata["attributes"], np.int8)
+        return {"attributes": drop(attributes, rng)}
 
     return tfds_images.dataset(
         TFDS,

@@ -1,7 +1,7 @@
-"""COCO's photographs with five captions each, or with their 80 kinds of objects, through TFDS.
+"""COCO: photographs with five captions each, or with 80 object categories, through TFDS.
 
-captions: the 2014 images in Karpathy's split: 82,783 to train on, as U-ViT's, 5,000 held out.
-2017: 118,287 to train on, 5,000 held out; objects only.
+captions: the 2014 images in Karpathy's split, 82,783 for training, as in U-ViT, 5,000 held out.
+2017: 118,287 images for training, 5,000 held out; object categories only.
 """
 
 import functools
@@ -17,15 +17,15 @@ from vitdiff_jax.data.pipeline import Dataset
 from vitdiff_jax.data.records import NotPrepared
 from vitdiff_jax.data.text import to_bytes
 
-OBJECT_KINDS = 80
+CATEGORIES = 80
 HOME = "https://cocodataset.org/#download"
 
 
 def _read(example):
-    facts = {"objects": sorted({int(label) for label in example["objects"]["label"]})}
+    metadata = {"objects": sorted({int(label) for label in example["objects"]["label"]})}
     if "captions" in example:
-        facts["captions"] = [text.decode() for text in example["captions"]["text"]]
-    return example["image"], facts
+        metadata["captions"] = [text.decode() for text in example["captions"]["text"]]
+    return example["image"], metadata
 
 
 CAPTIONS = tfds_images.Tfds(
@@ -66,33 +66,34 @@ def dataset(
     cache: bool = False,
     max_broken: float = 0.001,
 ) -> Dataset:
-    """COCO with one of each image's captions, drawn anew each epoch, and with its objects.
+    """COCO, conditioned on a caption, chosen at random from an image's five in each epoch.
 
-    version: "captions", or "2017", which has objects alone.
-    text: "bytes" for a text encoder that is trained along; "none"; or a `transformers` encoder, a
-    folder or a name on the hub, whose embeddings --mode=prepare computes once.
-    length: the most bytes, or embedding vectors, of a caption. objects: the kinds that are in the
-    image as attributes; hide: see `celeba`. The other options are those of `imagenet`.
+    version: "captions", or "2017", which has object categories only.
+    text: "bytes" for a jointly trained text encoder; "none"; or a frozen `transformers` encoder, by
+    folder or name on the Hugging Face Hub, whose embeddings --mode=prepare computes once.
+    length: the maximum length of a caption in bytes or embedding vectors. objects: also condition
+    on the object categories in the image, as attributes; hide: see `celeba`. The other options are
+    those of `imagenet`.
     """
     if version not in ("captions", "2017"):
-        raise ValueError(f"version: {version!r} is none of captions, 2017")
+        raise ValueError(f"version: {version!r} is not one of captions, 2017")
     if version == "2017":
         text, objects = "none", True
     if length < 4 or (text == "bytes" and length % 4):
-        raise ValueError(f"length: {length} is not a multiple of 4 from 4 on")
+        raise ValueError(f"length: {length} is not a positive multiple of 4")
     spec = OBJECTS if version == "2017" else CAPTIONS
-    parts = functools.partial(
-        _parts, text=text, length=length, hide=hide if objects else None, data_dir=data_dir
+    found = functools.partial(
+        _conditions, text=text, length=length, hide=hide if objects else None, data_dir=data_dir
     )
 
     def conditions(builder):
-        return {name: about for name, (about, _) in parts(builder, spec.train).items()}
+        return {name: about for name, (about, _) in found(builder, spec.train).items()}
 
     def annotate(builder, split):
-        made = parts(builder, split)
-        return lambda facts, rng: {name: make(facts, rng) for name, (_, make) in made.items()}
+        made = found(builder, split)
+        return lambda metadata, rng: {name: make(metadata, rng) for name, (_, make) in made.items()}
 
-    known = {"attributes": range(OBJECT_KINDS)} if objects else {}
+    known = {"attributes": range(CATEGORIES)} if objects else {}
     known |= {"text": length} if text == "bytes" else {}
     return tfds_images.dataset(
         spec,
@@ -100,7 +101,7 @@ def dataset(
         outline=known if text in ("bytes", "none") else None,
         annotate=annotate,
         shape=(size, size, 3),
-        crop=images.crop_of(size, random_area, cache),
+        crop=images.make_crop(size, random_area, cache),
         crop_name="centre",
         data_dir=data_dir,
         flip=flip,
@@ -109,41 +110,42 @@ def dataset(
     )
 
 
-def _parts(builder, split: str, *, text: str, length: int, hide: float | None, data_dir):
-    """{condition: (what it is, (facts, rng) -> its array)} of a split; hide None: no objects."""
-    parts: dict[str, tuple[Any, Callable[..., np.ndarray]]] = {}
+def _conditions(builder, split: str, *, text: str, length: int, hide: float | None, data_dir):
+    """{condition: (description, (metadata, rng) -> array)} of a split; hide None: no objects."""
+    found: dict[str, tuple[Any, Callable[..., np.ndarray]]] = {}
     if hide is not None:
-        hidden = images.hiding(hide)
+        drop = images.attribute_dropout(hide)
         names = tuple(builder.info.features["objects"]["label"].names)
 
-        def present(facts, rng):
-            found = np.isin(np.arange(len(names)), facts["objects"]).astype(np.int8)
-            return hidden(found, rng)
+        def present(metadata, rng):
+            attributes = np.isin(np.arange(len(names)), metadata["objects"]).astype(np.int8)
+            return drop(attributes, rng)
 
-        parts["attributes"] = names, present
+        found["attributes"] = names, present
     if text == "bytes":
-        parts["text"] = (
+        found["text"] = (
             length,
-            lambda facts, rng: to_bytes(images.one_of(facts["captions"], rng), length),
+            lambda metadata, rng: to_bytes(images.choose(metadata["captions"], rng), length),
         )
     elif text != "none":
         store = _store(builder, split, text, data_dir)
         about = store.about | {"length": length}
-        parts["embedding"] = (
-            about,
-            lambda facts, rng: embeddings.padded(images.one_of(store[facts["index"]], rng), about),
-        )
-    return parts
+
+        def embedding(metadata, rng):
+            return embeddings.padded(images.choose(store[metadata["index"]], rng), about)
+
+        found["embedding"] = about, embedding
+    return found
 
 
 def _store(builder, split: str, encoder: str, data_dir: str | None) -> embeddings.Store:
-    """The captions' embeddings by this encoder; NotPrepared where they are not there."""
+    """The embeddings of the captions by this encoder. Raises NotPrepared where they are missing."""
     mark = hashlib.sha256(encoder.encode()).hexdigest()[:8]
     name = f"coco_captions-{builder.version}-{split}-{pathlib.Path(encoder).name}-{mark}"
     folder = tfds_images.data_root(data_dir) / "vitdiff_jax" / name
     if not (folder / "embeddings.json").is_file():
         raise NotPrepared(
-            f"there are no embeddings {folder}",
+            f"{folder}: no caption embeddings",
             functools.partial(_write_embeddings, folder, encoder, builder, split),
         )
     return embeddings.Store(folder)
@@ -155,5 +157,5 @@ def _write_embeddings(folder, encoder, builder, split, manual, say) -> None:
         for i in range(len(records)):
             yield records[i][1]["captions"]
 
-    say(f"writing the embeddings {folder}")
+    say(f"writing caption embeddings to {folder}")
     embeddings.write(folder, encoder, captions())

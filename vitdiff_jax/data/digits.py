@@ -1,6 +1,6 @@
-"""scikit-learn's 1,797 scanned digits, 8x8, grey: real data that comes inside a package.
+"""scikit-learn's 1,797 handwritten digits, 8x8, grey: real data without a download.
 
-From the UCI repository (Alpaydin and Kaynak, 1998). 30 % are held out, the same for everyone.
+From the UCI repository (Alpaydin and Kaynak, 1998). 30 % are held out, in a fixed split.
 """
 
 import numpy as np
@@ -9,10 +9,10 @@ from vitdiff_jax.data.pipeline import Dataset, InMemory
 
 
 def dataset(heldout: float = 0.3) -> Dataset:
-    """The digits; `heldout` is the share kept from training. Needs no download."""
+    """The digits with class labels. heldout: the fraction held out."""
     if not 0 < heldout < 1:
         raise ValueError(f"heldout: {heldout} is not between 0 and 1")
-    from sklearn.datasets import load_digits  # a second to import: only where it is used
+    from sklearn.datasets import load_digits  # takes a second to import
 
     pixels, labels = load_digits(return_X_y=True)  # [N, 64] in 0..16, [N]
     images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
@@ -24,5 +24,5 @@ def dataset(heldout: float = 0.3) -> Dataset:
         heldout=InMemory(images[test], labels[test]),
         shape=(8, 8, 1),
         conditions={"label": tuple("0123456789")},
-        origin=f"scikit-learn's digits, {len(train)} to train on, {len(test)} held out",
+        origin=f"scikit-learn's digits ({len(train):,} images, {len(test)} held out)",
     )

@@ -1,6 +1,6 @@
-"""Text as frozen embeddings: computed once by a `transformers` encoder, stored beside the data.
+"""Text embeddings of a frozen `transformers` encoder, computed once and stored beside the data.
 
-A record holds the vectors of all texts of a picture, as float16, without padding.
+A record holds the vectors of all texts of an image as float16, without padding.
 """
 
 import functools
@@ -18,13 +18,13 @@ from vitdiff_jax.data.pipeline import DataError
 
 @functools.lru_cache(1)
 def load_encoder(name: str) -> Callable[[Sequence[str]], list[np.ndarray]]:
-    """A function texts -> float16 [length, W] for each, its end marks included.
+    """A function texts -> float16 [length, W] for each, special tokens included.
 
-    name: a folder, or a model's name on the Hugging Face hub; CLIP's and T5's text encoders and
-    other encoders do. Only safetensors are read, and no code that comes with a model is run.
+    name: a folder, or a model on the Hugging Face Hub: the text encoders of CLIP and T5, or another
+    encoder. Only safetensors are read, and no code that comes with a model is run.
     """
-    if "tensorflow" in sys.modules:  # as after building a data set
-        sys.modules.setdefault("triton", None)  # type: ignore  # the two in a process crash Python
+    if "tensorflow" in sys.modules:  # after building a data set
+        sys.modules.setdefault("triton", None)  # type: ignore  # both in one process crash Python
     try:
         import torch  # pyright: ignore[reportMissingImports]
         import transformers  # pyright: ignore[reportMissingImports]
@@ -39,7 +39,7 @@ def load_encoder(name: str) -> Callable[[Sequence[str]], list[np.ndarray]]:
         model = kind.from_pretrained(name, use_safetensors=True).eval()
     except Exception as error:  # `transformers` raises whatever its parts raise
         reason = " ".join(str(error).split())[:300]
-        raise DataError(f"text encoder {name}: cannot be loaded: {reason}") from error
+        raise DataError(f"cannot load the text encoder {name}: {reason}") from error
     longest = min(tokenizer.model_max_length, 4096)
 
     def encode(texts):
@@ -48,21 +48,21 @@ def load_encoder(name: str) -> Callable[[Sequence[str]], list[np.ndarray]]:
         )
         with torch.no_grad():
             out = model(**batch).last_hidden_state
-        here = batch["attention_mask"].bool()  # where the padding is depends on the tokenizer
-        return [row[mask].to(torch.float16).numpy() for row, mask in zip(out, here)]
+        valid = batch["attention_mask"].bool()  # the side of the padding depends on the tokenizer
+        return [row[mask].to(torch.float16).numpy() for row, mask in zip(out, valid)]
 
     return encode
 
 
 def padded(vectors: np.ndarray, about: dict[str, Any]) -> np.ndarray:
-    """Vectors [n, W] as float16 [length, W], 0 after the end."""
+    """Vectors [n, W] as float16 [length, W], truncated or padded with 0."""
     out = np.zeros((about["length"], about["width"]), np.float16)
     out[: len(vectors)] = vectors[: about["length"]]
     return out
 
 
 def encode(texts: Sequence[str], about: dict[str, Any]) -> np.ndarray:
-    """Texts as float16 [N, length, W] by the encoder of a data set; an empty one is "no text"."""
+    """Texts as float16 [N, length, W] by the encoder of a data set; "" is the null text."""
     out = np.zeros((len(texts), about["length"], about["width"]), np.float16)
     wanted = sorted(set(texts) - {""})
     if wanted:
@@ -74,7 +74,7 @@ def encode(texts: Sequence[str], about: dict[str, Any]) -> np.ndarray:
 
 
 class Store:
-    """A folder of embeddings: `embeddings.array_record` and `embeddings.json`."""
+    """A folder with embeddings: `embeddings.array_record` and `embeddings.json`."""
 
     def __init__(self, folder: pathlib.Path):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -88,7 +88,7 @@ class Store:
             raise DataError(f"{folder}: damaged ({error}); delete it and prepare again") from error
 
     def __getitem__(self, index: int) -> list[np.ndarray]:
-        """The vectors [n, W] of each text of picture `index`."""
+        """The vectors [n, W] of each text of image `index`."""
         try:
             record = records.read_record(self._source, index)
         except OSError as error:
@@ -100,10 +100,10 @@ class Store:
 
 
 def write(folder: pathlib.Path, encoder: str, captions: Iterable[list[str]]) -> None:
-    """Write the embeddings of each picture's captions into a folder, whole or not at all."""
+    """Write the embeddings of each image's captions to a folder, atomically."""
     run = load_encoder(encoder)
     files = ("embeddings.array_record", "embeddings.json")
-    with records.written(folder, *files, "group_size:1") as (write_record, about):
+    with records.atomic_folder(folder, *files, "group_size:1") as (write_record, about):
         about.update(encoder=encoder, width=0, length=0)
         for texts in captions:
             found = run(texts)

@@ -1,6 +1,6 @@
-"""Fashion-MNIST: 70,000 grey pictures of clothes in 10 classes (arXiv:1708.07747), through TFDS.
+"""Fashion-MNIST: 70,000 grey images of clothing in 10 classes (arXiv:1708.07747), through TFDS.
 
-28x28 padded with black to 32x32, since patches want powers of two; 10,000 are held out.
+Padded from 28x28 to 32x32 with black, to divide into patches; 10,000 images are held out.
 """
 
 import pathlib
@@ -13,7 +13,7 @@ from PIL import Image
 from vitdiff_jax.data import images, tfds_images, transforms
 from vitdiff_jax.data.pipeline import Dataset
 
-PACKED = {  # when the publisher packed each archive: its gzip header says so
+PACKED = {  # the time stamp in the gzip header of each published archive
     "train-images-idx3-ubyte": 1504176606,
     "train-labels-idx1-ubyte": 1504176606,
     "t10k-images-idx3-ubyte": 1504176627,
@@ -22,10 +22,10 @@ PACKED = {  # when the publisher packed each archive: its gzip header says so
 
 
 def restore_archives(manual: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
-    """Official archives from copies whose gzip headers were stripped, as Linux packages have them.
+    """Restore the official archives from copies with stripped gzip headers, as in Linux packages.
 
-    Debian's dataset-fashion-mnist holds the publisher's bytes but for the name and time in each
-    header; with these put back TFDS's own SHA-256 check holds. Other files are left as they are.
+    Debian's dataset-fashion-mnist has the published bytes except for the name and time stamp in
+    each header; with these restored, TFDS's SHA-256 check passes. Other files are left alone.
     Returns the folder to use in place of `manual`.
     """
     plain = b"\x1f\x8b\x08\x00"  # deflate, no name
@@ -56,7 +56,7 @@ NAMES = (
 
 
 def pad(image: Image.Image, rng: np.random.Generator | None) -> np.ndarray:
-    """Two black pixels on each side: uint8 [32, 32, 1]."""
+    """The image with two black pixels on each side: uint8 [32, 32, 1]."""
     return np.pad(transforms.pixels(image), ((2, 2), (2, 2), (0, 0)))
 
 

@@ -1,7 +1,7 @@
-"""A folder of the user's own images, or a zip file of one; sub-folders are classes.
+"""A folder or zip file of the user's own images; subfolders are classes.
 
-Each image is decoded once, when it is first seen, so that broken ones are known before training;
-what was found is kept in ~/.cache/vitdiff_jax/folders ($XDG_CACHE_HOME). The folder is only read.
+Each new image is decoded once, so that broken ones are known before training; the result is kept in
+~/.cache/vitdiff_jax/folders ($XDG_CACHE_HOME). The folder itself is never written to.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vitdiff_jax.data import images, pictures, records, text
+from vitdiff_jax.data import image_files, images, records, text
 from vitdiff_jax.data.files import Folder, Zip, open_path
 from vitdiff_jax.data.pipeline import DataError, Dataset
 from vitdiff_jax.runtime import paths
@@ -26,17 +26,17 @@ LOG = logging.getLogger(__name__)
 
 
 class FileRecords:
-    """Pictures by number from a `Folder` or `Zip`, with what is known of each."""
+    """Encoded images by index from a `Folder` or `Zip`, with their metadata."""
 
-    def __init__(self, files: Folder | Zip, facts: Mapping[str, images.Facts]):
-        self.files, self.facts, self.names = files, facts, list(facts)
+    def __init__(self, files: Folder | Zip, metadata: Mapping[str, images.Metadata]):
+        self.files, self.metadata, self.names = files, metadata, list(metadata)
 
     def __len__(self):
         return len(self.names)
 
     def __getitem__(self, index):
         name = self.names[index]
-        return self.files.read(name), self.facts[name] | {"index": index}
+        return self.files.read(name), self.metadata[name] | {"index": index}
 
 
 def dataset(
@@ -55,105 +55,105 @@ def dataset(
     """The images in a folder or zip file.
 
     path: the folder or zip file. channels: 3 for colour, 1 for grey.
-    classes: take the first sub-folders as classes, where there are at least two.
-    captions: a file in the folder, JSON lines or .csv, with the fields file_name and text, as
-    Hugging Face's metadata.jsonl; several lines of one file are several captions of it.
-    length: the most bytes of a caption. heldout: about the share kept from training, by name.
+    classes: use the top-level subfolders as classes, where there are at least two.
+    captions: a file in the folder, JSON lines or .csv, with the fields file_name and text, like
+    Hugging Face's metadata.jsonl; an image with several lines has several captions.
+    length: the maximum length of a caption in bytes. heldout: the approximate fraction held out.
     random_area, flip, cache, max_broken: see `imagenet`.
     """
     _check(path, channels, length, heldout)
-    crop = images.crop_of(size, random_area, cache)
-    root = paths.mounted(path, "path")
+    crop = images.make_crop(size, random_area, cache)
+    root = paths.require_local(path, "path")
     files = open_path(root, "config.data.path")
-    found = pictures.names_of(files)
-    facts, conditions = _facts(files, list(found), classes, captions, length)
+    found = image_files.image_names(files)
+    metadata, conditions = _metadata(files, list(found), classes, captions, length)
     make = functools.partial(
         images.Images, channels=channels, crop=crop, upright=True, max_broken=max_broken,
-        annotate=functools.partial(_annotate, conditions), least=0 if random_area else 2 * size,
+        annotate=functools.partial(_annotate, conditions), min_size=0 if random_area else 2 * size,
     )  # fmt: skip
     home = _home(root)
-    with _alone(home):
-        broken = _broken(home, found, make(FileRecords(files, facts), name=str(root)))
+    with _locked(home):
+        broken = _broken(home, found, make(FileRecords(files, metadata), name=str(root)))
     train, rest = _split([name for name in found if name not in broken], heldout)
 
     def part(title, names, flip=False):
-        chosen, title = {name: facts[name] for name in names}, f"{root} ({title})"
-        whole = make(FileRecords(files, chosen), name=title, flip=flip)
+        chosen, title = {name: metadata[name] for name in names}, f"{root} ({title})"
+        source = make(FileRecords(files, chosen), name=title, flip=flip)
         if not cache:
-            return whole
-        mark = _digest([name, found[name], facts[name]] for name in names)
-        cached = home / f"{mark}-{size}x{size}x{channels}"
-        with _alone(home):
+            return source
+        digest = _digest([name, found[name], metadata[name]] for name in names)
+        cached = home / f"{digest}-{size}x{size}x{channels}"
+        with _locked(home):
             if not (cached / "cache.json").is_file():
-                LOG.warning("writing the resized images of %s into %s", title, cached)
+                LOG.warning("writing the resized images of %s to %s", title, cached)
                 with _writing(cached):
-                    records.write_cache(cached, whole, LOG.warning)
+                    records.write_cache(cached, source, LOG.warning)
         return make(records.CachedRecords(cached), name=title, flip=flip)
 
     counts = f"{len(train):,} images, {len(rest):,} held out, {len(broken):,} broken"
     return Dataset(
         part("train", train, flip), part("heldout", rest), (size, size, channels), conditions,
-        f"{root} ({counts}) from {'its cache' if cache else 'the files'}",
+        f"{root} ({counts}), read from {'the cache' if cache else 'the files'}",
         f"centre to {size}x{size}",
     )  # fmt: skip
 
 
 def _check(path: str, channels: int, length: int, heldout: float) -> None:
-    """Refuse options that are impossible."""
+    """Refuse invalid options."""
     if not path:
-        raise ValueError("path: say which folder, --config.data.path=FOLDER")
+        raise ValueError("path: set the folder, --config.data.path=FOLDER")
     if channels not in (1, 3):
         raise ValueError(f"channels: {channels} is neither 1 nor 3")
     if length < 4 or length % 4:
-        raise ValueError(f"length: {length} is not a multiple of 4 from 4 on")
+        raise ValueError(f"length: {length} is not a positive multiple of 4")
     if not 0 < heldout < 1:
         raise ValueError(f"heldout: {heldout} is not between 0 and 1")
 
 
 def _home(root: pathlib.Path) -> pathlib.Path:
-    """Where what is known of a folder is kept."""
+    """Where the index and cache of a folder are kept."""
     base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     root = root.resolve()
     return base / "vitdiff_jax" / "folders" / f"{root.name}-{_digest([str(root)])}"
 
 
 def _digest(items: Iterable[Any]) -> str:
-    mark = hashlib.sha256()
+    digest = hashlib.sha256()
     for item in items:
-        mark.update(json.dumps(item).encode() + b"\n")
-    return mark.hexdigest()[:12]
+        digest.update(json.dumps(item).encode() + b"\n")
+    return digest.hexdigest()[:12]
 
 
-def _facts(files, names, classes, captions, length) -> tuple[dict[str, images.Facts], dict]:
-    """What is known of each image, and the conditions that follow."""
-    facts: dict[str, images.Facts] = {name: {} for name in names}
+def _metadata(files, names, classes, captions, length) -> tuple[dict[str, images.Metadata], dict]:
+    """The metadata of each image, and the conditions of the data set."""
+    metadata: dict[str, images.Metadata] = {name: {} for name in names}
     conditions: dict[str, Any] = {}
     folders = sorted({name.partition("/")[0] for name in names if "/" in name})
     if classes and len(folders) > 1:
         stray = [name for name in names if "/" not in name]
         if stray:
             raise DataError(
-                f"{files.path}: {stray[0]} lies beside the class folders {', '.join(folders[:3])};"
-                " move it into one, or use --config.data.classes=False"
+                f"{files.path}: {stray[0]} is not in any of the class folders"
+                f" {', '.join(folders[:3])}; move it into one, or use --config.data.classes=False"
             )
         conditions["label"] = tuple(folders)
         numbers = {folder: number for number, folder in enumerate(folders)}
         for name in names:
-            facts[name]["label"] = numbers[name.partition("/")[0]]
+            metadata[name]["label"] = numbers[name.partition("/")[0]]
     if captions is not None:
         conditions["text"] = length
         texts = _captions(files, captions)
         for name in names:
-            facts[name]["captions"] = texts.get(_composed(name), [""])
+            metadata[name]["captions"] = texts.get(_composed(name), [""])
         if not any(_composed(name) in texts for name in names):
             raise DataError(
                 f"{files.path}: {captions} names none of the images, such as {names[0]}"
             )
-    return facts, conditions
+    return metadata, conditions
 
 
 def _captions(files, captions: str) -> dict[str, list[str]]:
-    """{file name: its captions} of a captions file."""
+    """{file name: captions} from a captions file."""
     try:
         data = files.read(captions)
     except (OSError, KeyError, ValueError) as error:
@@ -163,77 +163,77 @@ def _captions(files, captions: str) -> dict[str, list[str]]:
         texts = text.read_captions(data, captions.lower().endswith(".csv"))
     except ValueError as error:
         raise DataError(
-            f"{files.path}: {captions} should be JSON lines, or CSV if it ends in .csv, with the"
+            f"{files.path}: {captions} must be JSON lines, or CSV if it ends in .csv, with the"
             f" fields file_name and text: {error}"
         ) from error
     return {_composed(name): captions for name, captions in texts.items()}
 
 
 def _composed(name: str) -> str:
-    """Macs write an accent in a file's name as a letter of its own; who types captions does not."""
+    """NFC form: macOS decomposes accents in file names, but typed captions are composed."""
     return unicodedata.normalize("NFC", name)
 
 
-def _annotate(conditions, facts, rng):
-    """The conditions of one image; of several captions one at random."""
+def _annotate(conditions, metadata, rng):
+    """The conditions of one image, with a random one of its captions."""
     found = {}
     if "label" in conditions:
-        found["label"] = np.array(facts["label"], np.int32)
+        found["label"] = np.array(metadata["label"], np.int32)
     if "text" in conditions:
-        found["text"] = text.to_bytes(images.one_of(facts["captions"], rng), conditions["text"])
+        found["text"] = text.to_bytes(images.choose(metadata["captions"], rng), conditions["text"])
     return found
 
 
 def _split(names: list[str], share: float) -> tuple[list[str], list[str]]:
-    """Names to train on and held out: each by its own hash, so that new images move no others.
+    """(training, held-out) names, split by the hash of each, so that new images move no others.
 
-    Of few images at least one is in each part; a single one is in both.
+    Each part has at least one image; a single image is in both.
     """
-    marks = {
+    hashes = {
         name: int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest())
         for name in names
     }
-    order = sorted(names, key=lambda name: marks[name])
-    below = sum(mark < share * 2**256 for mark in marks.values())
+    order = sorted(names, key=lambda name: hashes[name])
+    below = sum(value < share * 2**256 for value in hashes.values())
     count = max(1, min(below, len(names) - 1))
     return sorted(order[count:]) or names, sorted(order[:count])
 
 
-def _broken(home, found: dict[str, list[int]], whole: images.Images) -> dict[str, str]:
-    """{name: reason} of the images that cannot be decoded; only new or changed ones are tried."""
+def _broken(home, found: dict[str, list[int]], source: images.Images) -> dict[str, str]:
+    """{name: reason} of images that cannot be decoded; only new or changed files are decoded."""
     names, path = list(found), home / "index.json"
     known = _index(path)
     new = [i for i, name in enumerate(names) if known.get(name, [])[:2] != found[name]]
     if new:
-        whole.good = np.array(new)
-        reasons = records.scan(whole, LOG.warning)
+        source.good = np.array(new)
+        reasons = records.scan(source, LOG.warning)
         fresh = {names[i]: [*found[names[i]], reasons.get(i)] for i in new}
         known = {name: known[name] for name in names if name not in fresh} | fresh
         _save(path, known)
     broken = {name: known[name][2] for name in names if known[name][2] is not None}
-    if len(broken) == len(names) or len(broken) > whole.max_broken * len(names):
+    if len(broken) == len(names) or len(broken) > source.max_broken * len(names):
         name, reason = next(iter(broken.items()))
         raise DataError(
-            f"{whole.name}: {len(broken)} of {len(names)} images cannot be decoded, the first one:"
-            f" {name}, {reason}; repair or remove them (config.data.max_broken={whole.max_broken})"
+            f"{source.name}: {len(broken)} of {len(names)} images cannot be decoded, first {name}:"
+            f" {reason}; repair or remove them (config.data.max_broken={source.max_broken})"
         )
     return broken
 
 
 def _index(path: pathlib.Path) -> dict[str, list]:
-    """{name: [size, change, None or why it is broken]} as saved; empty if that is damaged."""
+    """{name: [size, stamp, error or None]} as saved; empty if the file is damaged."""
     try:
         known = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    whole = isinstance(known, dict) and all(
+    valid = isinstance(known, dict) and all(
         isinstance(about, list) and len(about) == 3 for about in known.values()
     )
-    return known if whole else {}
+    return known if valid else {}
 
 
 def _save(path: pathlib.Path, known: dict[str, list]) -> None:
-    """Write the index, whole or not at all."""
+    """Write the index atomically."""
     partial = path.with_name(f"index.{os.getpid()}.partial")
     with _writing(path):
         try:
@@ -244,8 +244,8 @@ def _save(path: pathlib.Path, known: dict[str, list]) -> None:
 
 
 @contextlib.contextmanager
-def _alone(home: pathlib.Path) -> Iterator[None]:
-    """One process after the other: the first makes what the others find."""
+def _locked(home: pathlib.Path) -> Iterator[None]:
+    """Hold the folder's lock: the first process does the work, the others find it done."""
     with _writing(home):
         home.mkdir(parents=True, exist_ok=True)
         lock = (home / "lock").open("w")
@@ -259,11 +259,11 @@ def _alone(home: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _writing(path: pathlib.Path) -> Iterator[None]:
-    """Say what a full disk means."""
+    """Turn an OSError, such as a full disk, into a DataError that says what to do."""
     try:
         yield
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be written: {error.strerror or error}; make room there, or name"
-            " another place in XDG_CACHE_HOME"
+            f"{path}: cannot be written: {error.strerror or error}; free some space, or set"
+            " XDG_CACHE_HOME to another folder"
         ) from error

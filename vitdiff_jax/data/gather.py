@@ -1,4 +1,4 @@
-"""What the processes of a run do together: each its share, then every one has everything."""
+"""Distribute host work over the processes of a run and gather the results on all of them."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -11,10 +11,10 @@ from jax.experimental import multihost_utils
 from vitdiff_jax.data import pipeline
 
 
-def gathered(rows: Any, count: int) -> Any:
-    """NumPy arrays [n, ...], n the same everywhere, of all processes in turn: the first [count].
+def allgather(rows: Any, count: int) -> Any:
+    """The NumPy arrays [n, ...] of all processes, n the same on each, concatenated: [count, ...].
 
-    To the bit, of whatever type: they travel as bytes, since JAX would make float32 of float64.
+    Exact for every dtype: they are sent as bytes, since JAX would convert float64 to float32.
     """
     if jax.process_count() == 1:
         return jax.tree.map(lambda a: a[:count], rows)
@@ -27,20 +27,20 @@ def gathered(rows: Any, count: int) -> Any:
     return jax.tree.map(of_all, rows)
 
 
-def objects(mine: Any) -> list[Any]:
-    """What each process has, as JSON knows it, in their order."""
+def allgather_objects(mine: Any) -> list[Any]:
+    """The JSON-serialisable objects of all processes, in order."""
     text = np.frombuffer(json.dumps(mine).encode(), np.uint8)
-    longest = int(gathered(np.array([len(text)]), jax.process_count()).max())
+    longest = int(allgather(np.array([len(text)]), jax.process_count()).max())
     padded = np.pad(text, (0, longest - len(text)), constant_values=ord(" "))
-    return [json.loads(row.tobytes()) for row in gathered(padded[None], jax.process_count())]
+    return [json.loads(row.tobytes()) for row in allgather(padded[None], jax.process_count())]
 
 
 def read(
     source: pipeline.Source, which: Sequence[int], batch: int, threads: int = 1
 ) -> Iterator[dict[str, np.ndarray]]:
-    """`pipeline.in_order`, of which each process reads its share: decoding is what takes long."""
-    parts = pipeline.in_order(
+    """`pipeline.ordered_batches`, with the decoding distributed over the processes."""
+    parts = pipeline.ordered_batches(
         source, which, batch, threads, jax.process_index(), jax.process_count()
     )
     for first, part in zip(range(0, len(which), batch), parts):
-        yield gathered(part, min(batch, len(which) - first))
+        yield allgather(part, min(batch, len(which) - first))

@@ -1,6 +1,6 @@
-"""ImageNet's 1,281,167 photographs of 1,000 classes (ILSVRC 2012), through TFDS.
+"""ImageNet: 1,281,167 photographs in 1,000 classes (ILSVRC 2012), through TFDS.
 
-Its archives have to be fetched by a person with an account; 50,000 validation images are held out.
+The archives must be downloaded manually with an account; 50,000 validation images are held out.
 """
 
 import pathlib
@@ -23,7 +23,7 @@ CLASSES = 1000
 
 
 def class_names() -> tuple[str, ...]:
-    """The WordNet numbers of the classes, in their usual order, which is TFDS's."""
+    """The WordNet IDs of the classes, in the usual order, which is TFDS's."""
     import tensorflow_datasets as tfds
 
     home = pathlib.Path(tfds.__file__).parent / "datasets" / "imagenet2012" / "labels.txt"
@@ -38,13 +38,13 @@ def dataset(
     cache: bool = False,
     max_broken: float = 0.001,
 ) -> Dataset:
-    """ImageNet with class labels, named by their WordNet numbers.
+    """ImageNet with class labels, named by their WordNet IDs.
 
-    data_dir: of TFDS; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-    size: height and width. random_area: 0 for ADM's centre crop, else the least share of the area
-    that a random crop keeps. flip: mirror half of the images in training.
-    cache: read resized pixels that --mode=prepare has written. max_broken: the share of images
-    that may turn out undecodable before training stops.
+    data_dir: TFDS's; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    size: height and width. random_area: 0 for ADM's centre crop, else the minimum fraction of the
+    area in a random crop. flip: random horizontal flips in training.
+    cache: read resized pixels written by --mode=prepare. max_broken: the fraction of images that
+    may fail to decode before training stops.
     """
     return tfds_images.dataset(
         TFDS,
@@ -52,7 +52,7 @@ def dataset(
         outline={"label": range(CLASSES)},
         annotate=lambda builder, split: images.label_only,
         shape=(size, size, 3),
-        crop=images.crop_of(size, random_area, cache),
+        crop=images.make_crop(size, random_area, cache),
         crop_name="centre",
         data_dir=data_dir,
         flip=flip,

@@ -1,8 +1,8 @@
-"""Latents of pictures, made once by an autoencoder (`--mode=prepare`), so that training has none.
+"""Latents of images, encoded once by an autoencoder (`--mode=prepare`) instead of during training.
 
-A record is the mean and log-variance of a picture, those of its mirror image too where the data
-are mirrored in training, and the facts as JSON. They lie in shards, each written whole or not at
-all, so that little is lost when a long preparation stops.
+A record is the mean and log-variance of an image, those of its mirror image too where training uses
+horizontal flips, and the metadata as JSON. Each shard is written atomically, so that little is lost
+when a long preparation is interrupted.
 """
 
 import json
@@ -12,27 +12,27 @@ from typing import Any
 
 import numpy as np
 
-from vitdiff_jax.data.images import Facts, Images
+from vitdiff_jax.data.images import Images, Metadata
 from vitdiff_jax.data.pipeline import DataError, Example
-from vitdiff_jax.data.records import Say, read_record, scan, written
+from vitdiff_jax.data.records import Say, atomic_folder, read_record, scan
 
 SHARD = 16_384
-"""Pictures of a shard: of Stable Diffusion's latents of 256 px, mirrored too, 540 MB."""
+"""Images per shard: 540 MB of Stable Diffusion's latents at 256 px, with mirror images."""
 BATCH = 64
-"""Pictures that are encoded at once."""
+"""Images encoded at once."""
 FILES = ("latents.array_record", "latents.json")
 
 Encode = Callable[[np.ndarray], np.ndarray]
-"""uint8 [N, H, W, 3] -> mean and log-variance [N, h, w, 2C] of their latents."""
+"""uint8 [N, H, W, 3] -> mean and log-variance [N, h, w, 2C] of the latents."""
 DAMAGED = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
-"""What reading a shard may raise that is not as it was written."""
+"""Errors that reading a damaged shard may raise."""
 
 
 class Latents:
-    """A `Source` of latents float32 [h, w, C], drawn anew by each rng; None: their means.
+    """A `Source` of latents float32 [h, w, C], sampled with the rng; without one, their means.
 
-    images: the pictures whose latents they are. crop: what was done to these, in words. encoder:
-    what must have made them, in words; None: whatever it was. shape: (1 or 2, h, w, 2C).
+    images: the images that were encoded. crop: how they were cropped, in words. encoder: the
+    encoder required, in words; None: any. shape: (1 or 2, h, w, 2C).
     """
 
     def __init__(self, folder: pathlib.Path, images: Images, crop: str, encoder: str | None):
@@ -66,25 +66,25 @@ def write(
     folder: pathlib.Path, images: Images, crop: str, encode: Encode, encoder: str, say: Say,
     process: int = 0, processes: int = 1,
 ) -> None:  # fmt: skip
-    """Write the latents of all good pictures; shards of them that are there already stay.
+    """Write the latents of all good images; existing shards are kept.
 
-    Shards are shared out among the processes.
+    The shards are distributed over the processes.
     """
     for first in range(process * SHARD, len(images), processes * SHARD):
         shard, about = _shard(folder, first), _about(images, first, crop, encoder)
         if (shard / FILES[1]).is_file():
-            _read(shard, about)  # or raises
+            _read(shard, about)  # raises if it does not match
         else:
-            say(f"{images.name}: latents {first:,} of {len(images):,}, into {shard}")
+            say(f"{images.name}: writing latents {first:,} of {len(images):,} to {shard}")
             _write_shard(shard, images, first, encode, about, say)
 
 
 def _read(shard: pathlib.Path, wanted: dict[str, Any]) -> tuple[tuple[int, ...], Any]:
-    """(shape, records) of a shard; DataError where it is not what is wanted."""
+    """(shape, records) of a shard. Raises DataError where it does not match."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     if not (shard / FILES[1]).is_file():
-        raise DataError(f"{shard}: no latents here: run the same config with --mode=prepare")
+        raise DataError(f"{shard}: no latents: run the same config with --mode=prepare")
     try:
         about = json.loads((shard / FILES[1]).read_text())
         shape = tuple(about.pop("shape"))
@@ -98,8 +98,8 @@ def _read(shard: pathlib.Path, wanted: dict[str, Any]) -> tuple[tuple[int, ...],
     if about != wanted:
         wrong = next(key for key in wanted if about.get(key) != wanted[key])
         raise DataError(
-            f"{shard}: latents of other data: {wrong} is {about.get(wrong)!r} there and"
-            f" {wanted[wrong]!r} here; use another config.latent.path"
+            f"{shard}: latents of different data: {wrong} is {about.get(wrong)!r}, not"
+            f" {wanted[wrong]!r}; use another config.latent.path"
         )
     return shape, source
 
@@ -112,9 +112,9 @@ def _damaged(shard: pathlib.Path, error: Exception) -> DataError:
 def _write_shard(
     shard: pathlib.Path, images: Images, first: int, encode: Encode, of: dict[str, Any], say: Say
 ) -> None:
-    waiting: list[tuple[np.ndarray, Facts]] = []
+    waiting: list[tuple[np.ndarray, Metadata]] = []
     shard.parent.mkdir(parents=True, exist_ok=True)
-    with written(shard, *FILES, "group_size:1,uncompressed") as (write_record, about):
+    with atomic_folder(shard, *FILES, "group_size:1,uncompressed") as (write_record, about):
 
         def flush():
             if not waiting:
@@ -123,12 +123,12 @@ def _write_shard(
             both = [pixels, pixels[:, :, ::-1]] if images.flip else [pixels]
             moments = np.stack([encode(a) for a in both], 1).astype(np.float16)
             about["shape"] = moments.shape[1:]
-            for found, (_, facts) in zip(moments, waiting):
-                write_record(found.tobytes() + json.dumps(facts).encode())
+            for found, (_, metadata) in zip(moments, waiting):
+                write_record(found.tobytes() + json.dumps(metadata).encode())
             waiting.clear()
 
-        def use(pixels, facts):
-            waiting.append((pixels, facts))
+        def use(pixels, metadata):
+            waiting.append((pixels, metadata))
             if len(waiting) == BATCH:
                 flush()
 
@@ -136,7 +136,7 @@ def _write_shard(
         which = range(first, min(first + SHARD, len(images)))
         if broken := scan(images, say, use, which):
             number, reason = next(iter(broken.items()))
-            raise DataError(f"{images.name}: image {number} cannot be decoded any more: {reason}")
+            raise DataError(f"{images.name}: image {number} can no longer be decoded: {reason}")
         flush()
 
 
@@ -145,7 +145,7 @@ def _shard(folder: pathlib.Path, first: int) -> pathlib.Path:
 
 
 def _about(images: Images, first: int, crop: str, encoder: str | None) -> dict[str, Any]:
-    """What the latents of a shard must be of; wherever the pictures lie by now."""
+    """What identifies the latents of a shard, independent of the location of the images."""
     return {
         "images": images.name.rpartition("/")[2], "crop": crop, "mirrored": images.flip,
         "encoder": encoder, "count": min(SHARD, len(images) - first),

@@ -1,9 +1,9 @@
-"""The user's own pictures: read for restoration with all their bits, written back in their kind.
+"""The user's own images for restoration: read at full bit depth, written in the same format.
 
-8 or 16 bits a sample, grey or colour, opaque or not. 16 bits are read from grey pictures of any
-format, and from colours in PNG and TIFF (not from CMYK and premultiplied ones, of which the higher
-8 remain). Of those Pillow unpacks the higher 8 bits alone, or the lower ones if told that the bytes
-of a sample lie in the other order: we do both.
+8 or 16 bits per sample, grey or colour, with or without alpha. 16 bits are read from grey images in
+any format and from colour images in PNG and TIFF; of CMYK and premultiplied ones the high 8 bits.
+Pillow unpacks only the high bytes of 16-bit colour samples, or the low bytes if given the opposite
+byte order: both are read here.
 """
 
 import dataclasses
@@ -17,21 +17,21 @@ from PIL import Image, ImageFile, TiffImagePlugin
 
 from vitdiff_jax.data import transforms
 from vitdiff_jax.data.files import Folder
-from vitdiff_jax.data.pictures import names_of
+from vitdiff_jax.data.image_files import image_names
 from vitdiff_jax.data.pipeline import DataError
 
 WIDE = ("RGB;16", "RGBX;16", "RGBA;16")
-"""Pillow's names of the layouts of samples that we read twice; then comes the order of bytes."""
+"""Pillow's raw modes that are read twice, without the letter for the byte order."""
 OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Photo:
-    """A picture, upright, and what it takes to write another one of its kind.
+    """An upright image, and what is needed to write another one in the same format.
 
-    name: of its file. x: float32 [H, W, C] in [-1, 1], C is 1 or 3. depth: 8 or 16 bits a sample.
-    alpha: uint8 or uint16 [H, W, 1], None where there is none; x is what lies below it.
-    profile: its ICC profile, empty if none: which colours its numbers are.
+    name: of the file. x: float32 [H, W, C] in [-1, 1], C is 1 or 3, not multiplied by alpha.
+    alpha: uint8 or uint16 [H, W, 1], or None. depth: 8 or 16 bits per sample.
+    profile: the ICC profile, empty if there is none.
     """
 
     name: str
@@ -42,25 +42,25 @@ class Photo:
 
 
 def find(path: pathlib.Path) -> list[pathlib.Path]:
-    """This file, or all pictures in and below this folder, by their suffixes, sorted.
+    """This file, or all image files in this folder and its subfolders, sorted.
 
     Raises DataError where there is none.
     """
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise DataError(f"{path}: there is no such picture or folder of pictures")
+        raise DataError(f"{path}: no such image or folder of images")
     try:
-        return [path / name for name in names_of(Folder(path))]
+        return [path / name for name in image_names(Folder(path))]
     except OSError as error:
         raise DataError(f"{path}: {error}") from error
 
 
 def read(path: pathlib.Path) -> Photo:
-    """One picture, turned as its EXIF tag says; of an animation the first.
+    """One image, rotated as its EXIF tag says; the first frame of an animation.
 
-    CMYK and the like become RGB, palettes too. Raises DataError for what is no picture, is cut off,
-    is too large (`transforms.MOST_PIXELS`), or has pixels whose range nothing says.
+    CMYK, palettes and the like are converted to RGB. Raises DataError for files that are not
+    images, truncated, too large (`transforms.MAX_PIXELS`), or of unknown value range.
     """
     try:
         samples, profile = _read(Folder(path.parent).read(path.name))
@@ -74,14 +74,14 @@ def read(path: pathlib.Path) -> Photo:
 
 
 def encode(photo: Photo, x: np.ndarray) -> np.ndarray:
-    """Pixels x, float [H, W, 1 or 3] in [-1, 1], as the photo has them: with its bits and alpha.
+    """Pixels x, float [H, W, 1 or 3] in [-1, 1], with the bit depth and alpha of the photo.
 
-    uint8 or uint16 [H, W, 1 to 4], alpha last. x may be of another size, then alpha is resized,
-    bicubic. Raises ValueError for NaN and infinity.
+    Returns uint8 or uint16 [H, W, 1 to 4], alpha last. If x has another size, alpha is resized
+    (bicubic). Raises ValueError for non-finite values.
     """
     x = np.asarray(x, np.float32)
     if not np.isfinite(x).all():
-        raise ValueError(f"{photo.name}: the restored pixels are not finite numbers")
+        raise ValueError(f"{photo.name}: the restored pixels are not finite")
     samples = _rounded((x + 1) * _half(photo.depth), photo.depth)
     if photo.alpha is None:
         return samples
@@ -89,7 +89,7 @@ def encode(photo: Photo, x: np.ndarray) -> np.ndarray:
 
 
 def _half(depth: int) -> np.float32:
-    """Of the largest value that a sample can have."""
+    """Half of the largest value of a sample."""
     return np.float32((2**depth - 1) / 2)
 
 
@@ -107,19 +107,19 @@ def _resized(alpha: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _read(data: bytes) -> tuple[np.ndarray, bytes]:
     """Samples, uint8 or uint16 [H, W, 1 to 4] with alpha last, and the ICC profile."""
-    plain = transforms.decode(data, None, upright=True)  # also refuses what is not to be read
+    plain = transforms.decode(data, None, upright=True)  # also refuses unsupported files
     image = _open(data)
     profile = image.info.get("icc_profile") or b""
     wide = _wide(data)
     if wide is not None:
-        key = image.info.get("transparency")  # one colour, or grey, that is not there
+        key = image.info.get("transparency")  # one transparent colour or grey level
         if key is not None:
-            there = (wide != np.array(key)).any(-1, keepdims=True)
-            wide = np.concatenate([wide, np.where(there, 65535, 0).astype(np.uint16)], -1)
+            opaque = (wide != np.array(key)).any(-1, keepdims=True)
+            wide = np.concatenate([wide, np.where(opaque, 65535, 0).astype(np.uint16)], -1)
         return wide, profile
     if image.has_transparency_data:
         image.load()
-        samples = np.asarray(transforms.turned(image).convert("RGBA"))
+        samples = np.asarray(transforms.rotated(image).convert("RGBA"))
         return samples[..., [0, 3]] if plain.mode == "L" else samples, profile
     return transforms.pixels(plain), profile
 
@@ -129,15 +129,15 @@ def _open(data: bytes) -> ImageFile.ImageFile:
 
 
 def _wide(data: bytes) -> np.ndarray | None:
-    """uint16 [H, W, 1 to 4] of what has 16 bits a sample, None of what has fewer."""
+    """uint16 [H, W, 1 to 4] of images with 16 bits per sample, None for fewer bits."""
     image = _open(data)
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     grey = image.mode.startswith("I")
     planes = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 and not grey
     if planes and 16 in tags.get(TiffImagePlugin.BITSPERSAMPLE, ()):
-        raise ValueError("its colours lie in planes of 16 bits; save them pixel by pixel")
+        raise ValueError("16-bit planar TIFF is not supported; save it with interleaved channels")
     layout = _layout(image)
-    if layout == "LA;16B":  # four bytes a pixel, whatever they are called
+    if layout == "LA;16B":  # four bytes per pixel, unpacked as such
         four = np.ascontiguousarray(_unpacked(data, "RGBA"))
         return four.view(">u2").astype(np.uint16)
     if layout[:-1] in WIDE:
@@ -146,7 +146,7 @@ def _wide(data: bytes) -> np.ndarray | None:
     if not grey:
         return None
     image.load()
-    samples = transforms.pixels(transforms.turned(image)).astype(np.uint16)
+    samples = transforms.pixels(transforms.rotated(image)).astype(np.uint16)
     if layout == "I;12":  # up to 4095
         samples = np.round(samples * (65535 / 4095)).astype(np.uint16)
     white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
@@ -154,16 +154,16 @@ def _wide(data: bytes) -> np.ndarray | None:
 
 
 def _layout(image: ImageFile.ImageFile) -> str:
-    """Pillow's name of how the samples lie in the file, or something else where it has none."""
+    """Pillow's raw mode of the file, or another string where there is none."""
     arguments: Any = image.tile[0].args if image.tile else None
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def _unpacked(data: bytes, layout: str) -> np.ndarray:
-    """uint8 [H, W, C]: the picture as if its samples lay so."""
+    """uint8 [H, W, C]: the image decoded with this raw mode."""
     image = _open(data)
     for i, tile in enumerate(image.tile):
-        told = (layout, *tile.args[1:]) if isinstance(tile.args, tuple) else layout
-        image.tile[i] = tile._replace(args=told)
+        args = (layout, *tile.args[1:]) if isinstance(tile.args, tuple) else layout
+        image.tile[i] = tile._replace(args=args)
     image.load()
-    return np.asarray(transforms.turned(image))
+    return np.asarray(transforms.rotated(image))

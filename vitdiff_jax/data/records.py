@@ -1,7 +1,7 @@
-"""Pictures by number from files that give random access: TFDS's array_record, and our cache.
+"""Images by index from files with random access: TFDS's array_record, and the cache.
 
-The cache holds the cropped and resized uint8 pixels of every good picture, so that small machines
-do not decode full photographs every epoch. A record is the pixels, then the facts as JSON.
+The cache holds the cropped and resized uint8 pixels of every good image, so that small machines
+need not decode full photographs every epoch. A record is the pixels, then the metadata as JSON.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from vitdiff_jax.data.images import Facts, Images, Records
+from vitdiff_jax.data.images import Images, Metadata, Records
 from vitdiff_jax.data.pipeline import DataError
 from vitdiff_jax.runtime import paths
 
@@ -24,10 +24,10 @@ Say = Callable[[str], None]
 
 
 class NotPrepared(DataError):
-    """Data that is not there yet; `make(manual_dir, say)` is how `--mode=prepare` makes it.
+    """Data that is not prepared yet; `--mode=prepare` does so by `make(manual_dir, say)`.
 
-    outline: the (shape, conditions) that it will have, names of classes and attributes being
-    numbers; None where they are not known before.
+    outline: the (shape, conditions) that it will have, with numbers in place of class and attribute
+    names; None where they are not known in advance.
     """
 
     outline: tuple[tuple[int, int, int], Mapping[str, Any]] | None = None
@@ -39,7 +39,7 @@ class NotPrepared(DataError):
 
 @contextlib.contextmanager
 def outlined(shape: tuple[int, int, int], conditions: Mapping[str, Any] | None) -> Iterator[None]:
-    """Say in a NotPrepared what the data will be; conditions None: nobody knows."""
+    """Set the outline of a NotPrepared raised inside; conditions None: not known in advance."""
     try:
         yield
     except NotPrepared as error:
@@ -50,10 +50,10 @@ def outlined(shape: tuple[int, int, int], conditions: Mapping[str, Any] | None) 
 class TfdsRecords:
     """A split of a TFDS data set prepared as array_record, read without TensorFlow.
 
-    builder: from `tfds.builder_from_directory`. read: (TFDS example) -> (encoded picture, facts).
+    builder: from `tfds.builder_from_directory`. read: TFDS example -> (encoded image, metadata).
     """
 
-    def __init__(self, builder, split: str, read: Callable[[dict], tuple[bytes, Facts]]):
+    def __init__(self, builder, split: str, read: Callable[[dict], tuple[bytes, Metadata]]):
         import tensorflow_datasets as tfds
 
         if split not in builder.info.splits:
@@ -68,12 +68,12 @@ class TfdsRecords:
         return len(self._source)
 
     def __getitem__(self, index):
-        image, facts = self._read(read_record(self._source, index))
-        return image, facts | {"index": index}
+        image, metadata = self._read(read_record(self._source, index))
+        return image, metadata | {"index": index}
 
 
 class CachedRecords:
-    """A cache folder: `images.array_record` and `cache.json`."""
+    """The images of a cache folder: `images.array_record` and `cache.json`."""
 
     def __init__(self, folder: pathlib.Path):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -100,17 +100,17 @@ class CachedRecords:
 
 
 def read_record(source: Any, index: int) -> Any:
-    """A record of an array_record file; a damaged one is an OSError, as a broken picture is."""
+    """A record of an array_record file. Raises OSError if it is damaged, as for a broken image."""
     try:
         return source[index]
     except RuntimeError as error:
         raise OSError(str(error)) from error
 
 
-def with_list(make: Callable[..., Images], records: Records, path: pathlib.Path) -> Images:
-    """Images of these records without those that the list of broken ones at `path` names.
+def without_broken(make: Callable[..., Images], records: Records, path: pathlib.Path) -> Images:
+    """The images of these records without the broken ones listed at `path`.
 
-    More than the share `max_broken` of such is a DataError.
+    Raises DataError if these are more than the fraction `max_broken`.
     """
     if not path.is_file():
         return make(records, list_missing=path)
@@ -122,14 +122,14 @@ def with_list(make: Callable[..., Images], records: Records, path: pathlib.Path)
     if len(listed) > images.max_broken * len(records):
         raise DataError(
             f"{images.name}: {len(listed)} of {len(records)} images cannot be decoded, more than"
-            f" the share config.data.max_broken={images.max_broken}; {path} says why; repair the"
-            " data, delete that list and prepare again"
+            f" the fraction config.data.max_broken={images.max_broken}; for the reasons see {path};"
+            " repair the data, delete this list and prepare again"
         )
     return make(records, listed=listed)
 
 
 def open_cache(folder: pathlib.Path, images: Images) -> "CachedRecords":
-    """The cache of `images`; NotPrepared where there is none."""
+    """The cache of `images`. Raises NotPrepared where there is none."""
     if (folder / "cache.json").is_file():
         return CachedRecords(folder)
 
@@ -137,49 +137,49 @@ def open_cache(folder: pathlib.Path, images: Images) -> "CachedRecords":
         say(f"writing the cache {folder}")
         write_cache(folder, images, say)
 
-    raise NotPrepared(f"there is no cache {folder}", make)
+    raise NotPrepared(f"{folder}: no such cache", make)
 
 
 def write_cache(folder: pathlib.Path, images: Images, say: Say) -> None:
-    """Write the good pictures of `images` into a cache folder, whole or not at all."""
-    # Groups of one, not compressed: a record is read alone, and pixels hardly shrink.
+    """Write the good images to a cache folder, atomically."""
+    # Groups of one, uncompressed: records are read one by one, and pixels hardly compress.
     files = ("images.array_record", "cache.json")
-    with written(folder, *files, "group_size:1,uncompressed") as (write, about):
+    with atomic_folder(folder, *files, "group_size:1,uncompressed") as (write, about):
 
-        def use(pixels, facts):
-            write(pixels.tobytes() + json.dumps(facts).encode())
+        def use(pixels, metadata):
+            write(pixels.tobytes() + json.dumps(metadata).encode())
             about.update(shape=pixels.shape, count=about["count"] + 1)
 
         about.update(images=images.name, shape=None, count=0)
-        write_list(images, scan(images, say, use), say)
+        write_broken_list(images, scan(images, say, use), say)
 
 
 @contextlib.contextmanager
-def written(
+def atomic_folder(
     folder: pathlib.Path, records: str, about: str, options: str
 ) -> Iterator[tuple[Callable[[bytes], None], dict[str, Any]]]:
-    """Write a folder with an array_record file and a JSON file, whole or not at all.
+    """Write a folder with an array_record file and a JSON file, atomically.
 
-    Gives a function that takes a record, and the dict for the JSON file, to be filled.
+    Yields a function that writes a record, and the dict for the JSON file, to be filled.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     def attempt(action, *arguments):
         try:
             return action(*arguments)
-        except RuntimeError as error:  # how array_record says that the disk is full
+        except RuntimeError as error:  # array_record's error for a full disk
             raise DataError(f"{folder}: cannot be written: {error}") from error
 
-    partial = paths.partial_of(folder)
-    shutil.rmtree(partial, ignore_errors=True)  # of a preparation that was killed
+    partial = paths.partial_path(folder)
+    shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted preparation
     partial.mkdir(parents=True)
     try:
         writer = attempt(ArrayRecordWriter, str(partial / records), options)
-        facts: dict[str, Any] = {}
-        yield lambda record: attempt(writer.write, record), facts
+        content: dict[str, Any] = {}
+        yield lambda record: attempt(writer.write, record), content
         attempt(writer.close)
-        (partial / about).write_text(json.dumps(facts))
-        shutil.rmtree(folder, ignore_errors=True)  # without its JSON file, or it would be in use
+        (partial / about).write_text(json.dumps(content))
+        shutil.rmtree(folder, ignore_errors=True)  # incomplete: it has no JSON file
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -188,12 +188,12 @@ def written(
 def scan(
     images: Images,
     say: Say,
-    use: Callable[[np.ndarray, Facts], None] = lambda *_: None,
+    use: Callable[[np.ndarray, Metadata], None] = lambda *_: None,
     which: range | None = None,
 ) -> dict[int, str]:
-    """Decode every picture once, in order, on all cores: {number: reason} of the broken ones.
+    """Decode every image once, in order, on all cores: {index: reason} of the broken ones.
 
-    use: is given the pixels and facts of each good one. which: only these places of `images.good`.
+    use: called with the pixels and metadata of each good one. which: a range of `images.good`.
     """
     which, said = range(len(images)) if which is None else which, time.monotonic()
 
@@ -218,8 +218,8 @@ def scan(
     return broken
 
 
-def write_list(images: Images, broken: dict[int, str], say: Say) -> None:
-    """Write the list of broken pictures, if there is none yet, whole or not at all."""
+def write_broken_list(images: Images, broken: dict[int, str], say: Say) -> None:
+    """Write the list of broken images atomically, if there is none yet."""
     path = images.list_missing
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,4 +227,5 @@ def write_list(images: Images, broken: dict[int, str], say: Say) -> None:
         partial.write_text(json.dumps({"broken": list(broken), "reasons": list(broken.values())}))
         os.replace(partial, path)
         if broken:
-            say(f"{len(broken):,} of {len(images):,} cannot be decoded, {path} says why: left out")
+            counts = f"{len(broken):,} of {len(images):,} images"
+            say(f"{counts} cannot be decoded and are left out; for the reasons see {path}")

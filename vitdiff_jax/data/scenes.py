@@ -1,16 +1,16 @@
-"""Patches of the colour photographs that come inside scikit-image and scikit-learn.
+"""Patches of the colour photographs bundled with scikit-image and scikit-learn.
 
-Real colour data without a download: a prior for restoring photographs. Split by scene, once and for
-all: no pixel of a held-out scene is trained on, nor another view of one (a stereo pair is a scene).
+Real colour data without a download, for a prior to restore photographs with. The split is by scene:
+training uses no pixel of a held-out scene, nor another view of it (a stereo pair is one scene).
 
     train     china, flower, coffee, motorcycle (two views), rocket, immunohistochemistry, hubble
     held out  astronaut, chelsea, retina
 
-Held out are the one natural photograph of 512 px a side, to be restored as a whole; a second one of
-another kind (a cat's fur), the smallest, which costs training least; and the retina: an answer to
-"does it restore medical photographs?" must come from a scene that was never seen, and half a retina
-is not another scene. In training, stained tissue stands for medicine. No grey photographs: they
-would teach a prior that is to colourise that grey is natural. Drawings are left out too.
+Held out are the only natural photograph of 512x512 px, to be restored as a whole; the smallest of a
+different kind (a cat's fur), which costs the training set least; and the retina, since a test on
+medical images needs an unseen scene. Medical training data is the stained tissue. Grey photographs
+are excluded, as they would teach the prior that grey is natural, which is wrong for colourisation;
+so are drawings.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from vitdiff_jax.data import transforms
+from vitdiff_jax.data.images import choose
 from vitdiff_jax.data.pipeline import DataError, Dataset
 
 FILES = {  # (package, file in it); licences as the packages state them
@@ -42,25 +43,25 @@ TRAIN = (
 )  # fmt: skip
 """Scenes, each with its views."""
 HELDOUT = {"astronaut": (1, 2), "chelsea": (1, 2), "retina": (2, 4)}
-"""Scenes, each with the reductions it is cut at: the retina is soft at its full size."""
+"""Scenes, each with its downsampling factors: at full resolution the retina is blurred."""
 REDUCTIONS = (1, 2**0.5, 2, 2**1.5, 4)
-"""How much smaller than its file a view is trained on: edges and textures come at many scales."""
-LEAST = 8
-"""Pixels a side of the smallest patches: those below show hardly an edge."""
+"""Downsampling factors in training, for edges and textures at many scales."""
+MIN_SIZE = 8
+"""Side of the smallest patches in pixels: smaller ones hardly show an edge."""
 PER_EPOCH = 20_000
 PER_SIDE = 8
-"""Held-out patches down and across a view: alike for all, or the retina would be 80 % of them."""
+"""Held-out patches per row and column of a view: otherwise 80 % would show the retina."""
 FLAT = 2.0
-"""Held-out patches of less contrast are left out: one black one has a PSNR without bound."""
+"""Held-out patches of less contrast are left out: the PSNR of a black one is unbounded."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Patches:
-    """A `Source` of random square patches, without end; an epoch is nominal.
+    """An endless `Source` of random square patches; the length of an epoch is nominal.
 
-    scenes: views uint8 [H, W, 3] by scene, by reduction. Each scene comes equally often whatever
-    its size: by area, a third of all patches would be Hubble's black sky. Reduction, view, position
-    and one of the square's eight orientations are drawn; without random numbers, by the index.
+    scenes: views uint8 [H, W, 3] by scene and factor. All scenes are equally frequent: by area, a
+    third of the patches would be black sky from Hubble. Factor, view, position and one of the eight
+    orientations of a square are random; without an rng they depend on the index.
     """
 
     scenes: tuple[tuple[tuple[np.ndarray, ...], ...], ...]
@@ -71,8 +72,8 @@ class Patches:
 
     def example(self, index, rng=None):
         rng = np.random.default_rng(index) if rng is None else rng
-        views = _one_of(self.scenes[index % len(self.scenes)], rng)
-        view = _one_of(views, rng)
+        views = choose(self.scenes[index % len(self.scenes)], rng)
+        view = choose(views, rng)
         top, left = (int(rng.integers(side - self.size + 1)) for side in view.shape[:2])
         patch = view[top : top + self.size, left : left + self.size]
         return {"image": oriented(patch, int(rng.integers(8)))}
@@ -92,13 +93,13 @@ class Fixed:
 
 
 def photograph(name: str) -> np.ndarray:
-    """A photograph of `FILES` as it is: uint8 [H, W, 3]. Raises DataError where it is missing."""
+    """A photograph of `FILES`: uint8 [H, W, 3]. Raises DataError where it is missing."""
     package, file = FILES[name]
-    spec = importlib.util.find_spec(package)  # importing it would take a second
+    spec = importlib.util.find_spec(package)  # importing it takes a second
     if spec is None or not spec.submodule_search_locations:
         project = {"skimage": "scikit-image", "sklearn": "scikit-learn"}[package]
         raise DataError(
-            f"{package}: not installed, but its photographs are read; install {project}"
+            f"{package} is not installed, but its photographs are needed; install {project}"
         )
     path = pathlib.Path(spec.submodule_search_locations[0]) / file
     try:
@@ -109,13 +110,13 @@ def photograph(name: str) -> np.ndarray:
 
 
 def reduced(view: np.ndarray, factor: float) -> np.ndarray:
-    """A view so many times smaller, antialiased bicubic: uint8 [H, W, 3]."""
+    """A view downsampled by `factor`, antialiased bicubic: uint8 [H, W, 3]."""
     height, width = (round(side / factor) for side in view.shape[:2])
     return np.asarray(Image.fromarray(view).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def oriented(patch: np.ndarray, which: int) -> np.ndarray:
-    """One of the square's eight orientations; patch [S, S, C], which 0 (as it is) to 7."""
+    """One of the eight orientations of a square patch [S, S, C]; which: 0 (identity) to 7."""
     if which & 1:
         patch = patch[:, ::-1]
     if which & 2:
@@ -124,38 +125,36 @@ def oriented(patch: np.ndarray, which: int) -> np.ndarray:
 
 
 def dataset(size: int = 32) -> Dataset:
-    """Patches of `size` pixels a side, in colour, without labels. Needs no download."""
+    """Colour patches of size x size pixels, without labels."""
     heldout = {name: photograph(name) for name in HELDOUT}
     train = [[photograph(name) for name in names] for names in TRAIN]
     most = min(min(view.shape[:2]) for views in (heldout.values(), *train) for view in views)
-    if not LEAST <= size <= most:
-        raise ValueError(f"size: {size} is not from {LEAST} to {most}, the smallest scene's side")
+    if not MIN_SIZE <= size <= most:
+        raise ValueError(
+            f"size: {size} is not between {MIN_SIZE} and {most}, the side of the smallest scene"
+        )
     patches = Patches(tuple(_pyramid(views, size) for views in train), size)
-    cut = [reduced(view, factor) for name, view in heldout.items() for factor in HELDOUT[name]]
-    fixed = Fixed(_grids(cut, size))
+    held = [reduced(view, factor) for name, view in heldout.items() for factor in HELDOUT[name]]
+    fixed = Fixed(_grids(held, size))
     return Dataset(
         train=patches,
         heldout=fixed,
         shape=(size, size, 3),
         conditions={},
-        origin=f"patches of scikit-image's and scikit-learn's photographs, {len(TRAIN)} scenes to"
-        f" train on, {len(fixed)} patches of {len(HELDOUT)} others held out",
-        crop=f"{size}x{size} patches, reduced up to {REDUCTIONS[-1]} times",
+        origin=f"random patches of {len(TRAIN)} photographs from scikit-image and scikit-learn"
+        f" ({len(fixed)} patches of {len(HELDOUT)} others held out)",
+        crop=f"{size}x{size} patches, downsampled up to {REDUCTIONS[-1]} times",
     )
 
 
-def _one_of(choices, rng):
-    return choices[int(rng.integers(len(choices)))]
-
-
 def _pyramid(views: list[np.ndarray], size: int) -> tuple[tuple[np.ndarray, ...], ...]:
-    """The views of a scene at each reduction that leaves at least `size` pixels a side."""
+    """The views of a scene at each factor that leaves at least `size` pixels on each side."""
     levels = [tuple(reduced(view, factor) for view in views) for factor in REDUCTIONS]
     return tuple(level for level in levels if min(level[0].shape[:2]) >= size)
 
 
 def _grids(views: list[np.ndarray], size: int) -> np.ndarray:
-    """Patches evenly spread over the views, in a fixed order of no meaning."""
+    """Evenly spaced patches of the views, in a fixed random order."""
     found = []
     for view in views:
         counts = [min(PER_SIDE, side // size) for side in view.shape[:2]]

@@ -1,4 +1,4 @@
-"""Text as a condition: bytes, for the text encoder in `models/conditions.py`, and caption files."""
+"""Text conditions: bytes for the text encoder in `models/conditions.py`, and caption files."""
 
 import csv
 import io
@@ -8,19 +8,19 @@ import numpy as np
 
 
 def to_bytes(text: str, length: int) -> np.ndarray:
-    """UTF-8 bytes as int16 [length], -1 after the end; a text too long is cut between characters.
+    """UTF-8 bytes as int16 [length], padded with -1; a long text is truncated between characters.
 
-    The empty text is "no text", as a dropped condition is.
+    The empty text is the null text, as in condition dropout.
     """
-    whole = text.encode(errors="replace")  # half a surrogate pair, as JSON may hold, is a "?"
-    data = whole[:length].decode(errors="ignore").encode()
+    full = text.encode(errors="replace")  # a lone surrogate, which JSON allows, becomes "?"
+    data = full[:length].decode(errors="ignore").encode()
     tokens = np.full(length, -1, np.int16)
     tokens[: len(data)] = np.frombuffer(data, np.uint8)
     return tokens
 
 
 def read_captions(data: bytes, is_csv: bool) -> dict[str, list[str]]:
-    """{file_name: its captions, in order} of JSON lines or CSV; ValueError if it is neither."""
+    """{file_name: captions, in order} from JSON lines or CSV. Raises ValueError for other data."""
     content = data.decode("utf-8-sig")
     if is_csv:
         rows = csv.DictReader(io.StringIO(content, newline=""))

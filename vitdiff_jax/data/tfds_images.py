@@ -1,4 +1,4 @@
-"""TFDS data sets of images: opened where they are prepared, or prepared by TFDS's own builders."""
+"""TFDS image data sets: read where prepared, else prepared with TFDS's own builders."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vitdiff_jax.data import records as records_lib
-from vitdiff_jax.data.images import Annotate, Crop, Facts, Images
+from vitdiff_jax.data.images import Annotate, Crop, Images, Metadata
 from vitdiff_jax.data.pipeline import DataError, Dataset
 from vitdiff_jax.data.records import NotPrepared, Say, TfdsRecords
 from vitdiff_jax.runtime import paths
@@ -19,26 +19,26 @@ from vitdiff_jax.runtime import paths
 
 @dataclasses.dataclass(frozen=True)
 class Tfds:
-    """A TFDS data set and how an example of it becomes a picture with facts.
+    """A TFDS data set and how its examples are read.
 
     name: TFDS's, such as "coco/2017". train, heldout: its splits.
-    read: (TFDS example, the image still encoded) -> (picture, facts as JSON can hold them).
-    archives: the files that the builder needs, by their official names. home: where they are.
-    fetched: TFDS downloads what is missing; else a person has to.
-    restore: makes official archives of what lies in the manual folder, see `fashion_mnist`.
+    read: TFDS example, with the image still encoded -> (image, JSON-serialisable metadata).
+    archives: the official names of the files that the builder needs. home: the page they are on.
+    fetched: whether TFDS can download them; otherwise the user must.
+    restore: makes the official archives from the files in the manual folder, see `fashion_mnist`.
     """
 
     name: str
     train: str
     heldout: str
-    read: Callable[[dict[str, Any]], tuple[bytes, Facts]]
+    read: Callable[[dict[str, Any]], tuple[bytes, Metadata]]
     archives: tuple[str, ...]
     home: str
     fetched: bool = True
     restore: Callable[[pathlib.Path, pathlib.Path], pathlib.Path] | None = None
 
     def open(self, data_dir: str | None):
-        """TFDS's builder of the newest prepared version, which must be in array_record files."""
+        """TFDS's builder for the newest prepared version, which must be in array_record format."""
         import tensorflow_datasets as tfds
 
         root = data_root(data_dir)
@@ -55,7 +55,7 @@ class Tfds:
             raise DataError(f"{found[-1]}: damaged; delete {folder} and prepare again") from error
         if "array_record" not in known:
             raise DataError(
-                f"{folder} is prepared as {known[0]}, which cannot be read in random order;"
+                f"{folder} is prepared as {known[0]}, which has no random access;"
                 " convert it: pip install tensorflow-cpu apache-beam mlcroissant && tfds"
                 f" convert_format --dataset_version_dir={folder} --out_file_format=array_record"
             )
@@ -67,7 +67,7 @@ class Tfds:
             ) from error
 
     def build(self, root: pathlib.Path, manual: pathlib.Path | None, say: Say) -> None:
-        """Prepare the data set with TFDS's own builder; what is missing is a DataError."""
+        """Prepare the data set with TFDS's builder. Raises DataError if anything is missing."""
         if importlib.util.find_spec("tensorflow") is None:
             raise DataError(
                 'preparing a TFDS data set needs TensorFlow: pip install "vitdiff_jax[prepare]"'
@@ -77,65 +77,65 @@ class Tfds:
         manual, advice = manual or root / "downloads" / "manual", ""
         try:
             builder = tfds.builder(self.name, data_dir=root, file_format="array_record")
-            if pathlib.Path(builder.data_dir).exists():  # TFDS would take it for a whole one
-                raise DataError(f"{builder.data_dir}: is not whole; delete it and prepare again")
+            if pathlib.Path(builder.data_dir).exists():  # TFDS would take it as complete
+                raise DataError(f"{builder.data_dir}: incomplete; delete it and prepare again")
             if self.restore:
                 manual = self.restore(manual, root / "downloads" / "restored")
-            advice = self._tell(builder, root, manual, say)
-            for rest in (root / self.name).glob("incomplete.*"):  # of a run that was killed
+            advice = self._announce(builder, root, manual, say)
+            for rest in (root / self.name).glob("incomplete.*"):  # left by an interrupted run
                 shutil.rmtree(rest)
-            how = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
-            builder.download_and_prepare(download_config=how)
+            config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
+            builder.download_and_prepare(download_config=config)
         except DataError:
             raise
         except Exception as error:  # TFDS raises whatever its parts raise
             reason = _line(error).partition(" To debug, see")[0]
             raise DataError(f"{self.name}: TFDS cannot prepare it: {reason}{advice}") from error
 
-    def _tell(self, builder, root: pathlib.Path, manual: pathlib.Path, say: Say) -> str:
-        """Say what is needed, from where, how large, what is missing; stop if a person must act.
+    def _announce(self, builder, root: pathlib.Path, manual: pathlib.Path, say: Say) -> str:
+        """Log which files are needed and their state. Raises DataError if the user must act.
 
-        Returns what to try if preparing fails.
+        Returns advice for the case that preparing fails.
         """
         sizes = {
             info.filename or url.rpartition("/")[2]: int(info.size)
             for url, info in builder.url_infos.items()
         }
         missing, odd, size = [], [], 0
-        say(
-            f"{self.name} {builder.version} will be prepared in {root}; it needs, from {self.home}:"
-        )
+        say(f"preparing {self.name} {builder.version} in {root}; files from {self.home}:")
         for name in self.archives:
             official, path = sizes.get(name, 0), manual / name
             size += official
-            state = "there" if path.is_file() else "will be fetched" if self.fetched else "MISSING"
+            state = "found" if path.is_file() else "to download" if self.fetched else "MISSING"
             if path.is_file() and path.stat().st_size != official:
-                state += f", but of {path.stat().st_size:,} bytes"
+                state += f", but with {path.stat().st_size:,} bytes"
                 odd.append(name)
             if not path.is_file():
                 missing.append(name)
             say(f"  {name}  {official:,} bytes: {state}")
         if missing and not self.fetched:
             raise DataError(
-                f"{self.name}: put {', '.join(missing)} from {self.home} into {manual}, or name the"
-                " folder that has them with --manual=FOLDER"
+                f"{self.name}: put {', '.join(missing)} from {self.home} into {manual}, or give the"
+                " folder that has them by --manual=FOLDER"
             )
         root.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(root).free
-        say(f"  about {2 * size / 1e9:.1f} GB of space; {free / 1e9:.1f} GB are free")
+        say(f"  needs about {2 * size / 1e9:.1f} GB of disk space; {free / 1e9:.1f} GB are free")
         if odd:
-            return f"; not of the official size: {', '.join(odd)}; fetch anew from {self.home}"
-        return f"; archives fetched from {self.home} go into --manual=FOLDER" if missing else ""
+            return f"; not of the official size: {', '.join(odd)}; download again from {self.home}"
+        return (
+            f"; or download the archives from {self.home} into --manual=FOLDER" if missing else ""
+        )
 
 
 def data_root(data_dir: str | None) -> pathlib.Path:
-    """Where TFDS data sets are: as given, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """The folder of TFDS data sets: as given, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     given = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return paths.mounted(given, "data_dir, $TFDS_DATA_DIR")
+    return paths.require_local(given, "data_dir, $TFDS_DATA_DIR")
 
 
 def _line(error: Exception) -> str:
-    """What an error says, as one line."""
+    """The message of an error as one line."""
     return " ".join(f"{error}".split())[:500] or type(error).__name__
 
 
@@ -157,11 +157,11 @@ def dataset(
     cache: bool,
     max_broken: float,
 ) -> Dataset:
-    """Both splits of a TFDS data set, from its own files or from the cache.
+    """Both splits of a TFDS data set, from TFDS's files or from the cache.
 
-    conditions, annotate: of TFDS's builder, which knows the names of classes; annotate also of the
-    split. outline: the conditions as far as they are known before, see `NotPrepared`.
-    crop_name: what the crop is called in the name of the cache.
+    conditions, annotate: functions of TFDS's builder, which knows the class names, and annotate of
+    the split too. outline: the conditions known in advance, see `NotPrepared`.
+    crop_name: of the crop in the name of the cache.
     """
     with records_lib.outlined(shape, outline):
         builder = spec.open(data_dir)
@@ -174,11 +174,11 @@ def dataset(
                 max_broken=max_broken, **options,
             )  # fmt: skip
             records = TfdsRecords(builder, name, spec.read)
-            whole = records_lib.with_list(make, records, home / f"{title}.broken.json")
+            images = records_lib.without_broken(make, records, home / f"{title}.broken.json")
             if not cache:
-                return whole, str(builder.data_dir)
+                return images, str(builder.data_dir)
             folder = home / f"{title}-{crop_name}-{shape[0]}x{shape[1]}x{shape[2]}"
-            return make(records_lib.open_cache(folder, whole)), f"the cache {folder}"
+            return make(records_lib.open_cache(folder, images)), f"the cache {folder}"
 
         train, where = split(spec.train, flip=flip)
         heldout, _ = split(spec.heldout)

@@ -1,4 +1,4 @@
-"""The diffusion process: pure functions on arrays, no networks, no data."""
+"""The diffusion process: pure functions of arrays, without networks or data."""
 
 from collections.abc import Callable
 

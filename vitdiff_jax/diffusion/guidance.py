@@ -1,13 +1,13 @@
-"""Guidance: two denoisers made into one that goes further than the first, away from the second.
+"""Guidance: extrapolate from a weaker denoiser to a stronger one.
 
-The second one does not know the condition (classifier-free guidance, arXiv:2207.12598), or is a
-worse model that knows it (autoguidance, arXiv:2406.02507: smaller, or trained for less time). What
-comes out is a `Denoise` by its form, but no longer an expectation.
+The weaker denoiser is unconditional (classifier-free guidance, arXiv:2207.12598) or a worse
+conditional model (autoguidance, arXiv:2406.02507: smaller, or trained for less time). The result
+has the type of a `Denoise` but is no longer an expectation.
 
-Where both are one network, it is called once, on a batch twice as large: `doubled`. That is for
-TPUs and GPUs, which few images do not fill, and one network compiles faster than two. On two CPU
-cores the two ways take the same time (8 images through a ViT of DiT-S's size: 15.1 images/s in both
-ways, 17.7 and 17.9 with an interval; `tests/benchmarks/sampling.py`).
+Where both are one network, it is called once on a batch of twice the size: `batched`. This helps on
+TPUs and GPUs, which small batches leave idle, and one call compiles faster than two. On two CPU
+cores both variants take the same time (8 images through a ViT of DiT-S's size: 15.1 images/s each,
+17.7 and 17.9 with a guidance interval; `tests/benchmarks/sampling.py`).
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from vitdiff_jax.diffusion import Denoise
 
 Both = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-"""(x_t, t) -> the two estimates of x."""
+"""(x_t, t) -> (conditional, null) estimates of x."""
 
 
 def guide(
@@ -35,20 +35,19 @@ def guide(
 ) -> Denoise:
     """x = x_null + scale (x_cond - x_null) for low <= t <= high (arXiv:2404.07724).
 
-    denoise_null: any other estimate of x from the same x_t: of the same network without its
-        condition, or of another network.
-    channels: only the first so many are guided (DiT's published samples: 3); 0: all.
-    rescale: so much of the way, from 0 to 1, x is moved to having the standard deviation, over all
-        of an image's values, that x_cond has (arXiv:2305.08891, section 3.4, which does it with the
-        network's v; here it is always the estimate of x, so that it does not depend on what the
-        network predicts. At pure noise, where v = -x, the two are the same).
-    both: gives what `denoise` and `denoise_null` give in one call, and stands for their two.
+    denoise_null: another estimate of x from the same x_t: the same network with the null condition,
+        or another network.
+    channels: guide only the first channels (DiT's published samples: 3); 0: all.
+    rescale: interpolates, from 0 to 1, towards x with the standard deviation of x_cond over all
+        values of an image. arXiv:2305.08891, section 3.4, does so for v; here it is always the
+        estimate of x, independent of the prediction type. At pure noise, where v = -x, both agree.
+    both: `denoise` and `denoise_null` in one call, used in place of two calls.
 
-    Outside of the interval, and with scale 1, it is `denoise` alone, and the second network is not
-    run. All images of a batch must be at one time.
+    Outside of the interval and with scale 1 only `denoise` is called. All images of a batch must
+    have the same t.
     """
     if channels < 0:
-        raise ValueError(f"channels: {channels} is negative; 0 guides all")
+        raise ValueError(f"channels: {channels} is negative; use 0 to guide all")
     if not 0 <= rescale <= 1:
         raise ValueError(f"rescale: {rescale} is not in [0, 1]")
     if scale == 1:
@@ -59,14 +58,14 @@ def guide(
         if channels:
             guided = jnp.concatenate([guided[..., :channels], x[..., channels:]], -1)
         if rescale:
-            ratio = _contrast(x) / jnp.maximum(_contrast(guided), 1e-12)
+            ratio = _std(x) / jnp.maximum(_std(guided), 1e-12)
             guided = guided * (1 + rescale * (ratio - 1))
         return guided
 
     def guided(x_t, t):
         if both:
             inside, outside = lambda both=both: combine(*both(x_t, t)), lambda: denoise(x_t, t)
-        else:  # so that who also asks the first network for a variance shares its call
+        else:  # a sampler that also needs the variance of the first network then shares this call
             x = denoise(x_t, t)
             inside, outside = lambda: combine(x, denoise_null(x_t, t)), lambda: x
         if low <= 0 and high >= 1:
@@ -76,11 +75,11 @@ def guide(
     return guided
 
 
-def doubled(denoise_of: Callable[[Any], Denoise], cond: Any, null: Any) -> Both:
-    """The estimates under two conditions, trees of arrays [B, ...], in one call of 2B images.
+def batched(denoise_of: Callable[[Any], Denoise], cond: Any, null: Any) -> Both:
+    """The estimates under two conditions, pytrees of arrays [B, ...], in one call with 2B images.
 
-    The two of an image stand side by side, so that a batch that is cut over devices stays where it
-    is; one half after the other, half of the rows would have to travel.
+    The two rows of an image are adjacent, so that a sharded batch needs no communication; with the
+    conditional half first, half of the rows would move between devices.
     """
 
     def both(x_t, t):
@@ -94,6 +93,6 @@ def doubled(denoise_of: Callable[[Any], Denoise], cond: Any, null: Any) -> Both:
     return both
 
 
-def _contrast(x: jax.Array) -> jax.Array:
+def _std(x: jax.Array) -> jax.Array:
     """The standard deviation of each image's values, [B, 1, 1, 1]."""
     return jnp.std(x, (1, 2, 3), keepdims=True)

@@ -1,16 +1,15 @@
-"""The diffusion process: what the network predicts, and how that becomes an estimate of x.
+"""The diffusion process: prediction types, losses, and the estimate of x from the network's output.
 
-A prediction is a pair (a, b) of functions of (t, alpha, sigma): the network's output estimates
+A prediction type is a pair (a, b) of functions of (t, alpha, sigma): the network's output estimates
 a x + b eps. Together with x_t = alpha x + sigma eps this is a 2x2 system, whose solution
 
     x = (b x_t - sigma out) / (alpha b - sigma a)
 
-serves every prediction on every schedule. The determinant det = alpha b - sigma a also converts
-errors: a_s x + b_s eps, with eps taken from x_t, is wrong by (det_s / sigma) (x_hat - x).
+covers every prediction type on every schedule. The determinant det = alpha b - sigma a also
+converts errors: the error of a_s x + b_s eps, with eps from x_t, is (det_s / sigma) (x_hat - x).
 
-With a learned variance the network has twice the channels: the prediction, then a v for the
-variance of a step back, whose logarithm lies a fraction (v + 1) / 2 of the way between its bounds,
-see `reverse`.
+With a learned variance the network outputs twice the channels: the prediction, then v, which
+interpolates the log-variance of a reverse step between its bounds by (v + 1) / 2, see `reverse`.
 """
 
 import dataclasses
@@ -32,26 +31,26 @@ from vitdiff_jax.diffusion.schedules import (
 )
 
 Network = Callable[[jax.Array, jax.Array], jax.Array]
-"""(scaled x_t [B, H, W, C], time feature [B]) -> out, with its condition bound."""
+"""(scaled x_t [B, H, W, C], time feature [B]) -> output, with parameters and condition bound."""
 
 PREDICTIONS = ("x", "eps", "v", "u", "edm")
 SIGMA_FLOOR = 1e-20
-"""x predictions are singular in sigma = 0, where det = -sigma; the floor makes 0/0 into out."""
+"""x predictions are singular at sigma = 0, where det = -sigma; the floor turns 0/0 into out."""
 
 
-def pair(
+def target_coefficients(
     prediction: str, schedule: Schedule, t: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(a, b, alpha, sigma) at times t, so that `prediction` estimates a x + b eps.
+    """(a, b, alpha, sigma) at times t, where the target of `prediction` is a x + b eps.
 
     x:   (1, 0), singular at sigma = 0, where sigma is floored.
     eps: (0, 1), singular at alpha = 0 (refused by `Process`).
-    v:   (-sigma, alpha), arXiv:2202.00512; singular nowhere.
-    u:   (alpha', sigma'), the velocity dx_t/dt, arXiv:2210.02747; LinearVP and DiscreteVP have
-         none at t = 0.
+    v:   (-sigma, alpha), arXiv:2202.00512; never singular.
+    u:   (alpha', sigma'), the velocity dx_t/dt, arXiv:2210.02747; undefined at t = 0 for LinearVP
+         and DiscreteVP.
     edm: F of arXiv:2206.00364, eq. 7, at the noise-to-signal ratio sigma / alpha: with
          r = sqrt(sigma^2 + alpha^2 sigma_data^2), a = sigma / (sigma_data r) and
-         b = -alpha sigma_data / r; singular nowhere.
+         b = -alpha sigma_data / r; never singular.
     """
     alpha, sigma = schedule.alpha_sigma(t)
     if prediction == "x":
@@ -69,16 +68,16 @@ def pair(
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """A schedule, what the network predicts, and the losses and denoisers that follow.
+    """A schedule and a prediction type, with the loss and the denoiser that follow.
 
-    prediction: what the network's output estimates: x, eps, v, u or edm.
-    loss_space: in which of these spaces the squared error is taken.
+    prediction: the target of the network: x, eps, v, u or edm.
+    loss_space: which of these the squared error is taken in.
     min_snr: gamma of min-SNR weighting, a factor min(1, gamma / SNR); 0 for none. With
-        loss_space eps it is that of arXiv:2303.09556 for every prediction.
-    floor: JiT's lower bound of 0.05 on t where it divides by t, in the loss and in the sampler
-        (x predictions on rectified flow only). 0, the mathematics, is the default.
-    learned_variance: the steps of the chain for whose steps the network also puts out the variance
-        (DiT: 1000); 0 for none. The loss then has the hybrid term of arXiv:2102.09672.
+        loss_space eps it is that of arXiv:2303.09556 for every prediction type.
+    floor: JiT's lower bound of 0.05 on t in divisions by t, in the loss and in the sampler
+        (x predictions on rectified flow only). The default 0 is exact.
+    learned_variance: the number of steps of the chain whose reverse variance the network also
+        predicts (DiT: 1000); 0 for none. The loss is then the hybrid loss of arXiv:2102.09672.
     """
 
     schedule: Schedule
@@ -89,10 +88,10 @@ class Process:
     learned_variance: int = 0
 
     def __post_init__(self):
-        """Refuse what cannot work; messages start with the config key they are about."""
+        """Refuse invalid options; messages start with the config key."""
         for name in ("prediction", "loss_space"):
             if (value := getattr(self, name)) not in PREDICTIONS:
-                raise ValueError(f"{name}: {value!r} is none of {', '.join(PREDICTIONS)}")
+                raise ValueError(f"{name}: {value!r} is not one of {', '.join(PREDICTIONS)}")
         kind = type(self.schedule).__name__
         if self.prediction == "eps" and ends(self.schedule)[0] == 0:
             raise ValueError(
@@ -109,7 +108,7 @@ class Process:
             and self.loss_space in ("x", "u")
         ):
             raise ValueError(
-                "floor: JiT's floor is for x predictions of RectifiedFlow; set it to 0"
+                "floor: JiT's floor requires x prediction on RectifiedFlow; set it to 0"
             )
         if self.learned_variance:
             self._check_learned_variance()
@@ -117,59 +116,60 @@ class Process:
     def _check_learned_variance(self):
         steps, kind = self.learned_variance, type(self.schedule).__name__
         if steps < 2:
-            raise ValueError(f"learned_variance: a chain of {steps} steps is too short; 0 is none")
+            raise ValueError(
+                f"learned_variance: a chain of {steps} steps is too short; 0 switches it off"
+            )
         if ends(self.schedule)[1] > 0:
             raise ValueError(
-                f"learned_variance: the chain must end in the data, but {kind} has noise at t = 0;"
+                f"learned_variance: the chain must end at the data, but {kind} has sigma(0) > 0;"
                 " set it to 0"
             )
         if isinstance(self.schedule, DiscreteVP) and steps != self.schedule.steps:
             raise ValueError(
-                f"learned_variance: {steps} is not the number of steps of this {kind}, which is"
+                f"learned_variance: {steps} must equal the number of steps of {kind},"
                 f" {self.schedule.steps}"
             )
         if self.floor:
             raise ValueError(
-                "floor: with a learned variance the estimate of x must be the prediction's own;"
-                " set one of the two to 0"
+                "floor: not supported with a learned variance; set one of the two to 0"
             )
 
-    def noise(self, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+    def add_noise(self, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
         """x_t for images x and noise eps [B, H, W, C] at times t [B]."""
         alpha, sigma = self.schedule.alpha_sigma(t)
         return per_image(alpha) * x + per_image(sigma) * eps
 
     def target(self, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
-        """What a perfect network puts out: a x + b eps [B, H, W, C]."""
-        a, b, _, _ = pair(self.prediction, self.schedule, t)
+        """The network's target, a x + b eps [B, H, W, C]."""
+        a, b, _, _ = target_coefficients(self.prediction, self.schedule, t)
         return per_image(a) * x + per_image(b) * eps
 
     def to_x(self, out: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
-        """The estimate of x that the network's output at (x_t, t) stands for."""
-        out, _ = self._parts(out, x_t)
-        a, b, alpha, sigma = pair(self.prediction, self.schedule, t)
+        """The estimate of x from the network's output at (x_t, t)."""
+        out, _ = self._split(out, x_t)
+        a, b, alpha, sigma = target_coefficients(self.prediction, self.schedule, t)
         det = alpha * b - sigma * a
         return per_image(b / det) * x_t - per_image(sigma / det) * out
 
     def loss(self, out: jax.Array, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
         """The weighted squared error per image [B], averaged over pixels and channels.
 
-        With a learned variance plus `reverse.variational_bits` of a step of its chain, as DiT has
-        it: in full, in bits per dimension, and without a gradient through the estimate of x. The
-        timestep distribution should be `discrete`.
+        With a learned variance plus `reverse.vlb_bpd` of one step of the chain, as in DiT: with
+        weight 1, in bits per dimension, and without a gradient through the estimate of x. The
+        timestep distribution should then be `discrete`.
         """
-        prediction, variance = self._parts(out, x)
+        prediction, variance = self._split(out, x)
         error = jnp.mean((prediction - self.target(x, eps, t)) ** 2, (1, 2, 3))
         loss = self.loss_weight(t) * error
         if variance is None:
             return loss
-        x_hat = jax.lax.stop_gradient(self.to_x(out, self.noise(x, eps, t), t))
-        return loss + reverse.variational_bits(
+        x_hat = jax.lax.stop_gradient(self.to_x(out, self.add_noise(x, eps, t), t))
+        return loss + reverse.vlb_bpd(
             self.schedule, self.learned_variance, x, x_hat, (variance + 1) / 2, t
         )
 
     def loss_weight(self, t: jax.Array) -> jax.Array:
-        """The weight [B] of the squared error of the network's own output."""
+        """The weight [B] of the squared error of the network's output."""
         weight = jnp.ones_like(t)
         if self.loss_space != self.prediction:
             ratio = self._det(self.loss_space, t) / self._det(self.prediction, t)
@@ -182,18 +182,18 @@ class Process:
         return weight
 
     def _det(self, prediction: str, t: jax.Array) -> jax.Array:
-        a, b, alpha, sigma = pair(prediction, self.schedule, t)
+        a, b, alpha, sigma = target_coefficients(prediction, self.schedule, t)
         return alpha * b - sigma * a
 
     def denoiser(self, network: Network) -> Denoise:
         """A `Denoise` from a network.
 
-        With a floor, the estimate is moved towards x_t below it, so that the velocity which any
-        sampler derives from it, (x_t - x_hat) / t, is JiT's (x_t - x_hat) / max(t, floor).
+        Below the floor the estimate is moved towards x_t, so that the velocity that a sampler
+        computes from it, (x_t - x_hat) / t, equals JiT's (x_t - x_hat) / max(t, floor).
         """
 
         def denoise(x_t, t):
-            x = self.to_x(self._ask(network, x_t, t), x_t, t)
+            x = self.to_x(self._call(network, x_t, t), x_t, t)
             if self.floor:
                 x = x_t + per_image(jnp.minimum(1, t / self.floor)) * (x - x_t)
             return x
@@ -201,34 +201,34 @@ class Process:
         return denoise
 
     def variance(self, network: Network) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        """(x_t [B, H, W, C], t [B]) -> the network's fraction [B, H, W, C], see `reverse`.
+        """(x_t [B, H, W, C], t [B]) -> the network's interpolation weight, see `reverse`.
 
-        0 is the smallest, 1 the largest log-variance; nothing keeps the network between the two. A
-        program that also asks the same network's `denoiser` at the same point runs it once.
+        0 is the smallest, 1 the largest log-variance; the network may exceed this range. In a
+        program that also calls the `denoiser` at the same point, XLA merges the two calls.
         """
         if not self.learned_variance:
-            raise ValueError("learned_variance: this model's is 0, it has no variance to sample by")
+            raise ValueError("learned_variance: is 0; this model has not learned a variance")
 
         def fraction(x_t, t):
-            _, variance = self._parts(self._ask(network, x_t, t), x_t)
+            _, variance = self._split(self._call(network, x_t, t), x_t)
             return (cast(jax.Array, variance) + 1) / 2
 
         return fraction
 
-    def _ask(self, network, x_t, t):
+    def _call(self, network, x_t, t):
         scale, time = self.schedule.network_input(t)
         return network(per_image(scale) * x_t, time)
 
-    def _parts(self, out, x):
-        """What the network puts out of images like x: (prediction, variance or None).
+    def _split(self, out, x):
+        """The network's output for images like x as (prediction, v or None).
 
-        Variances that a network has learned (SiT's published one) need not be used.
+        Learned variances may be ignored, as for the published SiT.
         """
         channels = x.shape[-1]
         wanted = [2 * channels] if self.learned_variance else [channels, 2 * channels]
         if out.shape[-1] not in wanted:
             raise ValueError(
-                f"learned_variance: with {self.learned_variance} a network must put out {wanted[0]}"
-                f" channels for images of {channels}, but it puts out {out.shape[-1]}"
+                f"learned_variance: with {self.learned_variance} the network must output"
+                f" {wanted[0]} channels for images of {channels}, not {out.shape[-1]}"
             )
         return out[..., :channels], out[..., channels:] if self.learned_variance else None

@@ -1,18 +1,19 @@
-"""A step back from t to s < t whose variance the network chooses (arXiv:2102.09672).
+"""Reverse steps from t to s < t with a learned variance (arXiv:2102.09672).
 
 The forward step x_t = r x_s + sqrt(q) z has r = alpha_t / alpha_s, q = sigma_t^2 - r^2 sigma_s^2.
-Given x, the way back is Gaussian (arXiv:2006.11239, eq. 7), with
+The posterior of x_s given x is Gaussian (arXiv:2006.11239, eq. 7), with
 
     mean = (r sigma_s^2 x_t + alpha_s q x) / sigma_t^2
     variance = q sigma_s^2 / sigma_t^2
 
-That is the smallest variance, of data that are one point. White data of variance 1 have
+This is the lower bound of the reverse variance, attained for a point mass. White data of variance 1
+attain the upper bound
 
     q (alpha_s^2 + sigma_s^2) / (alpha_t^2 + sigma_t^2)
 
-which is the beta of a variance preserving chain. The network's fraction interpolates the two
-logarithms. Everything here is written with q / sigma_t^2 = 1 - (r sigma_s / sigma_t)^2, in which
-float32 loses least.
+which is the beta of a variance preserving chain. The network interpolates between the two
+logarithms. All formulas use q / sigma_t^2 = 1 - (r sigma_s / sigma_t)^2, which is the most accurate
+form in float32.
 """
 
 import jax
@@ -22,10 +23,12 @@ from jax.scipy.special import log_ndtr
 from vitdiff_jax.diffusion.schedules import Schedule, per_image
 
 HALF_BIN = 1 / 255
-"""Half of the distance of two 8-bit values, in [-1, 1] units."""
+"""Half of the spacing of 8-bit values, in [-1, 1] units."""
 
 
-def mean_weights(schedule: Schedule, t: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
+def posterior_mean_coefficients(
+    schedule: Schedule, t: jax.Array, s: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """(a, b), each of t's shape: the mean of x_s given x and x_t is a x + b x_t."""
     (_, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
     kept = _kept(schedule, t, s)
@@ -44,12 +47,12 @@ def log_variances(schedule: Schedule, t: jax.Array, s: jax.Array) -> tuple[jax.A
 
 
 def _kept(schedule: Schedule, t: jax.Array, s: jax.Array) -> jax.Array:
-    """r sigma_s / sigma_t < 1: the share of the noise at t that is left from s."""
+    """r sigma_s / sigma_t < 1: the fraction of the noise at t that was already present at s."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
     return (alpha_t / alpha_s) * (sigma_s / sigma_t)
 
 
-def variational_bits(
+def vlb_bpd(
     schedule: Schedule,
     steps: int,
     x: jax.Array,
@@ -57,40 +60,40 @@ def variational_bits(
     fraction: jax.Array,
     t: jax.Array,
 ) -> jax.Array:
-    """The term of the variational bound, in bits per dimension [B], of t -> t - 1/steps.
+    """The term of the variational bound for t -> t - 1/steps, in bits per dimension [B].
 
-    x, x_hat, fraction: [B, H, W, C], images, their estimates and where between the log-variances
-        the network is; t [B] in (0, 1].
-    It is the KL divergence of the true step (given x) from the network's; of the chain's first
-    step, that ends in the data, it is -log of the probability of x's 8-bit values. The smallest
-    variance is 0 there, and taken from the second step (as in arXiv:2102.09672's code).
+    x, x_hat, fraction: [B, H, W, C], images, their estimates and the network's interpolation weight
+        between the log-variances; t [B] in (0, 1].
+    This is the KL divergence between the posterior and the network's step; for the step that ends
+    at the data it is the negative log-likelihood of the 8-bit values of x. There the lower variance
+    bound is 0 and replaced by that of the second step, as in the code of arXiv:2102.09672.
     """
-    s = jnp.where(t < 1.5 / steps, 0, t - 1 / steps)  # 1.5: whatever the rounding of t
+    s = jnp.where(t < 1.5 / steps, 0, t - 1 / steps)  # 1.5: robust to the rounding of t
     second = jnp.maximum(t, 2 / steps)
     low, _ = log_variances(schedule, second, second - 1 / steps)
     _, high = log_variances(schedule, t, s)
     low, high = per_image(low), per_image(high)
     log_variance = low + fraction * (high - low)
-    weight, _ = mean_weights(schedule, t, s)
+    weight, _ = posterior_mean_coefficients(schedule, t, s)
     excess = log_variance - low
     error = (per_image(weight) * (x_hat - x)) ** 2
     divergence = (excess + jnp.expm1(-excess) + error * jnp.exp(-log_variance)) / 2
     last = per_image(s) == 0
-    # 1 where it is not used: or what overflows there would be a gradient of NaN.
-    surprise = -log_probability(x, x_hat, jnp.where(last, jnp.exp(log_variance / 2), 1))
-    nats = jnp.where(last, surprise, divergence)
+    # 1 where it is unused, as an overflow there would make the gradient NaN.
+    std = jnp.where(last, jnp.exp(log_variance / 2), 1)
+    nats = jnp.where(last, -discretized_log_likelihood(x, x_hat, std), divergence)
     return jnp.mean(nats, (1, 2, 3)) / jnp.log(2)
 
 
-def log_probability(x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    """log P of the 8-bit value of x in [-1, 1] under N(mean, std^2) that is rounded to such values.
+def discretized_log_likelihood(x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """Log-likelihood of the 8-bit value of x in [-1, 1] under a discretised N(mean, std^2).
 
-    The lowest and the highest value have all that lies beyond them (arXiv:2006.11239, eq. 13).
+    The extreme values include the tails beyond them (arXiv:2006.11239, eq. 13).
     """
     distance = jnp.abs(x - mean)
     inner = log_ndtr((HALF_BIN - distance) / std)
     outer = log_ndtr(-(HALF_BIN + distance) / std)
-    inside = inner + jnp.log(-jnp.expm1(outer - inner))  # of a difference, in the tails too
+    inside = inner + jnp.log(-jnp.expm1(outer - inner))  # log of a difference, stable in the tails
     outwards = jnp.where(x < 0, x - mean, mean - x)
     at_end = log_ndtr((outwards + HALF_BIN) / std)
     return jnp.where(jnp.abs(x) > 1 - HALF_BIN / 2, at_end, inside)

@@ -1,14 +1,14 @@
 """Noise schedules: x_t = alpha(t) x + sigma(t) eps, where t = 0 is data and t = 1 is noise.
 
-A schedule belongs to a model. It is a frozen dataclass with
+A schedule is part of a model. It is a frozen dataclass with
 
     alpha_sigma(t)      -> (alpha, sigma), each of t's shape
     t_from_logsnr(l)    -> t, the inverse of l(t) = log(alpha^2 / sigma^2)
-    network_input(t)    -> (scale, time): the network sees scale * x_t and the feature `time`
+    network_input(t)    -> (scale, time): the network's inputs are scale * x_t and `time`
 
-All take and return float arrays of one shape, t in [0, 1]. Alphas and sigmas are exact at the
-ends (rectified flow has alpha = 0 at t = 1); log-SNRs are clipped to +-20. Do not differentiate a
-schedule at t = 0: the sigmas of LinearVP and DiscreteVP have an infinite slope there.
+All take and return float arrays of one shape, t in [0, 1]. alpha and sigma are exact at the ends
+(rectified flow has alpha = 0 at t = 1); log-SNRs are clipped to +-20. Do not differentiate a
+schedule at t = 0, where sigma of LinearVP and DiscreteVP has an infinite derivative.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ LOGSNR_MAX = 20.0
 
 
 class Schedule(Protocol):
-    """What samplers, restorers and losses may ask of a schedule."""
+    """The interface of a schedule for samplers, restorers and losses."""
 
     def alpha_sigma(self, t: jax.Array) -> tuple[jax.Array, jax.Array]: ...
     def t_from_logsnr(self, logsnr: jax.Array) -> jax.Array: ...
@@ -39,8 +39,8 @@ def logsnr(schedule: Schedule, t: jax.Array) -> jax.Array:
 
 
 def ends(schedule: Schedule) -> tuple[float, float]:
-    """(alpha(1), sigma(0)): zero where the schedule reaches pure noise, and the data itself."""
-    with jax.ensure_compile_time_eval():  # plain numbers, also while something else is traced
+    """(alpha(1), sigma(0)): zero where the schedule reaches pure noise and clean data."""
+    with jax.ensure_compile_time_eval():  # concrete numbers, even inside a trace
         alpha, _ = schedule.alpha_sigma(jnp.ones(()))
         _, sigma = schedule.alpha_sigma(jnp.zeros(()))
         return float(alpha), float(sigma)
@@ -52,7 +52,7 @@ def derivatives(schedule: Schedule, t: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def per_image(a: jax.Array) -> jax.Array:
-    """Shape a value per image [B] to multiply images [B, H, W, C]."""
+    """Reshape one value per image [B] to broadcast with images [B, H, W, C]."""
     return a[:, None, None, None]
 
 
@@ -80,7 +80,7 @@ class Cosine:
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2) (arXiv:2102.09672 without its offset)."""
 
     def alpha_sigma(self, t):
-        # cos(pi t / 2) as a sine: exactly 0 at t = 1, where the rounded cosine is 6e-17 (f64).
+        # cos(pi t / 2) as a sine is exactly 0 at t = 1; the cosine gives 6e-17 in float64.
         return jnp.sin(jnp.pi / 2 * (1 - t)), jnp.sin(jnp.pi / 2 * t)
 
     def t_from_logsnr(self, logsnr):
@@ -94,7 +94,7 @@ class Cosine:
 class GVP(Cosine):
     """The generalised variance preserving path of SiT (arXiv:2401.08740, section 2.2).
 
-    `Cosine` under another time feature: SiT's networks see 1 - t, where 1 is data.
+    `Cosine` with another time feature: SiT's networks see 1 - t, where 1 is data.
     """
 
     def network_input(self, t):
@@ -106,7 +106,7 @@ class LinearVP:
     """Variance preserving with linear beta(t) (arXiv:2011.13456, eq. 33).
 
     log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2.
-    time_scale: of the network's time feature time_scale * t; U-ViT has 999 (arXiv:2209.12152).
+    time_scale: the network's time feature is time_scale * t; U-ViT uses 999 (arXiv:2209.12152).
     """
 
     beta_min: float = 0.1
@@ -118,8 +118,8 @@ class LinearVP:
         return jnp.exp(log_alpha), jnp.sqrt(-jnp.expm1(2 * log_alpha))
 
     def t_from_logsnr(self, logsnr):
-        # log alpha = -softplus(-logsnr) / 2; the positive root of the quadratic in t, written
-        # so that nothing cancels when t is small.
+        # log alpha = -softplus(-logsnr) / 2; the positive root of the quadratic in t, in the form
+        # without cancellation at small t.
         c = 2 * jax.nn.softplus(-logsnr)
         slope = self.beta_max - self.beta_min
         return c / (self.beta_min + jnp.sqrt(self.beta_min**2 + slope * c))
@@ -130,11 +130,11 @@ class LinearVP:
 
 @dataclasses.dataclass(frozen=True)
 class DiscreteVP:
-    """The chain of DDPM (arXiv:2006.11239), ADM and DiT: `steps` betas, linear in the step.
+    """The chain of DDPM (arXiv:2006.11239), ADM and DiT: `steps` linearly spaced betas.
 
-    Step i = 0, 1, ... is t = (i + 1) / steps, where alpha^2 = prod_{j <= i} (1 - beta_j); in
-    between it is as smooth as a polynomial, and alpha is 1 at t = 0. The network's time feature is
-    the number of the step, steps * t - 1.
+    Timestep i = 0, 1, ... is t = (i + 1) / steps, where alpha^2 = prod_{j <= i} (1 - beta_j); in
+    between it is interpolated by a polynomial, and alpha is 1 at t = 0. The network's time feature
+    is the timestep, steps * t - 1.
     """
 
     steps: int = 1000
@@ -142,17 +142,17 @@ class DiscreteVP:
     beta_max: float = 0.02
 
     def __post_init__(self):
-        """Refuse what is no growing noise; messages start with the config key they are about."""
+        """Refuse chains whose noise does not grow; messages start with the config key."""
         if self.steps < 2:
             raise ValueError(f"steps: {self.steps} is less than 2")
         if not self.beta_min <= self.beta_max < 1:
             raise ValueError(f"beta_max: {self.beta_max} is not in [beta_min, 1)")
-        # Half a step before step 0 the line through the betas must still be above zero.
+        # The line through the betas must still be positive half a step before step 0.
         least = (self.beta_max - self.beta_min) / (2 * (self.steps - 1))
         if self.beta_min <= least:
             raise ValueError(
                 f"beta_min: {self.beta_min} is too small for {self.steps} steps up to"
-                f" {self.beta_max}: the noise would not grow before the first; use more than"
+                f" {self.beta_max}: sigma would not increase before the first step; use more than"
                 f" {least:.2g}"
             )
         _rates(self.steps, self.beta_min, self.beta_max)
@@ -162,8 +162,8 @@ class DiscreteVP:
         return jnp.exp(log_alpha), jnp.sqrt(-jnp.expm1(2 * log_alpha))
 
     def t_from_logsnr(self, logsnr):
-        # Of -log alpha^2 = softplus(-logsnr), nearly a quadratic in t: its root (see LinearVP),
-        # then Newton's method, which doubles the two correct digits with every step.
+        # Solve -log alpha^2 = softplus(-logsnr), nearly quadratic in t: the root of the quadratic
+        # (see LinearVP) has two correct digits, which each step of Newton's method doubles.
         wanted = jax.nn.softplus(-logsnr)
         rates = _rates(self.steps, self.beta_min, self.beta_max)
         first, slope = rates[0], sum(rates[1:])
@@ -186,18 +186,18 @@ class DiscreteVP:
 
 @functools.lru_cache
 def _rates(steps: int, beta_min: float, beta_max: float) -> tuple[float, ...]:
-    """The polynomial in t, lowest power first, that is -log(alpha^2) / t at the steps of a chain.
+    """Coefficients, lowest first, of the polynomial in t that fits -log(alpha^2) / t at the steps.
 
-    A sum of a smooth function's values is itself smooth in its end (Euler-Maclaurin): degree 6
-    leaves 1e-13 of DDPM's chain, and 8 serves steeper ones.
+    A sum of values of a smooth function is smooth in its upper limit (Euler-Maclaurin): degree 6
+    fits DDPM's chain to 1e-13, and 8 is enough for steeper ones.
     """
     t = np.arange(1, steps + 1) / steps
     wanted = -np.cumsum(np.log1p(-np.linspace(beta_min, beta_max, steps))) / t
     fit = np.polynomial.Polynomial.fit(t, wanted, min(8, steps - 1), domain=[0, 1])
     if (error := abs(fit(t) / wanted - 1).max()) > 1e-7:
         raise ValueError(
-            f"beta_max: {beta_max} is too large: between {steps} steps the noise is not smooth"
-            f" (to {error:.1g})"
+            f"beta_max: {beta_max} is too large: the noise is not smooth between {steps} steps"
+            f" (error {error:.1g})"
         )
     return tuple(fit.convert().coef.tolist())
 
@@ -206,7 +206,7 @@ def _rates(steps: int, beta_min: float, beta_max: float) -> tuple[float, ...]:
 class EDM:
     """alpha = 1, sigma from sigma_min to sigma_max, linear in t (arXiv:2206.00364).
 
-    An Euler or Heun step in t is then one in sigma, as in the paper. The network sees
+    An Euler or Heun step in t is a step in sigma, as in the paper. The network's inputs are
     x_t / sqrt(sigma^2 + sigma_data^2) and log(sigma) / 4 (table 1 there).
     """
 

@@ -1,8 +1,8 @@
-"""Thresholding: an estimate of x is brought back into [-1, 1] where images are.
+"""Thresholding: keep the estimate of x within [-1, 1], the range of images.
 
-It belongs around everything else, guidance included, because it is guidance that leaves the range.
-What comes out is no expectation any more: restorers whose mathematics needs one, and anything that
-differentiates the denoiser, are better without. Latents have no such range.
+It is applied last, after guidance, which is what exceeds the range. The result is no longer an
+expectation: restorers that rely on one, or that differentiate the denoiser, are better without.
+Latents have no such range.
 """
 
 import jax.numpy as jnp
@@ -13,14 +13,14 @@ KINDS = ("none", "static", "dynamic")
 
 
 def threshold(denoise: Denoise, kind: str, quantile: float = 0.995) -> Denoise:
-    """A `Denoise` with all values in [-1, 1] (for "none": the given one).
+    """A `Denoise` with values in [-1, 1]; for kind "none" the given one.
 
-    static: clipped, as in DDPM's samples.
-    dynamic: clipped to [-s, s] and divided by s, where s is that quantile of |x| over all of an
-        image's values, at least 1 (arXiv:2205.11487, section 2.3).
+    static: clipping, as in DDPM.
+    dynamic: clip to [-s, s] and divide by s, where s is this quantile of |x| over all values of an
+        image, at least 1 (arXiv:2205.11487, section 2.3).
     """
     if kind not in KINDS:
-        raise ValueError(f"threshold: {kind!r} is none of {', '.join(KINDS)}")
+        raise ValueError(f"threshold: {kind!r} is not one of {', '.join(KINDS)}")
     if not 0 < quantile <= 1:
         raise ValueError(f"threshold_quantile: {quantile} is not in (0, 1]")
     if kind == "none":

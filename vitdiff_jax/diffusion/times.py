@@ -1,8 +1,8 @@
-"""Laws of training times: maps of quantiles u [B] in (0, 1) to times t [B].
+"""Timestep distributions for training: maps from quantiles u [B] in (0, 1) to times t [B].
 
     distribution(u, schedule, **options) -> t
 
-Each is the inverse of its distribution function, so that stratifying the quantiles serves them all.
+Each is an inverse CDF, so that stratified quantiles give stratified times.
 """
 
 import jax
@@ -20,7 +20,7 @@ def uniform(u: jax.Array, schedule: Schedule) -> jax.Array:
 def logit_normal(
     u: jax.Array, schedule: Schedule, *, mean: float = 0.0, std: float = 1.0
 ) -> jax.Array:
-    """logit(t) ~ N(mean, std^2) (arXiv:2403.03206). JiT: mean 0.8, std 0.8 in our direction."""
+    """logit(t) ~ N(mean, std^2) (arXiv:2403.03206). JiT: mean 0.8, std 0.8 where t = 1 is noise."""
     return jax.nn.sigmoid(mean + std * ndtri(u))
 
 
@@ -33,5 +33,5 @@ def edm_lognormal(
 
 
 def discrete(u: jax.Array, schedule: Schedule, *, steps: int = 1000) -> jax.Array:
-    """t is one of 1/steps, 2/steps, ..., 1, each as likely: a chain's times (arXiv:2006.11239)."""
+    """Uniform over 1/steps, 2/steps, ..., 1: the timesteps of a chain (arXiv:2006.11239)."""
     return (jnp.floor(u * steps) + 1) / steps

@@ -1,9 +1,8 @@
-"""How often class-conditional samples are what was asked for, judged by a classifier.
+"""Class accuracy: how often a classifier assigns class-conditional samples to their class.
 
-The classifier is scikit-learn's SVC with a Gaussian kernel (gamma 0.016 at 64 pixels, C 10) on
-pixels in [-1, 1], trained on the real training split. Its accuracy on the reference stands beside
-the result: with held-out images that is the ceiling. For small images: training is quadratic in
-their number.
+The classifier is scikit-learn's SVC with an RBF kernel (gamma 0.016 at 64 pixels, C 10) on pixels
+in [-1, 1], trained on the training split. Its accuracy on the reference is reported too; on
+held-out images it is the upper bound. For small data sets, as training is quadratic in their size.
 """
 
 import zlib
@@ -12,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from vitdiff_jax.data.pipeline import stacked
-from vitdiff_jax.evaluation.measuring import Batch, Mean, Part, Setting
+from vitdiff_jax.evaluation.metric import Batch, Mean, Part, Setting
 
 
 class Extractor:
-    """Gives "right" [N]: whether an image is read as the class it was drawn for."""
+    """Gives "correct" [N]: whether an image is classified as its class."""
 
     def __init__(self, setting: Setting):
         dataset = setting.dataset
         if dataset.classes is None:
             raise ValueError("class_accuracy needs a data set with classes")
-        from sklearn.svm import SVC  # seconds to import: only where it is used
+        from sklearn.svm import SVC  # takes seconds to import
 
         train = stacked(dataset.train)
         gamma: Any = 0.016 * 64 / np.prod(dataset.shape)
@@ -31,18 +30,19 @@ class Extractor:
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
         if "label" not in batch.cond:
-            raise ValueError("class_accuracy needs to know what the images were drawn for")
-        return {"right": self.classifier.predict(_vectors(batch.images)) == batch.cond["label"]}
+            raise ValueError("class_accuracy needs the class labels of the images")
+        found = self.classifier.predict(_vectors(batch.images))
+        return {"correct": found == batch.cond["label"]}
 
 
 class Metric:
-    """Share of samples labelled as the class they were drawn for."""
+    """Fraction of samples classified as their class."""
 
     name = "class_accuracy/svc"
     compares, higher_is_better = True, True
 
     def __init__(self, setting: Setting):
-        self.parts = (Part(setting.shared(Extractor), "right", Mean),)
+        self.parts = (Part(setting.shared(Extractor), "correct", Mean),)
 
     def result(self, samples, reference) -> dict[str, float]:
         return {"value": samples[0].mean, "reference": reference[0].mean}

@@ -1,8 +1,8 @@
-"""Samples judged by a classifier that is trained on the real training split, for small images.
+"""Fréchet distance and class accuracy by a classifier trained on the training split.
 
-Two numbers: the Fréchet distance of its features (128, before the last layer) between samples and
-reference, and how often it reads a sample as the class it was drawn for. It is trained anew each
-time, from a fixed seed, so the numbers compare between runs on one machine.
+The Fréchet distance is that of the classifier's 128 features before the last layer. For small
+images. The classifier is trained for each evaluation with a fixed seed, so results are comparable
+between runs on the same machine.
 """
 
 import zlib
@@ -14,15 +14,15 @@ import optax
 
 from vitdiff_jax.data.pipeline import Dataset, batches
 from vitdiff_jax.evaluation.frechet import Moments, frechet_distance
-from vitdiff_jax.evaluation.measuring import Batch, Mean, Part, Setting
+from vitdiff_jax.evaluation.metric import Batch, Mean, Part, Setting
 from vitdiff_jax.interop.images import from_uint8
 from vitdiff_jax.models.classifier import Classifier, cross_entropy
 
-BATCH, EPOCHS, LEAST_STEPS, LEARNING_RATE = 128, 4, 500, 2e-3
+BATCH, EPOCHS, MIN_STEPS, LEARNING_RATE = 128, 4, 500, 2e-3
 
 
 class Extractor:
-    """Gives "features" [N, 128], and "right" [N]: whether an image is read as asked for."""
+    """Gives "features" [N, 128] and "correct" [N]: whether an image is classified as its class."""
 
     def __init__(self, setting: Setting):
         dataset = setting.dataset
@@ -36,36 +36,36 @@ class Extractor:
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
         if "label" not in batch.cond:
-            raise ValueError("classifier needs to know what the images were drawn for")
+            raise ValueError("classifier needs the class labels of the images")
         logits, features = self.apply(self.params, from_uint8(batch.images))
         return {
             "features": np.asarray(features),
-            "right": np.asarray(logits).argmax(1) == batch.cond["label"],
+            "correct": np.asarray(logits).argmax(1) == batch.cond["label"],
         }
 
 
 class Metric:
-    """Fréchet distance ("value") and class accuracy, beside that of the reference."""
+    """Fréchet distance ("value"), class accuracy, and class accuracy of the reference."""
 
     name = "fd/classifier"
     compares, higher_is_better = True, False
 
     def __init__(self, setting: Setting):
         extractor = setting.shared(Extractor)
-        self.parts = (Part(extractor, "features", Moments), Part(extractor, "right", Mean))
+        self.parts = (Part(extractor, "features", Moments), Part(extractor, "correct", Mean))
 
     def result(self, samples, reference) -> dict[str, float]:
-        (features, right), (real_features, real_right) = samples, reference
+        (features, correct), (real_features, real_correct) = samples, reference
         return {
             "value": frechet_distance(features.gaussian(), real_features.gaussian()),
-            "accuracy": right.mean,
-            "reference_accuracy": real_right.mean,
+            "accuracy": correct.mean,
+            "reference_accuracy": real_correct.mean,
         }
 
 
 def _train(model: Classifier, dataset: Dataset):
-    """Parameters after four epochs, at least 500 steps, of Adam with a cosine schedule."""
-    steps = max(LEAST_STEPS, EPOCHS * len(dataset.train) // BATCH)
+    """Parameters after four epochs, but at least 500 steps, of AdamW with cosine decay."""
+    steps = max(MIN_STEPS, EPOCHS * len(dataset.train) // BATCH)
     optimizer = optax.adamw(optax.cosine_decay_schedule(LEARNING_RATE, steps), weight_decay=1e-2)
     params = model.init(jax.random.key(0), jnp.zeros((1, *dataset.shape)))
     state = optimizer.init(params)

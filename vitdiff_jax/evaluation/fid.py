@@ -1,12 +1,12 @@
-"""Fréchet Inception Distance (arXiv:1706.08500): `frechet` of Inception's last pool."""
+"""Fréchet Inception Distance (arXiv:1706.08500): `frechet` of Inception's final pooling layer."""
 
 from vitdiff_jax.evaluation import networks
 from vitdiff_jax.evaluation.frechet import FrechetMetric, Moments
-from vitdiff_jax.evaluation.measuring import Part, Setting
+from vitdiff_jax.evaluation.metric import Part, Setting
 
 
 class Metric(FrechetMetric):
-    """FID of the samples to the reference."""
+    """FID between samples and reference."""
 
     name = f"fid/{networks.INCEPTION}"
 

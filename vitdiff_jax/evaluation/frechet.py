@@ -1,9 +1,9 @@
-"""The Fréchet distance between Gaussians fitted to vectors, which FID is of Inception's features.
+"""The Fréchet distance between Gaussians fitted to features; FID for those of Inception.
 
     |m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^(1/2))
 
-Means and covariances (ddof 1) are float64. The root's trace comes from the eigenvalues of
-C1^(1/2) C2 C1^(1/2), which is symmetric: no imaginary parts.
+Means and covariances (ddof 1) are float64. The trace of the root is computed from the eigenvalues
+of the symmetric C1^(1/2) C2 C1^(1/2), which avoids imaginary parts.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ Gaussian = tuple[np.ndarray, np.ndarray]
 
 
 class Moments:
-    """Mean and covariance of vectors, accumulated in float64 without keeping the vectors."""
+    """Mean and covariance of vectors, accumulated in float64 without storing the vectors."""
 
     def __init__(self, count: int = 0):
         self.count, self.sum, self.outer = 0, np.zeros(0), np.zeros((0, 0))
@@ -40,7 +40,7 @@ class Moments:
 
 
 class FrechetMetric:
-    """The distance of the samples to the reference; a metric of one part that adds up `Moments`."""
+    """Base of metrics that are the Fréchet distance of one part that accumulates `Moments`."""
 
     compares, higher_is_better = True, False
 
@@ -53,8 +53,8 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     (mean1, cov1), (mean2, cov2) = first, second
     if mean1.shape != mean2.shape:
         raise ValueError(
-            f"the samples have {len(mean1)} numbers an image and the reference {len(mean2)}:"
-            " they are not of one size or network"
+            f"the samples have {len(mean1)} features per image, the reference {len(mean2)}:"
+            " they differ in image size or network"
         )
     values, vectors = np.linalg.eigh(cov1)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T

@@ -1,29 +1,29 @@
 """Inception Score (arXiv:1606.03498): exp of the mean KL(p(class | image) || p(class)).
 
-From Inception's logits without bias. In ten parts of a random order (seed 2020, torch-fidelity's),
-and in parts of 5000 in the order of drawing (ADM's). The sums are float64 and no logits are kept:
-to which part an image belongs follows from its place.
+From Inception's logits without bias, over ten splits in a random order (seed 2020, as in
+torch-fidelity) and over splits of 5000 in sampling order (as in ADM). Sums are accumulated in
+float64 without storing the logits: the split of an image follows from its position.
 """
 
 import numpy as np
 
 from vitdiff_jax.evaluation import networks
-from vitdiff_jax.evaluation.measuring import Part, Setting
+from vitdiff_jax.evaluation.metric import Part, Setting
 
-PARTS, ADM_PART, SEED = 10, 5000, 2020
+SPLITS, ADM_SPLIT, SEED = 10, 5000, 2020
 
 
 class Scores:
-    """The sums of p and of p log p over the images of each part."""
+    """The sums of p and of p log p over the images of each split."""
 
     def __init__(self, count: int):
-        place = np.empty(count, np.int64)  # of each image in the random order
-        place[np.random.RandomState(SEED).permutation(count)] = np.arange(count)
-        ends = np.arange(1, PARTS + 1) * count // PARTS
-        of_ten = np.searchsorted(ends, place, side="right")
-        of_adm = PARTS + np.arange(count) // ADM_PART
+        position = np.empty(count, np.int64)  # of each image in the random order
+        position[np.random.RandomState(SEED).permutation(count)] = np.arange(count)
+        ends = np.arange(1, SPLITS + 1) * count // SPLITS
+        of_ten = np.searchsorted(ends, position, side="right")
+        of_adm = SPLITS + np.arange(count) // ADM_SPLIT
         self.which = np.stack([of_ten, of_adm])  # [2, count]
-        self.counts = np.bincount(self.which.ravel(), minlength=PARTS)
+        self.counts = np.bincount(self.which.ravel(), minlength=SPLITS)
         self.seen = 0
         self.p, self.p_log_p = np.zeros((0, 0)), np.zeros(len(self.counts))
 
@@ -47,7 +47,7 @@ class Scores:
         self.p, self.p_log_p, self.seen = arrays["p"], arrays["p_log_p"], int(arrays["seen"])
 
     def scores(self) -> np.ndarray:
-        """The score of each part: the ten, then ADM's. NaN where a part has no image."""
+        """The score of each split: the ten, then ADM's. NaN for an empty split."""
         with np.errstate(divide="ignore", invalid="ignore"):
             mean = self.p / self.counts[:, None]
             plogp = np.where(mean > 0, mean * np.log(mean), 0).sum(1)
@@ -55,7 +55,7 @@ class Scores:
 
 
 class Metric:
-    """Both scores of the samples; they need no reference."""
+    """Both Inception Scores of the samples; no reference is needed."""
 
     name = "is/inception-2015-10x"
     compares, higher_is_better = False, True
@@ -65,9 +65,9 @@ class Metric:
 
     def result(self, samples, reference) -> dict[str, float]:
         scores = samples[0].scores()
-        ten = scores[:PARTS]
+        ten = scores[:SPLITS]
         return {
             "value": float(ten.mean()),
             "std": float(ten.std()),
-            "adm_splits_of_5000": float(scores[PARTS:].mean()),
+            "adm_splits_of_5000": float(scores[SPLITS:].mean()),
         }

@@ -1,24 +1,26 @@
-"""Kernel Inception Distance (arXiv:1801.01401): the squared MMD of Inception's last pool.
+"""Kernel Inception Distance (arXiv:1801.01401): squared MMD of Inception's final pooling layer.
 
-Kernel (x . y / D + 1)^3, unbiased, the mean of 100 random subsets of 1000 (seed 2020), as
-torch-fidelity draws them. May be slightly below zero.
+Kernel (x . y / D + 1)^3, unbiased, the mean over 100 random subsets of 1000 (seed 2020), as in
+torch-fidelity. May be slightly negative.
 """
 
 import numpy as np
 
 from vitdiff_jax.evaluation import networks
-from vitdiff_jax.evaluation.measuring import Part, Setting, Vectors
+from vitdiff_jax.evaluation.metric import Part, Setting, Vectors
 
 SUBSETS, SUBSET, SEED = 100, 1000, 2020
 
 
 def kernel_distance(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """(mean, standard deviation) over the subsets, of vectors [N, D] and [M, D].
+    """(mean, standard deviation) over subsets of features [N, D] and [M, D].
 
-    Subsets are smaller where there are fewer than 1000 vectors.
+    Subsets are smaller where there are fewer than 1000 images.
     """
     if first.shape[1] != second.shape[1]:
-        raise ValueError(f"vectors of {first.shape[1]} and {second.shape[1]} numbers: two networks")
+        raise ValueError(
+            f"{first.shape[1]} and {second.shape[1]} features per image: different networks"
+        )
     size = min(SUBSET, len(first), len(second))
     random = np.random.RandomState(SEED)
     if size < 2:
@@ -38,7 +40,7 @@ def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class Metric:
-    """KID of the samples to the reference."""
+    """KID between samples and reference."""
 
     name = f"kid/{networks.INCEPTION}"
     compares, higher_is_better = True, False

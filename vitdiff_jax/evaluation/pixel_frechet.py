@@ -1,9 +1,9 @@
-"""Fréchet distance in pixels: FID's formula without a network, see `frechet`. For tiny images."""
+"""Fréchet distance of raw pixels: FID's formula without a network, for tiny images."""
 
 import numpy as np
 
 from vitdiff_jax.evaluation.frechet import FrechetMetric, Moments
-from vitdiff_jax.evaluation.measuring import Batch, Part, Setting
+from vitdiff_jax.evaluation.metric import Batch, Part, Setting
 
 
 class Extractor:
@@ -16,7 +16,7 @@ class Extractor:
 
 
 class Metric(FrechetMetric):
-    """Distance of the samples to the reference."""
+    """The distance between samples and reference."""
 
     name = "fd/pixels"
 

@@ -1,20 +1,21 @@
-"""Improved precision and recall (arXiv:1904.06991) of Inception's last pool, k = 3 as in ADM.
+"""Improved precision and recall (arXiv:1904.06991) of Inception features, k = 3 as in ADM.
 
-Precision: the share of samples inside the reference, the union of balls around its vectors that
-reach to the third neighbour. Recall: the share of the reference inside that of the samples.
+Precision is the fraction of samples in the manifold of the reference, the union of balls around its
+features with the distance to their third nearest neighbours as radii. Recall is the fraction of the
+reference in the manifold of the samples.
 """
 
 import numpy as np
 
 from vitdiff_jax.evaluation import networks
-from vitdiff_jax.evaluation.measuring import Part, Setting, Vectors
+from vitdiff_jax.evaluation.metric import Part, Setting, Vectors
 
 NEIGHBOUR = 3
-ROWS, COLUMNS = 250, 5000  # so that 50,000 vectors on both sides take 0.3 GB beside themselves
+ROWS, COLUMNS = 250, 5000  # 50,000 features on both sides take 0.3 GB of temporary memory
 
 
 def squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """float64 [N, M] of vectors [N, D] and [M, D]."""
+    """Squared distances float64 [N, M] between vectors [N, D] and [M, D]."""
     first = first.astype(np.float64)
     found = np.empty((len(first), len(second)))
     for i in range(0, len(second), COLUMNS):
@@ -25,22 +26,22 @@ def squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def radii(vectors: np.ndarray) -> np.ndarray:
-    """The squared distance [N] of each vector to its third neighbour."""
+    """The squared distance [N] of each vector to its third nearest neighbour."""
     found = []
-    for rows in _pieces(vectors):
+    for rows in _chunks(vectors):
         distances = squared_distances(rows, vectors)
         distances.partition(NEIGHBOUR, axis=1)  # the nearest is the vector itself
         found.append(distances[:, NEIGHBOUR].copy())
     return np.concatenate(found)
 
 
-def share_inside(vectors: np.ndarray, others: np.ndarray, reach: np.ndarray) -> float:
-    """How many of the vectors lie in a ball around one of the others."""
-    inside = [(squared_distances(rows, others) <= reach).any(1).sum() for rows in _pieces(vectors)]
+def fraction_inside(vectors: np.ndarray, others: np.ndarray, radii: np.ndarray) -> float:
+    """The fraction of vectors in a ball around any of the others; radii: squared, [M]."""
+    inside = [(squared_distances(rows, others) <= radii).any(1).sum() for rows in _chunks(vectors)]
     return float(sum(inside) / len(vectors))
 
 
-def _pieces(vectors: np.ndarray):
+def _chunks(vectors: np.ndarray):
     return (vectors[i : i + ROWS] for i in range(0, len(vectors), ROWS))
 
 
@@ -56,10 +57,12 @@ class Metric:
     def result(self, samples, reference) -> dict[str, float]:
         own, real = samples[0].vectors, reference[0].vectors
         if own.shape[1] != real.shape[1]:
-            raise ValueError(f"vectors of {own.shape[1]} and {real.shape[1]} numbers: two networks")
+            raise ValueError(
+                f"{own.shape[1]} and {real.shape[1]} features per image: different networks"
+            )
         if min(len(own), len(real)) <= NEIGHBOUR:
             raise ValueError(f"{self.name} needs more than {NEIGHBOUR} images")
         return {
-            "value": share_inside(own, real, radii(real)),
-            "recall": share_inside(real, own, radii(own)),
+            "value": fraction_inside(own, real, radii(real)),
+            "recall": fraction_inside(real, own, radii(own)),
         }

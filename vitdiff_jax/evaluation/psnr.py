@@ -1,25 +1,20 @@
-"""Peak signal-to-noise ratio of pairs: 10 log10(255^2 / mean squared error), over all channels."""
+"""Peak signal-to-noise ratio of pairs: 10 log10(255^2 / MSE), the MSE over all channels."""
 
 import numpy as np
 
-from vitdiff_jax.evaluation.measuring import Mean, OfPairs, Part, Setting
+from vitdiff_jax.evaluation.metric import PairMetric
 
 
 def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Decibels [N] of uint8 [N, H, W, C] and the true ones; infinite where they are equal."""
+    """PSNR in decibels [N] of images and ground truth uint8 [N, H, W, C]; infinite if equal."""
     squares = (images.astype(np.float64) - truth.astype(np.float64)) ** 2
     with np.errstate(divide="ignore"):
         return 10 * np.log10(255**2 / squares.mean((1, 2, 3)))
 
 
-class Metric:
-    """The mean over images, as papers have it."""
+class Metric(PairMetric):
+    """The mean over images, as in the literature."""
 
     name = "psnr/uint8"
-    compares, higher_is_better = False, True
-
-    def __init__(self, setting: Setting):
-        self.parts = (Part(setting.shared(lambda _: OfPairs("psnr", psnr), "psnr"), "psnr", Mean),)
-
-    def result(self, samples, reference) -> dict[str, float]:
-        return {"value": samples[0].mean, "standard_error": samples[0].error}
+    higher_is_better = True
+    values = staticmethod(psnr)

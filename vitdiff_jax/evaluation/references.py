@@ -1,9 +1,10 @@
-"""Reference statistics in files, in the layout of ADM's: `mu`, `sigma`, `mu_s`, `sigma_s`.
+"""Files of reference statistics in ADM's layout: `mu`, `sigma`, `mu_s`, `sigma_s`.
 
-The first two are the mean and covariance of a network's pool, the others those of the map for sFID;
-`features`, float32 [K, D], are for precision, recall and KID, and `about` says in JSON what was
-measured, and how. Files of ADM, JiT and torch-fidelity have no `about`: they are of Inception.
-Where there are images instead (`arr_0`, as in ADM's files) they are measured.
+The first two are the mean and covariance of a network's pooled features, the others those of the
+spatial features for sFID; `features`, float32 [K, D], are for precision, recall and KID, and
+`about` describes the data and network in JSON. Files of ADM, JiT and torch-fidelity have no
+`about`; their network is Inception. Metrics without statistics in the file are computed from its
+images where it has them (`arr_0`, as in ADM's files).
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from etils import epath
 from vitdiff_jax.data.pipeline import DataError
 from vitdiff_jax.evaluation import networks
 from vitdiff_jax.evaluation.frechet import Gaussian, Moments
-from vitdiff_jax.evaluation.measuring import (
+from vitdiff_jax.evaluation.metric import (
     Accumulator,
     Measure,
     Measured,
@@ -34,7 +35,7 @@ GAUSSIANS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """A Gaussian that was fitted elsewhere; stands for `Moments`."""
+    """A Gaussian from a file, in place of `Moments`."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -45,13 +46,13 @@ class Fitted:
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """Vectors that were kept elsewhere; stands for `Vectors`."""
+    """Feature vectors from a file, in place of `Vectors`."""
 
     vectors: np.ndarray
 
 
 def parts_of(network: networks.Network) -> list[Part]:
-    """What a file holds of a network."""
+    """The parts that a file contains for a network."""
     parts = [Part(network, "pool", Moments), Part(network, "pool", Vectors)]
     if network.name == networks.INCEPTION:
         parts.append(Part(network, "spatial", Moments))
@@ -61,7 +62,7 @@ def parts_of(network: networks.Network) -> list[Part]:
 def write(
     path: epath.Path, network: networks.Network, measured: Measured, about: Mapping[str, Any]
 ) -> None:
-    """Write what was measured of `parts_of(network)`."""
+    """Write the statistics of `parts_of(network)`."""
     arrays = {"about": np.array(json.dumps({**about, "network": network.name}))}
     for part in parts_of(network):
         found = measured.found[part]
@@ -73,7 +74,7 @@ def write(
 
 
 class References:
-    """What a file of reference statistics holds. Raises DataError if it is none."""
+    """The contents of a file of reference statistics. Raises DataError for other files."""
 
     def __init__(self, path: pathlib.Path):
         self.path, arrays = path, _read(path)
@@ -85,19 +86,20 @@ class References:
                 mean, covariance = self._numbers(arrays, mu, 1), self._numbers(arrays, sigma, 2)
                 if covariance.shape != (len(mean), len(mean)):
                     raise DataError(
-                        f"{path}: {mu} has the shape {mean.shape}, {sigma} {covariance.shape}; they"
-                        " do not belong together"
+                        f"{path}: {mu} has shape {mean.shape}, but {sigma} {covariance.shape}"
                     )
                 self.found[output, Moments] = Fitted(mean, covariance)
         if "features" in arrays:
             features = self._numbers(arrays, "features", 2)
             known = self.found.setdefault(("pool", Moments), Moments().update(features))
             if len(known.gaussian()[0]) != features.shape[1]:
-                raise DataError(f"{path}: features of {features.shape[1]} numbers are not mu's")
+                raise DataError(
+                    f"{path}: features have {features.shape[1]} columns, which does not match mu"
+                )
             self.found["pool", Vectors] = Kept(features.astype(np.float32))
         self.network = self.about.get("network", networks.INCEPTION if self.found else None)
         if not self.found and not self.has_images:
-            raise DataError(f"{path}: holds neither mu and sigma nor features nor images arr_0")
+            raise DataError(f"{path}: has none of mu and sigma, features, or images arr_0")
 
     def _about(self, text: Any) -> dict[str, Any]:
         try:
@@ -105,42 +107,42 @@ class References:
         except ValueError:
             about = None
         if not isinstance(about, dict):
-            raise DataError(f"{self.path}: what it says about itself is damaged")
+            raise DataError(f"{self.path}: the entry about is damaged")
         return about
 
     def _numbers(self, arrays: Mapping[str, Any], name: str, axes: int) -> np.ndarray:
-        """An array as float64, if it is one of finite numbers with so many axes."""
+        """An array as float64. Raises DataError unless it is finite and has so many axes."""
         try:
             array = np.asarray(arrays[name], np.float64)
         except (ValueError, TypeError) as error:
-            raise DataError(f"{self.path}: {name} holds no numbers") from error
+            raise DataError(f"{self.path}: {name} is not numeric") from error
         if array.ndim != axes or not array.size or len(array) < 2:
-            raise DataError(f"{self.path}: {name} has the impossible shape {array.shape}")
+            raise DataError(f"{self.path}: {name} has invalid shape {array.shape}")
         if not np.isfinite(array).all():
             raise DataError(f"{self.path}: {name} is not finite")
         return array
 
     def lacks(self, metric: Measure) -> list[Part]:
-        """The metric's parts that are not in the file; DataError if it cannot have them."""
+        """The metric's parts missing in the file. Raises DataError if it cannot provide them."""
         if self.has_images and any(part.extractor.name != self.network for part in metric.parts):
             return list(metric.parts)
         for part in metric.parts:
             if part.extractor.name != self.network:
                 raise DataError(
-                    f"{self.path}: is of {self.network}, but {metric.name} needs"
-                    f" {part.extractor.name}; make it with --mode=statistics"
+                    f"{self.path}: has statistics of {self.network}, but {metric.name} needs"
+                    f" {part.extractor.name}; compute them with --mode=statistics"
                 )
         return [part for part in metric.parts if (part.output, part.kind) not in self.found]
 
     def of(self, part: Part) -> Accumulator:
-        """What stands for the accumulator of a part that it does not lack."""
+        """The statistics of a part that the file contains, in place of its accumulator."""
         return self.found[part.output, part.kind]
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    """The arrays of an .npz, .pt or .pth file, images left out, by ADM's names."""
+    """The arrays of an .npz, .pt or .pth file by ADM's names, without the images."""
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file of reference statistics")
+        raise DataError(f"{path}: no such file of reference statistics")
     try:
         if path.suffix == ".npz":
             return read_npz(path, without="arr_0")

@@ -2,23 +2,23 @@
 
     (2 m1 m2 + c1) (2 s12 + c2) / ((m1^2 + m2^2 + c1) (s1^2 + s2^2 + c2))
 
-with c1 = (0.01 * 255)^2, c2 = (0.03 * 255)^2, population variances, the mean over the places that
-the whole window fits, and over channels.
+with c1 = (0.01 * 255)^2, c2 = (0.03 * 255)^2 and population variances, averaged over channels and
+over the positions where the whole window fits.
 """
 
 import numpy as np
 
-from vitdiff_jax.evaluation.measuring import Mean, OfPairs, Part, Setting
+from vitdiff_jax.evaluation.metric import PairMetric
 
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """[N], at most 1, of uint8 [N, H, W, C] and the true ones. ValueError below 11 pixels."""
+    """SSIM [N] of images and ground truth uint8 [N, H, W, C], of at least 11 pixels."""
     if min(images.shape[1:3]) < WINDOW:
         raise ValueError(
-            f"ssim: images of {images.shape[1]}x{images.shape[2]} are smaller than its window of"
+            f"ssim: images of {images.shape[1]}x{images.shape[2]} are smaller than the window of"
             f" {WINDOW} pixels"
         )
     a, b = images.astype(np.float64), truth.astype(np.float64)
@@ -31,7 +31,7 @@ def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def _blur(x: np.ndarray) -> np.ndarray:
-    """[N, H - 10, W - 10, C]: the Gaussian mean around each place that has room for it."""
+    """The Gaussian mean around each position where the window fits: [N, H - 10, W - 10, C]."""
     weights = np.exp(-((np.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * SIGMA**2))
     weights /= weights.sum()
     for axis in (1, 2):
@@ -40,14 +40,9 @@ def _blur(x: np.ndarray) -> np.ndarray:
     return x
 
 
-class Metric:
+class Metric(PairMetric):
     """The mean over images."""
 
     name = "ssim/gaussian-11"
-    compares, higher_is_better = False, True
-
-    def __init__(self, setting: Setting):
-        self.parts = (Part(setting.shared(lambda _: OfPairs("ssim", ssim), "ssim"), "ssim", Mean),)
-
-    def result(self, samples, reference) -> dict[str, float]:
-        return {"value": samples[0].mean, "standard_error": samples[0].error}
+    higher_is_better = True
+    values = staticmethod(ssim)

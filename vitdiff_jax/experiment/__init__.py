@@ -1,1 +1,1 @@
-"""A checked config, and what it describes: process, network, data, EMAs."""
+"""The validated config, and the objects it describes: process, network, data, EMAs."""

@@ -1,8 +1,8 @@
-"""Latents and pictures: the autoencoder between what a network sees and what a person sees.
+"""The autoencoder of latent diffusion (arXiv:2112.10752): encoding images, decoding latents.
 
-One number of a latent's side stands for config.latent.factor pixels of the picture's; a factor of 1
-is a model of pixels, which needs nothing of this. The autoencoder is read from its published file
-(`interop/families/autoencoder.py`), whichever model uses it.
+config.latent.factor is the autoencoder's downsampling factor; with a factor of 1, pixel space,
+nothing here is used. The autoencoder is read from its published weights file
+(`interop/families/autoencoder.py`).
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ SPLITS = ("train", "heldout")
 
 
 class Codec:
-    """An autoencoder with its weights. name: which weights, to compare."""
+    """An autoencoder and its parameters. name: a fingerprint of the weights."""
 
     def __init__(self, model: Autoencoder, params: Any, name: str):
         self.model, self.params, self.name = model, params, name
@@ -38,14 +38,14 @@ class Codec:
             found: Any = model.apply({"params": params}, x, method=Autoencoder.encode)
             return jnp.concatenate(found, -1)
 
-        def pictures(params, z):
-            def one(z):  # after the other: a picture of 256 px takes 0.6 GB of activations
+        def images(params, z):
+            def one(z):  # sequentially: a 256 px image takes 0.6 GB of activations
                 x: Any = model.apply({"params": params}, z[None], method=Autoencoder.decode)
                 return to_uint8(x[0])
 
             return jax.lax.map(one, z)
 
-        self._encode, self._decode = jax.jit(moments), jax.jit(pictures)
+        self._encode, self._decode = jax.jit(moments), jax.jit(images)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Means and log-variances [N, h, w, 2C] of the latents of uint8 images [N, H, W, 3]."""
@@ -58,8 +58,11 @@ class Codec:
 
 
 def load(path: str, factor: int) -> Codec:
-    """The autoencoder in diffusers' file; WeightsError where it is none, or has another factor."""
-    file = paths.local(path).expanduser()
+    """Load the autoencoder from diffusers' weights file.
+
+    Raises WeightsError if it is not one, or has another downsampling factor.
+    """
+    file = paths.local_copy(path).expanduser()
     if not file.is_file():
         raise WeightsError(f"config.latent.autoencoder: there is no file {file}")
     try:
@@ -69,7 +72,7 @@ def load(path: str, factor: int) -> Codec:
     model = Autoencoder(**found.config["autoencoder"])
     if model.factor != factor:
         raise WeightsError(
-            f"config.latent.autoencoder: {file} makes latents smaller by {model.factor}, not by"
+            f"config.latent.autoencoder: {file} has a downsampling factor of {model.factor}, not"
             f" config.latent.factor={factor}"
         )
     with file.open("rb") as opened:
@@ -77,63 +80,63 @@ def load(path: str, factor: int) -> Codec:
     return Codec(model, jax.device_put(params), f"SHA-256 {digest[:16]}")
 
 
-def shape_of(pictures: Dataset, config: Any) -> tuple[int, int]:
-    """Height and width of the latents of a config's images; ValueError if they have none."""
+def shape_of(dataset: Dataset, config: Any) -> tuple[int, int]:
+    """Height and width of the latents of a config's images; ValueError if factor does not apply."""
     factor = config.latent.factor
-    height, width, channels = pictures.shape
+    height, width, channels = dataset.shape
     if factor < 1 or height % factor or width % factor or channels != 3:
         raise ValueError(f"factor: {factor} does not fit images of {height}x{width}x{channels}")
-    if not all(isinstance(getattr(pictures, split), Images) for split in SPLITS):
-        raise ValueError("factor: latents are of photographs in files, as of imagenet or folder")
+    if not all(isinstance(getattr(dataset, split), Images) for split in SPLITS):
+        raise ValueError("factor: latents need a dataset of image files, as imagenet or folder")
     if config.data.get("random_area"):
         raise ValueError(
-            "factor: latents are of one crop of each picture; use config.data.random_area=0"
+            "factor: latents are made from one fixed crop per image; use config.data.random_area=0"
         )
     return height // factor, width // factor
 
 
-def latents_of(pictures: Dataset, config: Any) -> Dataset:
-    """The prepared latents of a config's images, in their place.
+def latents_of(dataset: Dataset, config: Any) -> Dataset:
+    """The dataset of a config's prepared latents.
 
-    ValueError starts with the key of config.latent that is wrong.
+    Raises a ValueError that starts with the offending key of config.latent.
     """
-    size, latent = shape_of(pictures, config), config.latent
+    size, latent = shape_of(dataset, config), config.latent
     folder = _folder(latent)
     name = load(latent.autoencoder, latent.factor).name if latent.autoencoder else None
     found = [
-        Latents(folder / split, getattr(pictures, split), pictures.crop, name) for split in SPLITS
+        Latents(folder / split, getattr(dataset, split), dataset.crop, name) for split in SPLITS
     ]
     shape = tuple(found[0].shape[1:])  # (h, w, 2C)
     if shape[:2] != size:
         raise DataError(
-            f"{folder}: latents of {shape[0]}x{shape[1]}, but the images need {size[0]}x{size[1]};"
+            f"{folder}: {shape[0]}x{shape[1]} latents, but the images give {size[0]}x{size[1]};"
             " use another config.latent.path"
         )
     return dataclasses.replace(
-        pictures, train=found[0], heldout=found[1], shape=(*size, shape[2] // 2),
-        origin=f"latents in {folder} of {pictures.origin}",
+        dataset, train=found[0], heldout=found[1], shape=(*size, shape[2] // 2),
+        origin=f"latents in {folder} of {dataset.origin}",
     )  # fmt: skip
 
 
-def prepare(pictures: Dataset, config: Any, say: Say, process: int = 0, processes: int = 1) -> None:
-    """Write what `latents_of` reads, this process's part; what is there already stays."""
-    shape_of(pictures, config)
+def prepare(dataset: Dataset, config: Any, say: Say, process: int = 0, processes: int = 1) -> None:
+    """Write the latents that `latents_of` reads: this process's shard; existing ones are kept."""
+    shape_of(dataset, config)
     latent, folder = config.latent, _folder(config.latent)
     if not latent.autoencoder:
         raise ValueError(
-            "autoencoder: needed to make latents: the file of diffusers' AutoencoderKL, such as"
-            " sd-vae-ft-ema's diffusion_pytorch_model.safetensors"
+            "autoencoder: required to encode images: the weights of diffusers' AutoencoderKL, such"
+            " as sd-vae-ft-ema's diffusion_pytorch_model.safetensors"
         )
     codec = load(latent.autoencoder, latent.factor)
     for split in SPLITS:
-        images = getattr(pictures, split)
+        images = getattr(dataset, split)
         write(
-            folder / split, images, pictures.crop, codec.encode, codec.name, say,
+            folder / split, images, dataset.crop, codec.encode, codec.name, say,
             process, processes,
         )  # fmt: skip
 
 
 def _folder(config: Any) -> pathlib.Path:
     if not config.path:
-        raise ValueError("path: needed: the folder for the latents that --mode=prepare writes")
-    return paths.mounted(config.path, "path")
+        raise ValueError("path: required: the folder of the latents that --mode=prepare writes")
+    return paths.require_local(config.path, "path")

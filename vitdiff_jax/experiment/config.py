@@ -1,9 +1,9 @@
-"""Configs: plain data, completed with defaults, overridden from the command line, checked.
+"""Configs: plain data, completed with defaults, overridden on the command line, validated.
 
-`defaults.py` has every key there is, with what it does. A dict with a "name" is a component: it
-names a module of a folder (or a function or class of a file) of this package, whose keyword
-defaults are the other keys. A dotted name reaches code outside the package; it is honoured in a
-config that the user runs, never in a config.json, since reading a model must not run code.
+`defaults.py` documents every key. A dict with a "name" is a component: the name is that of a module
+in one of the package's folders (or of a function or class in one of its modules), and the other
+keys are its keyword arguments. A dotted name refers to code outside the package; it is accepted in
+a config that the user runs, never in a config.json, since loading a model must not run code.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ from etils import epath
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from vitdiff_jax.diffusion.process import Process
-from vitdiff_jax.experiment.defaults import FREE, defaults
-from vitdiff_jax.operators import spelling
+from vitdiff_jax.experiment.defaults import CHANGEABLE, defaults
+from vitdiff_jax.operators import parsing
 from vitdiff_jax.runtime import paths
 
-COMPONENTS = {  # where the config's components live, and what a folder's modules call theirs
+COMPONENTS = {  # config key -> (package or module, entry point of each module of a package)
     "data": ("vitdiff_jax.data", "dataset"),
     "model": ("vitdiff_jax.models", "Model"),
     "diffusion.schedule": ("vitdiff_jax.diffusion.schedules", None),
@@ -41,15 +41,15 @@ METRIC_LISTS = ("evaluate.metrics", "restore.metrics")
 SPELLED_LISTS = ("restore.tasks", "restore.methods", "degradation.operators")
 PACKAGE = pathlib.Path(__file__).parents[1]
 SHIPPED = (PACKAGE, PACKAGE.parent)
-"""Where the folder `configs` of this package is: in a wheel inside it, in a checkout beside it."""
+"""Where the shipped `configs` folder is: inside the package (wheel) or beside it (checkout)."""
 
 
 class ConfigError(ValueError):
-    """A config that cannot run; the message is one line that names the key."""
+    """An invalid config; the message is one line that names the key."""
 
 
 def options(entry: Callable) -> dict[str, Any]:
-    """The config keys of a component: its keyword defaults, typed where a default is None."""
+    """The config keys of a component: its keyword arguments and defaults; None becomes typed."""
     found = {}
     hints = typing.get_type_hints(entry if inspect.isfunction(entry) else entry.__init__)
     for name, parameter in inspect.signature(entry).parameters.items():
@@ -64,10 +64,10 @@ def options(entry: Callable) -> dict[str, Any]:
 
 
 def find(place: tuple[str, str | None], key: str, name: str) -> Callable:
-    """The component that `name` stands for, for the config key `key`."""
+    """The component called `name`; `key` is the config key for error messages."""
     home, entry = place
     if not isinstance(name, str):
-        raise ConfigError(f"{key}: {name!r} is not a text")
+        raise ConfigError(f"{key}: {name!r} is not a string")
     if "." in name:
         module, attribute = (name, entry) if entry else name.rsplit(".", 1)
         try:
@@ -76,13 +76,13 @@ def find(place: tuple[str, str | None], key: str, name: str) -> Callable:
             raise ConfigError(f"{key}: cannot use {name!r}: {error}") from error
     known = available(place)
     if name not in known:
-        raise ConfigError(f"{key}: there is no {name!r} here, only {', '.join(known)}")
+        raise ConfigError(f"{key}: unknown name {name!r}; available: {', '.join(known)}")
     module = importlib.import_module(f"{home}.{name}" if entry else home)
     return getattr(module, entry or name)
 
 
 def available(place: tuple[str, str | None]) -> list[str]:
-    """The names of this package's components of one kind."""
+    """The names of the package's components of one kind."""
     home, entry = place
     package = importlib.import_module(home)
     if entry:
@@ -100,10 +100,10 @@ def component(config: ConfigDict, key: str) -> tuple[Callable, dict[str, Any]]:
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Read a config file ("file.py" or "file.py:variant"), complete it, apply the overrides.
+    """Read a config file ("file.py" or "file.py:variant"), fill in defaults, apply overrides.
 
-    path: where there is no such file, the one that comes with the package: "configs/digits.py".
-    overrides: command line arguments, "--config.train.steps=200" or in two parts.
+    path: if there is no such file, the one shipped with the package is used: "configs/digits.py".
+    overrides: command-line arguments, "--config.train.steps=200" as one string or two.
     """
     name, _, variant = path.partition(":")
     places = [home / name for home in (pathlib.Path(), *SHIPPED)]
@@ -112,16 +112,16 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise ConfigError(f"--config: there is no file {name}")
     get_config = runpy.run_path(file).get("get_config")
     if get_config is None:
-        raise ConfigError(f"--config: {file} has no function get_config()")
+        raise ConfigError(f"--config: {file} defines no get_config()")
     try:
         given = get_config(variant) if variant else get_config()
     except (TypeError, ValueError, KeyError) as error:
-        raise ConfigError(f"--config: get_config of {path} failed: {error}") from error
+        raise ConfigError(f"--config: get_config() of {path} failed: {error}") from error
     return complete(given, overrides)
 
 
 def complete(given: ConfigDict | dict[str, Any], overrides: Sequence[str] = ()) -> ConfigDict:
-    """All of `defaults`, with the given values and then the overrides on top, types checked."""
+    """`defaults`, updated with the given values and then the overrides; types are checked."""
     given = given.to_dict() if isinstance(given, ConfigDict) else given
     values = dict(_leaves(given))
     tree = defaults()
@@ -131,7 +131,7 @@ def complete(given: ConfigDict | dict[str, Any], overrides: Sequence[str] = ()) 
         given_name = values.get(f"{key}.name") or _get(tree, key)["name"]
         name = named or given_name
         known = options(find(place, f"config.{key}.name", name))
-        if name != given_name:  # options of another component
+        if name != given_name:  # the options given belong to another component
             values = {k: v for k, v in values.items() if not k.startswith(f"{key}.")}
         values[f"{key}.name"] = name
         _get(tree, key).update(known, name=name)
@@ -139,7 +139,7 @@ def complete(given: ConfigDict | dict[str, Any], overrides: Sequence[str] = ()) 
     keys = [key for key, _ in _leaves(config)]
     for key, value in values.items():
         if any(known.startswith(f"{key}.") for known in keys):
-            raise ConfigError(f"config.{key}: {value!r} is not a section of keys")
+            raise ConfigError(f"config.{key}: {value!r} is not a section")
         if key not in keys:
             raise ConfigError(f"config.{key}: no such key{_nearest(key, keys)}")
         _set(config, key, value)
@@ -147,7 +147,7 @@ def complete(given: ConfigDict | dict[str, Any], overrides: Sequence[str] = ()) 
 
 
 def _apply(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """Parse command line overrides into a completed config."""
+    """Apply command-line overrides to a completed config."""
     keys = [f"config.{key}" for key, _ in _leaves(config)]
     for flag in (argument[2:].partition("=")[0] for argument in overrides if argument[:2] == "--"):
         if flag not in keys:
@@ -162,7 +162,7 @@ def _apply(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         text = " ".join(str(error).split()).removeprefix("flag --")
         raise ConfigError(text) from error
     if rest:
-        raise ConfigError(f"{rest[0]}: not understood; values are given as --config.key=value")
+        raise ConfigError(f"{rest[0]}: not understood; write overrides as --config.key=value")
     return config
 
 
@@ -181,7 +181,7 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
 
 
 def _kind(value: Any) -> str:
-    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    names = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
     return names.get(type(value), "a list of values" if isinstance(value, tuple) else "a section")
 
 
@@ -195,7 +195,7 @@ def _nearest(key: str, keys: list[str]) -> str:
 
 
 def _override(overrides: Sequence[str], key: str) -> str | None:
-    """The value of --config.<key> among command line arguments, the last one wins."""
+    """The value of --config.<key> among command-line arguments; the last one wins."""
     found = None
     for i, argument in enumerate(overrides):
         flag, equals, value = argument.lstrip("-").partition("=")
@@ -205,7 +205,7 @@ def _override(overrides: Sequence[str], key: str) -> str | None:
 
 
 def _leaves(tree: Any, prefix: str = ""):
-    """(dotted key, value) of every value that is not itself a section."""
+    """(dotted key, value) of every leaf."""
     for key, value in tree.items():
         if isinstance(value, (dict, ConfigDict)):
             yield from _leaves(value, f"{prefix}{key}.")
@@ -220,17 +220,19 @@ def _get(tree: Any, key: str) -> Any:
 
 
 def save(config: ConfigDict, path: epath.Path) -> None:
-    """Write a config as JSON, whole or not at all."""
+    """Write a config as JSON, atomically."""
     paths.write(path, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 
 def read(
-    path: pathlib.Path | epath.Path, overrides: Sequence[str] = (), beside: ConfigDict | None = None
+    path: pathlib.Path | epath.Path,
+    overrides: Sequence[str] = (),
+    trusted: ConfigDict | None = None,
 ) -> ConfigDict:
-    """Read a workdir's config.json, in which names of code elsewhere are refused.
+    """Read a workdir's config.json; names of code outside the package are rejected.
 
-    beside: a config that the user runs, to compare with: the code that it names is honoured here
-    too, and what a resumed run may change is not read.
+    trusted: the config that the user runs, to compare with: external code that it names is accepted
+    here too, and keys that a resumed run may change are ignored.
     """
     try:
         given = json.loads(path.read_text())
@@ -238,35 +240,35 @@ def read(
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: not found; is this the workdir of a training run?") from error
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path}: not a config: {error}") from error
-    if beside is not None:
-        given = _without(given, FREE)
+        raise ConfigError(f"{path}: not a valid config: {error}") from error
+    if trusted is not None:
+        given = _without(given, CHANGEABLE)
         leaves = dict(_leaves(given))
-    for key, name in _elsewhere(leaves, beside):
+    for key, name in _elsewhere(leaves, trusted):
         raise ConfigError(
-            f"{path}: {key} names code outside the package ({name}), which reading a model must"
+            f"{path}: {key} names code outside the package ({name}), which loading a model must"
             " not run; pass the --config it was trained with"
         )
     return complete(given, overrides)
 
 
-def _elsewhere(leaves: dict[str, Any], beside: ConfigDict | None) -> Iterator[tuple[str, str]]:
-    """(key, name) of what names code outside the package, but where `beside` names it too."""
+def _elsewhere(leaves: dict[str, Any], trusted: ConfigDict | None) -> Iterator[tuple[str, str]]:
+    """(key, name) of external code, except what `trusted` names too."""
     names: dict[str, tuple[str, ...]] = {
         key: (str(leaves.get(f"{key}.name", "")),) for key in COMPONENTS
     }
     for key in (*METRIC_LISTS, *SPELLED_LISTS):
         names[key] = tuple(map(str, leaves.get(key, ())))
     for key, found in names.items():
-        foreign = spelling.outside if key in SPELLED_LISTS else re.compile(r"\W").search
-        own = _get(beside, key) if beside else ()
+        foreign = parsing.is_external if key in SPELLED_LISTS else re.compile(r"\W").search
+        own = _get(trusted, key) if trusted else ()
         own = (own["name"],) if key in COMPONENTS and own else own
         if any(map(foreign, found)) and found != own:
             yield key, ", ".join(found)
 
 
 def _without(tree: dict[str, Any], keys: Sequence[str], prefix: str = "") -> dict[str, Any]:
-    """A tree without these keys or sections."""
+    """The tree without these keys and sections."""
     return {
         key: _without(value, keys, f"{prefix}{key}.") if isinstance(value, dict) else value
         for key, value in tree.items()
@@ -275,11 +277,11 @@ def _without(tree: dict[str, Any], keys: Sequence[str], prefix: str = "") -> dic
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """What a run that goes on from `old` must not change: "key: old -> new" for each."""
+    """Changes of `new` that a run resumed from `old` must not make: "key: old -> new" for each."""
     before, after = dict(_leaves(old)), dict(_leaves(new))
     lines = []
     for key in sorted(before.keys() | after.keys()):
-        free = any(key == f or key.startswith(f"{f}.") for f in FREE)
+        free = any(key == f or key.startswith(f"{f}.") for f in CHANGEABLE)
         if not free and before.get(key) != after.get(key):
             lines.append(f"{key}: {before.get(key)!r} -> {after.get(key)!r}")
     return lines

@@ -1,18 +1,18 @@
-"""Damages drawn at random, for a model that learns to restore (Palette, arXiv:2111.05826).
+"""Random degradations for training a conditional restoration model (Palette, arXiv:2111.05826).
 
     y = A x + s n,    hint = as_image(A, y)
 
-A is of one of some kinds, each as likely, and one of a bank of operators of that kind, which NumPy
-draws beforehand (masks, a camera's motion; one suffices where nothing is random). s is uniform in
-[0, noise], n white noise. All of it follows from an example's own key, not from its batch.
+The kind of A is chosen uniformly, then one operator from the bank of that kind, which NumPy samples
+beforehand (masks, motion kernels; a single one if nothing is random). s is uniform in [0, noise], n
+is white noise. All randomness comes from the example's own key and does not depend on the batch.
 
-Every kind is computed for every example, and what was not drawn is left out: the examples lie on
-several devices, so that a loop over them would run on one device after the other, and under `vmap`
-a switch computes all of its branches anyway. Ten kinds (three masks, two blurs, ...) at 256x256x3
-are 1.4 GFLOP and 8 MiB an image, beside more than 100 GFLOP of a ViT-B/16's step. On a CPU they
-take 0.23 s an image, 0.14 s of it a motion's convolution, whose kernel differs by example.
-Each kind of mask adds 4 MiB to the program (64 of a byte a pixel), and tomography, by conjugate
-gradients, sixty times its forward map.
+Every kind is computed for every example and the result selected: examples are sharded over devices,
+so a loop over them would use one device at a time, and under `vmap` a switch evaluates all branches
+anyway. Ten kinds (three masks, two blurs, ...) at 256x256x3 cost 1.4 GFLOP and 8 MiB per image,
+against more than 100 GFLOP for a training step of ViT-B/16. On a CPU they take 0.23 s per image,
+0.14 s of it for the motion blur, whose kernel differs between examples. Each kind of mask adds
+4 MiB to the program (64 masks, one byte per pixel); tomography, by conjugate gradients, costs sixty
+times its forward map.
 """
 
 import dataclasses
@@ -27,33 +27,33 @@ import numpy as np
 from vitdiff_jax import operators
 from vitdiff_jax.data.pipeline import Example, Source
 from vitdiff_jax.interop.images import from_uint8
-from vitdiff_jax.operators import Operator, Shape, spelling
+from vitdiff_jax.operators import Operator, Shape, parsing
 from vitdiff_jax.operators.inverse import as_image
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bank:
-    """Operators of one kind: arrays with an axis [count] before their own."""
+    """Operators of one kind, with their arrays stacked along a leading axis [count]."""
 
     stacked: Any
     count: int
 
     def operator(self, number: jax.Array | int) -> Operator:
-        """One of them."""
+        """Operator `number`."""
         return jax.tree.map(lambda a: jnp.asarray(a)[number], self.stacked)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Degradation:
-    """What happens to images. noise: the largest standard deviation, in units of [-1, 1]."""
+    """A random degradation. noise: the maximum standard deviation, in units of [-1, 1]."""
 
     banks: tuple[Bank, ...]
     noise: float
 
     def __call__(self, x: jax.Array, keys: jax.Array) -> jax.Array:
-        """Hints like x [B, H, W, C]: the degraded images, by one key for each [B].
+        """Hints, i.e. degraded images, of the shape of x [B, H, W, C]; one key per example [B].
 
-        An example's key is split in four: for the kind, its operator, s, and n.
+        Each key is split in four: for the kind, the operator, s and n.
         """
         keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys)  # [B, 4]
         kinds = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(self.banks)))(keys[:, 0])
@@ -64,7 +64,7 @@ class Degradation:
         return hint
 
     def _hint(self, bank: Bank, x: jax.Array, keys: jax.Array) -> jax.Array:
-        """That of one image [H, W, C] by an operator of a kind."""
+        """The hint of one image [H, W, C], by an operator from the bank."""
         height, width, channels = x.shape
         operator = bank.operator(jax.random.randint(keys[1], (), 0, bank.count))
         y = operator.forward(x[None])
@@ -73,7 +73,7 @@ class Degradation:
 
 
 def white(key: jax.Array, like: jax.Array) -> jax.Array:
-    """Noise like y, standard normal, for complex y in both parts."""
+    """Standard normal noise like `like`; if complex, in both real and imaginary parts."""
     if not jnp.iscomplexobj(like):
         return jax.random.normal(key, like.shape, like.dtype)
     real = jnp.finfo(like.dtype).dtype
@@ -84,25 +84,25 @@ def white(key: jax.Array, like: jax.Array) -> jax.Array:
 def make(
     texts: Sequence[str], shape: Shape, *, noise: float, bank: int, seed: Sequence[int]
 ) -> Degradation:
-    """Draw the operators.
+    """Sample the banks of operators.
 
-    texts: of the kinds, as `operators.spelling` reads them. shape: of the images. bank: how many
-    operators of a kind. Impossible values are a ValueError that begins with "operators: ".
+    texts: one spec per kind, as parsed by `operators.parsing`. shape: of the images. bank: number
+    of operators per kind. Invalid values raise a ValueError that starts with "operators: ".
     """
     banks = []
     for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"operators: {text!r} is not a text")
+            raise ValueError(f"operators: {text!r} is not a string")
         try:
             rng = np.random.default_rng([*seed, number])
-            banks.append(_bank(spelling.parse(text), shape, rng, bank))
+            banks.append(_bank(parsing.parse(text), shape, rng, bank))
         except ValueError as error:
             raise ValueError(f"operators: {text!r}: {error}") from error
     return Degradation(tuple(banks), noise)
 
 
 def _bank(options: dict[str, Any], shape: Shape, rng: np.random.Generator, count: int) -> Bank:
-    """Operators of one kind; a single one where nothing is random."""
+    """Operators of one kind; a single one if nothing is random."""
     make_one = functools.partial(operators.make, options.pop("name"), shape, rng, **options)
     first = make_one()
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -120,13 +120,13 @@ def _same(one: Operator, other: Operator) -> bool:
 
 
 def _packed(a: np.ndarray) -> np.ndarray:
-    """Masks as bytes: they are a part of the compiled program."""
+    """Binary masks as bytes: they are constants of the compiled program."""
     return a.astype(np.uint8) if np.isin(a, (0, 1)).all() else a
 
 
 @dataclasses.dataclass(frozen=True)
 class Degraded:
-    """A `Source` whose examples also have a "hint", always the same for an example."""
+    """A `Source` whose examples have an additional "hint", fixed per example."""
 
     source: Source
     degradation: Degradation

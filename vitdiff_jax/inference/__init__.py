@@ -1,1 +1,1 @@
-"""A trained model at work: sampling, restoration, evaluation."""
+"""Inference with a trained model: sampling, restoration, evaluation."""

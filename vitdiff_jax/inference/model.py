@@ -1,4 +1,4 @@
-"""A trained model, as `vitdiff_jax.load` gives it from a workdir: it draws and restores images."""
+"""A trained model, loaded from a workdir by `vitdiff_jax.load`: samples and restores images."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vitdiff_jax.data.pipeline import Dataset
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment import ema as ema_lib
-from vitdiff_jax.experiment.build import Experiment, build, named, sampled_ema
+from vitdiff_jax.experiment.build import Experiment, build, config_errors, sampled_ema
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import prompts, restoring, tasks
 from vitdiff_jax.inference.prompts import Cond
@@ -26,20 +26,19 @@ from vitdiff_jax.runtime import logs, parallel, paths
 from vitdiff_jax.runtime.checkpoint import CheckpointError, Checkpoints
 
 FIXED = ("grid", "ema", "ema_width", "guide_with")
-"""What a loaded model does not take as other options of config.sample."""
+"""Keys of config.sample that cannot be overridden once a model is loaded."""
 LICENCE, IMPORTED = "LICENCE.txt", "imported.json"
-"""Files of a workdir whose weights come from elsewhere; the second only if none were trained in it.
-"""
-FAR = 0.2
-"""An average made of others may differ so much in its weights over time, root mean square. Eight
-checkpoints with the widths 0.05 and 0.10 give all widths from 0.03 to 0.2 to within 0.10.
+"""Files in a workdir of imported weights; the second only if they were not trained further."""
+MAX_EMA_ERROR = 0.2
+"""Maximum relative RMS error in the profile of a post-hoc EMA. Eight checkpoints with widths 0.05
+and 0.10 give all widths from 0.03 to 0.2 to within 0.10.
 """
 
 
 class TrainedModel:
-    """A trained model: `sample` draws images. Made by `load`.
+    """A trained model, made by `load`.
 
-    licence: of imported weights. guide_params: of `experiment.guide`.
+    licence: of imported weights. guide_params: parameters of `experiment.guide`.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class TrainedModel:
     ):  # fmt: skip
         self.experiment, self.params, self.step, self.mesh = experiment, params, step, mesh
         self.licence, self.weights = licence, (params, guide_params)
-        self._programs: dict[tuple, SampleFn] = {}  # by the options that differ from the config's
+        self._programs: dict[tuple, SampleFn] = {}  # by the overridden options
         self._restorer = restoring.Restorer(experiment, self.weights, mesh)
 
     def sample(
@@ -62,26 +61,24 @@ class TrainedModel:
         hint: np.ndarray | None = None,
         **options: Any,
     ) -> np.ndarray:
-        """Draw n images, uint8 [n, H, W, C]; image i has the seed `seed + i`.
+        """Sample n images, uint8 [n, H, W, C]; image i uses the seed `seed + i`.
 
-        label, prompt, attributes: what to draw, one for all or a list of n; see `prompts.ask`.
-        hint: float [n, H, W, C] in [-1, 1], the degraded images where the model was trained to
-        restore such; None: it draws without.
-        options: other values for keys of config.sample, such as steps=25, guidance=2.0 or
-        sampler="ddim", which then has its own defaults; frames=8: that many pictures of each
-        image's way from noise, [n, 8, H, W, C].
+        label, prompt, attributes: conditions, one for all or a list of n; see `prompts.encode`.
+        hint: float [n, H, W, C] in [-1, 1], degraded images, for a model trained with
+        config.degradation; None: the null condition.
+        options: overrides of config.sample, such as steps=25, guidance=2.0 or sampler="ddim" (with
+        the defaults of that sampler); frames=8: frames of each sampling trajectory,
+        [n, 8, H, W, C].
         """
-        cond = prompts.ask(self.experiment.conditions, n, label, prompt, attributes)
+        cond = prompts.encode(self.experiment.conditions, n, label, prompt, attributes)
         return self.sample_cond(cond | self._hint(hint, n), n, seed, **options)
 
     def _hint(self, hint: np.ndarray | None, n: int) -> Cond:
-        """The condition that degraded images are, none told if there are none."""
+        """The condition of degraded images; None: the null condition."""
         known, shape = self.experiment.conditions, (n, *self.experiment.shape[:2])
         if "hint" not in known:
             if hint is not None:
-                raise ConfigError(
-                    "hint: the model was not trained to restore; see config.degradation"
-                )
+                raise ConfigError("hint: the model was not trained with config.degradation")
             return {}
         shape = (*shape, known["hint"])
         if hint is None:
@@ -92,89 +89,89 @@ class TrainedModel:
 
     def restore(
         self, image: np.ndarray, task: str | None = None, *,
-        mask: np.ndarray | paths.Given | None = None, method: str | None = None,
+        mask: np.ndarray | paths.PathLike | None = None, method: str | None = None,
         noise_std: float | None = None, degrade: bool = False, strength: float = 0.5,
         n: int = 1, seed: int = 0,
         label: prompts.Label | None = None, prompt: prompts.Texts | None = None,
         attributes: prompts.Texts | None = None,
     ) -> restoring.Restored:  # fmt: skip
-        """Repair a picture of any size: `.images` has n samples, uint8 [n, H, W, C].
+        """Restore an image of any size: `.images` holds n samples, uint8 [n, H, W, C].
 
-        image: uint8 or float in [-1, 1], [H, W] or [H, W, 1 or 3]. task: what happened to it, see
-        `tasks`; "edit" redraws it with SDEdit from time `strength`; None: inpaint if there is a
-        mask, else denoise. mask: bool [H, W] or a picture's path, True or white where the image is
-        missing, or may be edited. method: of `restoration`; None: the recommended one. noise_std:
-        in units of [-1, 1]; None: estimated. degrade: the image is whole, degrade it first.
-        label, prompt, attributes: what is on it, as in `sample`; None: not told.
+        image: uint8 or float in [-1, 1], [H, W] or [H, W, 1 or 3]. task: its degradation, see
+        `tasks`; "edit" applies SDEdit from time `strength`; None: inpaint if there is a mask, else
+        denoise. mask: bool [H, W] or the path of an image, True or white where pixels are missing
+        (or to be edited). method: of `restoration`; None: the recommended one. noise_std: in units
+        of [-1, 1]; None: estimated. degrade: the image is clean, degrade it first.
+        label, prompt, attributes: its conditions, as in `sample`; None: null conditions.
         """
         self.check_pixels()
         x = _as_floats(image)
-        with named("mask: "):
+        with config_errors("mask: "):
             file = isinstance(mask, (str, os.PathLike))
-            missing = read_mask(paths.local(mask), x.shape) if file else mask
+            missing = read_mask(paths.local_copy(mask), x.shape) if file else mask
         task = task or ("denoise" if mask is None else "inpaint")
         if task == "inpaint" and mask is None:
-            raise ConfigError("mask: needed for the task inpaint, white where the image is missing")
+            raise ConfigError("mask: required for the task inpaint; white where pixels are missing")
         cond = self.cond(n, label, prompt, attributes)
         seeds, channels = seed + np.arange(n), self.experiment.shape[2]
         if task == "edit":
             return self._restorer.edit(x, strength, missing, cond, seeds)
         if not degrade:
-            case = tasks.as_given(x, channels, task, missing, noise_std, seed)
-            return self._restorer.restore(case, method, cond, seeds)
-        planes = tasks.planes_of(x, channels)
-        of_planes = np.full(len(planes), seed)
-        case = tasks.degraded(planes, task, missing, noise_std, of_planes, x.shape[2])
-        found = self._restorer.restore(case, method, cond, seeds)
+            problem = tasks.from_measurement(x, channels, task, missing, noise_std, seed)
+            return self._restorer.restore(problem, method, cond, seeds)
+        planes = tasks.to_planes(x, channels)
+        same = np.full(len(planes), seed)  # one noise for all colour channels
+        problem = tasks.from_clean(planes, task, missing, noise_std, same, x.shape[2])
+        found = self._restorer.restore(problem, method, cond, seeds)
         return dataclasses.replace(found, truth=x)
 
-    def own(self) -> "TrainedModel":
-        """The same on the devices of this process, for what it does apart from the others."""
+    def on_local_devices(self) -> "TrainedModel":
+        """The model on this process's devices alone, to be used independently of the others."""
         if jax.process_count() == 1:
             return self
         mesh = parallel.make_mesh(devices=jax.local_devices())
 
-        def here(tree):
-            parts = jax.tree.map(lambda a: a.addressable_data(0), tree)
-            return jax.device_put(parts, parallel.replicated(mesh))
+        def localised(tree):
+            local = jax.tree.map(lambda a: a.addressable_data(0), tree)
+            return jax.device_put(local, parallel.replicated(mesh))
 
-        params, others = map(here, self.weights)
-        return TrainedModel(self.experiment, params, self.step, mesh, self.licence, others)
+        params, guide_params = map(localised, self.weights)
+        return TrainedModel(self.experiment, params, self.step, mesh, self.licence, guide_params)
 
     def check_pixels(self) -> None:
-        """Refuse a model of latents, on which no method of restoration works yet."""
+        """Reject a latent model, which no restoration method supports yet."""
         if self.experiment.config.latent.factor > 1:
             raise ConfigError(
-                "config.latent.factor: restoration needs a model of pixels, this one is of latents"
+                "config.latent.factor: restoration needs a pixel-space model, not a latent one"
             )
 
     def cond(self, n: int, label=None, prompt=None, attributes=None) -> Cond:
-        """Conditions of n images to be restored, in which what is None is not told."""
+        """Conditions of n images to be restored; None: null conditions."""
         known = {k: v for k, v in self.experiment.conditions.items() if k != "hint"}
         if label is None and "label" in known:
             label = -1
-        return prompts.ask(known, n, label, prompt, attributes)
+        return prompts.encode(known, n, label, prompt, attributes)
 
     def sample_cond(
         self, cond: Cond, n: int, seed: int, *, latents: bool = False, frames: int = 0,
         **options: Any,
     ) -> np.ndarray:  # fmt: skip
-        """The same for conditions that are arrays already, as of `prompts.of_examples`.
+        """`sample` with conditions given as arrays, as by `prompts.encode`.
 
-        latents, frames: what else than images there can be, see `sampling.make_sample_fn`.
+        latents, frames: return these instead of images, see `sampling.make_sample_fn`.
         """
         seeds = seed + np.arange(n, dtype=np.int64)
-        draw = self._program(dict(latents=latents, frames=frames), options)
-        return draw(self.weights, seeds, cond)
+        sample_fn = self._program(dict(latents=latents, frames=frames), options)
+        return sample_fn(self.weights, seeds, cond)
 
     def _program(self, kind: dict[str, Any], options: dict[str, Any]) -> SampleFn:
-        """The compiled sampler with other values of config.sample, kept for the next call."""
+        """The compiled sampler with these overrides of config.sample, cached."""
         key = (*kind.values(), *sorted(options.items()))
         if key not in self._programs:
             merged = self.experiment.config.sample.copy_and_resolve_references()
             for name, value in options.items():
                 if name not in merged or name in FIXED:
-                    raise ConfigError(f"{name}: not an option that sampling takes")
+                    raise ConfigError(f"{name}: not an option of sampling")
                 if name != "sampler":
                     merged[name] = value
                 elif value != merged.sampler.name:
@@ -185,36 +182,37 @@ class TrainedModel:
 
 
 def _as_floats(image: np.ndarray) -> np.ndarray:
-    """A picture as float32 [H, W, C] in [-1, 1]."""
+    """An image as float32 [H, W, C] in [-1, 1]."""
     x = np.asarray(image)
     x = x[..., None] if x.ndim == 2 else x
     if x.ndim != 3 or x.shape[2] not in (1, 3):
         raise ConfigError(f"image: of shape {x.shape}, not [height, width, 1 or 3]")
     x = np.asarray(image_lib.from_uint8(x)) if x.dtype == np.uint8 else x.astype(np.float32)
     if not np.isfinite(x).all() or abs(x).max() > 1.001:
-        raise ConfigError("image: has values that are not in [-1, 1]; or give uint8")
+        raise ConfigError("image: has values outside [-1, 1]; scale it, or pass uint8")
     return x
 
 
 def load(
-    workdir: paths.Given, config: ConfigDict | None = None, *,
+    workdir: paths.PathLike, config: ConfigDict | None = None, *,
     ema: float | None = None, ema_width: float | None = None,
 ) -> TrainedModel:  # fmt: skip
-    """The trained model of a workdir: its newest undamaged checkpoint, the EMA of config.sample.
+    """Load the trained model of a workdir: its latest intact checkpoint, the EMA of config.sample.
 
-    config: its `sample` section counts; the rest must be that of the workdir. None: as trained.
-    ema: another one of config.train.ema. ema_width: one of that relative width, see `averages`.
+    config: overrides keys that may change after training, such as `sample`; the rest must match the
+    workdir. None: as trained. ema: another one of config.train.ema. ema_width: an EMA of that
+    relative width, see `experiment.ema`.
     """
-    workdir = paths.reached(workdir)
+    workdir = paths.resolve(workdir)
     stored = config_lib.read(workdir / "config.json") if config is None else config
     if config is not None:
-        check_same(workdir, config)
+        check_config(workdir, config)
     if not (workdir / "checkpoints").is_dir():
-        raise CheckpointError(f"{workdir}: no checkpoints here; train first with --mode=train")
+        raise CheckpointError(f"{workdir}: contains no checkpoints; train first with --mode=train")
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True, report=logs.say)
     step = checkpoints.newest()
     if step is None:
-        raise CheckpointError(f"{workdir}: no checkpoints here; train first with --mode=train")
+        raise CheckpointError(f"{workdir}: contains no checkpoints; train first with --mode=train")
     meta = checkpoints.meta(step)
     experiment = build(stored, tuple(meta["shape"]), meta["conditions"])
     mesh = parallel.make_mesh()
@@ -226,25 +224,25 @@ def load(
     name = sampled_ema(stored) if ema is None else ema_lib.decay_name(ema)
     name = name if ema_width is None else ema_lib.width_name(ema_width)
     if name.startswith("width"):
-        params = _blended(checkpoints, step, name, stored.train.ema_widths, target)
+        params = _posthoc_ema(checkpoints, step, name, stored.train.ema_widths, target)
     else:
         params = checkpoints.restore_emas(step, [name], target)[name]
     checkpoints.close()
     licence = workdir / LICENCE
     text = licence.read_text() if licence.is_file() else ""
-    guide, others = guide_of(experiment)
+    guide, guide_params = load_guide(experiment)
     experiment = dataclasses.replace(experiment, guide=guide)
-    return TrainedModel(experiment, params, step, mesh, text, others)
+    return TrainedModel(experiment, params, step, mesh, text, guide_params)
 
 
-def guide_of(experiment: Experiment) -> tuple[Experiment | None, Any]:
-    """The model of config.sample.guide_with and its parameters; ConfigError if it cannot guide."""
+def load_guide(experiment: Experiment) -> tuple[Experiment | None, Any]:
+    """The model of config.sample.guide_with and its parameters; ConfigError if incompatible."""
     path = experiment.config.sample.guide_with
     if not path:
         return None, None
-    own: Any = config_lib.read(paths.reached(path) / "config.json")
-    own.sample.guide_with = None  # it need not be guided itself
-    found = load(path, own)
+    config: Any = config_lib.read(paths.resolve(path) / "config.json")
+    config.sample.guide_with = None  # no guidance for the guide itself
+    found = load(path, config)
     for what, one, other in (
         ("schedule", found.experiment.process.schedule, experiment.process.schedule),
         ("image size", found.experiment.shape, experiment.shape),
@@ -252,52 +250,52 @@ def guide_of(experiment: Experiment) -> tuple[Experiment | None, Any]:
     ):
         if one != other:
             raise ConfigError(
-                f"config.sample.guide_with: {path} has another {what} than the model, so that it"
-                f" cannot guide it: {_short(one)} and {_short(other)}"
+                f"config.sample.guide_with: {path} cannot guide this model, its {what} differs:"
+                f" {_short(one)} and {_short(other)}"
             )
     return found.experiment, found.params
 
 
-def _blended(
+def _posthoc_ema(
     checkpoints: Checkpoints, step: int, name: str, widths: tuple[float, ...], target: Any
 ) -> Any:
-    """The average of a width at a step, from those of the given widths in all checkpoints."""
-    kept = [(n, w) for n in checkpoints.undamaged() if n <= step for w in widths]
+    """The EMA of a width at a step, synthesised from the stored EMAs of all checkpoints."""
+    snapshots = [(n, w) for n in checkpoints.undamaged() if n <= step for w in widths]
     width = float(name.removeprefix("width"))
-    shares, left = ema_lib.blend(kept, step, width)
-    if left > FAR:
+    weights, error = ema_lib.posthoc_weights(snapshots, step, width)
+    if error > MAX_EMA_ERROR:
         raise ConfigError(
-            f"config.sample.ema_width: {width} cannot be made from the averages of widths {widths}"
-            f" in {len(kept) // len(widths)} checkpoints: it would be {left:.0%} off; keep more"
-            " checkpoints with config.checkpoint.keep_every, or take another width"
+            f"config.sample.ema_width: {width} cannot be synthesised from EMAs of widths {widths}"
+            f" in {len(snapshots) // len(widths)} checkpoints: the error is {error:.0%}; keep more"
+            " checkpoints with config.checkpoint.keep_every, or choose another width"
         )
     total = jax.tree.map(lambda a: np.zeros(a.shape, np.float64), target)
     names = [ema_lib.width_name(w) for w in widths]
-    for n, of_step in zip(dict(kept), shares.reshape(-1, len(widths))):
+    for n, of_step in zip(dict(snapshots), weights.reshape(-1, len(widths))):
         found = checkpoints.restore_emas(n, names, target)
-        for name, share in zip(names, of_step):
-            total = jax.tree.map(lambda sum, a, s=share: sum + s * a, total, found[name])
+        for name, weight in zip(names, of_step):
+            total = jax.tree.map(lambda sum, a, w=weight: sum + w * a, total, found[name])
     return jax.tree.map(lambda a, t: jax.device_put(a.astype(t.dtype), t.sharding), total, target)
 
 
 def meta_of(dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint says of the data that it was trained on, as JSON has it."""
+    """The metadata of a checkpoint: shape and conditions of the dataset, as JSON."""
     return _as_json({"shape": dataset.shape, "conditions": dict(dataset.conditions)})
 
 
 def check_data(meta: dict[str, Any], dataset: Dataset) -> None:
-    """Refuse data of another size, or with other classes, than a model was trained on."""
+    """Reject a dataset whose image shape or conditions differ from those of training."""
     trained = _as_json({**meta, "conditions": dict(meta["conditions"])})
     for name, value in meta_of(dataset).items():
         if value != trained[name]:
             raise ConfigError(
                 f"config.data: has the {name} {_short(value)}, but the model was trained with"
-                f" {_short(trained[name])}; use the old data or another --workdir"
+                f" {_short(trained[name])}; use the original dataset or another --workdir"
             )
 
 
 def _as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """As it comes out of a file, where there are no tuples."""
+    """As read back from a JSON file, in which there are no tuples."""
     return json.loads(json.dumps(dict(facts)))
 
 
@@ -306,16 +304,16 @@ def _short(value: Any) -> str:
     return text if len(text) < 200 else f"{text[:200]}..."
 
 
-def check_same(workdir: epath.Path, config: ConfigDict) -> None:
-    """Refuse a config that does not continue what the workdir holds, if it holds anything."""
+def check_config(workdir: epath.Path, config: ConfigDict) -> None:
+    """Reject a config that is incompatible with the one in the workdir, if there is one."""
     path = workdir / "config.json"
     if not path.exists():
         return
-    lines = config_lib.differences(config_lib.read(path, beside=config), config)
-    if (workdir / IMPORTED).exists():  # it is not known which data they are from; see `check_data`
+    lines = config_lib.differences(config_lib.read(path, trusted=config), config)
+    if (workdir / IMPORTED).exists():  # trained on unknown data; see `check_data`
         lines = [line for line in lines if not line.startswith("data.")]
     if lines:
         raise ConfigError(
             f"{workdir} was trained with another config ({'; '.join(lines)});"
-            " use the old values or another --workdir"
+            " use the original values or another --workdir"
         )

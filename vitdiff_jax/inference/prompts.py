@@ -1,4 +1,4 @@
-"""What a user asks for (a class, a prompt, attributes) as the arrays that a model takes."""
+"""Encodes user input (a class, a prompt, attributes) into the condition arrays of a model."""
 
 import difflib
 import operator
@@ -15,18 +15,19 @@ Label = int | str | Sequence[int | str] | np.ndarray
 Texts = str | Sequence[str]
 
 
-def ask(
+def encode(
     conditions: Mapping[str, Any],
     n: int,
     label: Label | None = None,
     prompt: Texts | None = None,
     attributes: Texts | None = None,
 ) -> Cond:
-    """Conditions for n images, each one for all of them or a list with one for each.
+    """The condition arrays of n images; each argument is one value for all, or a list of n.
 
-    conditions: a data set's, see `data.pipeline.Dataset`. label: a number, a name, or -1 for none;
-    None: the classes in turn. attributes: "Smiling,-Male": has the first, has not the second, the
-    others left open. What is None is not told. Impossible wishes are a ConfigError.
+    conditions: of the dataset, see `data.pipeline.Dataset`. label: a number, a name, or -1 for the
+    null class; None: the classes in turn. attributes: "Smiling,-Male" sets the first, unsets the
+    second and leaves the others unspecified. Others that are None become null conditions. Invalid
+    values raise ConfigError.
     """
     found = {}
     for flag, value, kinds in (
@@ -35,20 +36,19 @@ def ask(
         ("prompt", prompt, ["text", "embedding"]),
     ):
         if value is not None and not any(kind in conditions for kind in kinds):
-            has = ", ".join(conditions) or "nothing"
-            raise ConfigError(f"--{flag}: the model was trained with {has} as a condition")
+            raise ConfigError(f"--{flag}: {_conditioned_on(conditions)}")
     if "label" in conditions:
         names = conditions["label"]
         numbers = np.arange(n) % len(names)
         if label is not None:
-            numbers = [_class(item, names) for item in _each("label", label, n)]
+            numbers = [_class_index(item, names) for item in _repeat("label", label, n)]
         found["label"] = np.asarray(numbers, np.int32)
     if "attributes" in conditions:
-        wishes = _each("attributes", "" if attributes is None else attributes, n)
+        given = _repeat("attributes", "" if attributes is None else attributes, n)
         found["attributes"] = np.stack(
-            [_attributes(str(wish), conditions["attributes"]) for wish in wishes]
+            [_attributes(str(text), conditions["attributes"]) for text in given]
         )
-    texts = [str(item) for item in _each("prompt", "" if prompt is None else prompt, n)]
+    texts = [str(item) for item in _repeat("prompt", "" if prompt is None else prompt, n)]
     if "text" in conditions:
         found["text"] = np.stack([text.to_bytes(item, conditions["text"]) for item in texts])
     if "embedding" in conditions:
@@ -57,10 +57,10 @@ def ask(
 
 
 def of_examples(dataset: pipeline.Dataset, n: int, first: int = 0, *, prior: bool = False) -> Cond:
-    """Conditions of images first, ..., first + n - 1 of a series for looking and measuring.
+    """Conditions of samples first, ..., first + n - 1, for sample grids and evaluation.
 
-    Those of held-out examples in turn; of a data set with labels alone, the classes in turn, unless
-    `prior`: then its labels too are those of held-out examples, in a random order (seed 0).
+    Those of the held-out examples in turn. With a dataset that has labels only: the classes in
+    turn, or with `prior` the labels of held-out examples, in random order (seed 0).
     """
     numbers = np.arange(first, first + n)
     if prior and dataset.conditions:
@@ -75,8 +75,15 @@ def of_examples(dataset: pipeline.Dataset, n: int, first: int = 0, *, prior: boo
     return {name: np.stack([e[name] for e in examples]) for name in dataset.conditions}
 
 
-def _each(flag: str, value: Any, n: int) -> list:
-    """One value for all, or a list of n."""
+def _conditioned_on(conditions: Mapping[str, Any]) -> str:
+    """What a model can be conditioned on, for error messages."""
+    if not conditions:
+        return "the model is unconditional: it was trained without labels, attributes or text"
+    return f"the model is conditioned on {', '.join(conditions)} only"
+
+
+def _repeat(flag: str, value: Any, n: int) -> list:
+    """A list of n values, from one value or a list of n."""
     if isinstance(value, str) or np.ndim(value) == 0:
         return [value] * n
     if len(value) != n:
@@ -84,27 +91,27 @@ def _each(flag: str, value: Any, n: int) -> list:
     return list(value)
 
 
-def _class(label: int | str, names: Sequence[str]) -> int:
-    """The number of a class, from its number or name."""
+def _class_index(label: int | str, names: Sequence[str]) -> int:
+    """The index of a class, from its index or name."""
     if isinstance(label, str) and label in names:
         return names.index(label)
     try:
         number = operator.index(int(label) if isinstance(label, str) else label)
     except (ValueError, TypeError):
-        raise ConfigError(f"label: there is no class {label!r}{_nearest(label, names)}") from None
+        raise ConfigError(f"label: unknown class {label!r}{_nearest(label, names)}") from None
     if not -1 <= number < len(names):
-        raise ConfigError(f"label: {label} is not in -1 (none) to {len(names) - 1}")
+        raise ConfigError(f"label: {label} is not in -1 (null class) to {len(names) - 1}")
     return number
 
 
-def _attributes(wish: str, names: Sequence[str]) -> np.ndarray:
-    """int8 [K] from "Smiling,-Male"."""
+def _attributes(text: str, names: Sequence[str]) -> np.ndarray:
+    """Parse "Smiling,-Male" into int8 [K]: 1 set, 0 not set, -1 unspecified."""
     found = np.full(len(names), -1, np.int8)
-    for item in filter(None, (part.strip() for part in wish.split(","))):
+    for item in filter(None, (part.strip() for part in text.split(","))):
         name = item.removeprefix("-").strip()
         if name not in names:
             raise ConfigError(
-                f"attributes: there is no {name!r}{_nearest(name, names)}; there are"
+                f"attributes: unknown attribute {name!r}{_nearest(name, names)}; available:"
                 f" {', '.join(names)}"
             )
         found[list(names).index(name)] = 0 if item.startswith("-") else 1

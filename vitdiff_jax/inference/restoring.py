@@ -1,4 +1,4 @@
-"""Repairing degraded pictures with a trained model, for `--mode=restore` and `model.restore`."""
+"""Image restoration with a trained model, for `--mode=restore` and `model.restore`."""
 
 import dataclasses
 import functools
@@ -12,13 +12,19 @@ import numpy as np
 from vitdiff_jax import restoration
 from vitdiff_jax.diffusion.tiles import Tiling, tiled
 from vitdiff_jax.experiment import config as config_lib
-from vitdiff_jax.experiment.build import Experiment, named
+from vitdiff_jax.experiment.build import Experiment, config_errors
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference.sampling import batch_size, guided, one_ahead, start, whole_batches
-from vitdiff_jax.inference.tasks import Case, one_picture, planes_of
+from vitdiff_jax.inference.sampling import (
+    batch_size,
+    dispatch_ahead,
+    guided,
+    initial_noise,
+    padded_batches,
+)
+from vitdiff_jax.inference.tasks import InverseProblem, from_planes, to_planes
 from vitdiff_jax.interop.images import to_uint8
 from vitdiff_jax.models.conditions import NULL
-from vitdiff_jax.operators import Operator, Shape, spelling
+from vitdiff_jax.operators import Operator, Shape, parsing
 from vitdiff_jax.operators.mask import Mask
 from vitdiff_jax.restoration import sdedit
 from vitdiff_jax.runtime import parallel
@@ -27,71 +33,71 @@ Cond = dict[str, np.ndarray]
 
 
 class RestorationError(RuntimeError):
-    """A repair that failed; the message is one line."""
+    """Restoration that failed; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method with its options, as "diffpir:zeta=0.5" spells it."""
+    """A restoration method and its options, written as "diffpir:zeta=0.5"."""
 
     name: str
     options: Mapping[str, Any]
 
     @classmethod
     def parse(cls, text: str) -> "Method":
-        """Raises ConfigError for names and options that do not exist."""
-        with named("method: "):
-            options = spelling.parse(text)
+        """Parse a method; ConfigError for unknown names and options."""
+        with config_errors("method: "):
+            options = parsing.parse(text)
             name = options.pop("name")
             given = config_lib.options(restoration.module(name).restore)
             for key in options:
                 if key not in given:
-                    raise ValueError(f"{name} has no option {key!r}, only {', '.join(given)}")
+                    raise ValueError(f"{name} has no option {key!r}; available: {', '.join(given)}")
                 value, kind = options[key], type(given[key])
                 if not isinstance(value, (int, float) if kind is float else kind):
-                    raise ValueError(f"{name}: {key}: {value!r} is not like {given[key]!r}")
+                    raise ValueError(f"{name}: {key}: {value!r} is not of type {kind.__name__}")
         return cls(name, options)
 
     @property
     def text(self) -> str:
-        """As a person writes it."""
+        """The method as text, inverse of `parse`."""
         options = ",".join(f"{key}={value}" for key, value in self.options.items())
         return f"{self.name}:{options}" if options else self.name
 
-    def calls(self, steps: int) -> int:
-        """Network calls for one image."""
-        return restoration.module(self.name).calls(steps, **self.options)
+    def nfe(self, steps: int) -> int:
+        """Network evaluations per image."""
+        return restoration.module(self.name).nfe(steps, **self.options)
 
 
 class Program:
-    """One way to repair, compiled for images of one shape; larger than the model's go in tiles."""
+    """A restoration method, compiled for one image shape; larger images are tiled."""
 
     def __init__(
         self, experiment: Experiment, mesh: jax.sharding.Mesh, shape: Shape, count: int,
         restore: Callable[..., jax.Array], times: np.ndarray,
     ):  # fmt: skip
-        """count: how many images there will be in a call. restore: see `restoration`."""
+        """count: number of images per call. restore, times: see `restoration`."""
         config = experiment.config
         self.experiment, self.mesh, self.shape = experiment, mesh, shape
         self.restore, self.times = restore, times
-        with named("config.restore."):
+        with config_errors("config.restore."):
             tile, share = experiment.shape[:2], config.restore.overlap
             if not 0 <= share <= 0.9:
                 raise ValueError(f"overlap: {share} is not in [0, 0.9]")
             self.tiling = Tiling(shape[:2], tile, int(share * min(tile)))
         self.batch = batch_size(config.restore.batch, count, mesh)
-        self.memory = 0  # bytes for each image while it is repaired, once something was
-        self.seconds, self.done = 0.0, 0  # without compiling; images
+        self.memory = 0  # bytes of temporaries per image, known once compiled
+        self.seconds, self.done = 0.0, 0  # run time without compilation; number of images
         self._compiled: Any = None
 
     def _restore(self, weights, seeds, cond, y, operator, noise_std):
-        """What is compiled: float32 [N, *shape]."""
+        """The compiled function; returns float32 [N, *shape]."""
         sharding = parallel.batch_sharding(self.mesh)
         seeds, cond, y = jax.lax.with_sharding_constraint((seeds, cond, y), sharding)
         schedule, config = self.experiment.process.schedule, self.experiment.config
         denoise_of = functools.partial(guided(self.experiment, config.sample), weights)
         denoise = tiled(denoise_of, self.tiling, cond, config.restore.tiles or None)
-        x, keys = start(schedule, seeds, self.shape)
+        x, keys = initial_noise(schedule, seeds, self.shape)
         return self.restore(
             denoise, schedule, self.times, x, keys, operator=operator, y=y, noise_std=noise_std
         )
@@ -100,35 +106,35 @@ class Program:
         self, weights: Any, seeds: np.ndarray, cond: Cond, y: np.ndarray, operator: Any,
         noise_std: float,
     ) -> np.ndarray:  # fmt: skip
-        """Images float32 [N, *shape] from y [N, ...]; image i depends on seeds[i] and y[i] alone.
+        """Restore images float32 [N, *shape] from y [N, ...]; image i depends on seeds[i] and y[i].
 
-        weights: as of `draw.make_sample_fn`.
-        The operators of all calls must be of one kind. RestorationError if a result is not finite.
+        weights: as in `sampling.make_sample_fn`. The operators of all calls must be of one kind.
+        Raises RestorationError if a result is not finite.
         """
-        inputs = whole_batches((seeds.astype(np.uint32), cond, y), self.batch)
+        inputs = padded_batches((seeds.astype(np.uint32), cond, y), self.batch)
         calls = [(weights, *part, operator, np.float32(noise_std)) for part in inputs]
         if self._compiled is None:
             jitted = jax.jit(self._restore, out_shardings=parallel.replicated(self.mesh))
-            program = parallel.InMesh(self.mesh, jitted)
-            with named("method: "):  # of values that an option cannot have
+            program = parallel.WithMesh(self.mesh, jitted)
+            with config_errors("method: "):  # invalid values of options
                 lowered = program.lower(*calls[0])
             self._compiled = lowered.compile()
             analysis = self._compiled.memory_analysis()
             self.memory = analysis.temp_size_in_bytes * self.mesh.size // self.batch
         began = time.monotonic()
-        parts = list(map(np.asarray, one_ahead(lambda call: self._compiled(*call), calls)))
+        parts = list(map(np.asarray, dispatch_ahead(lambda call: self._compiled(*call), calls)))
         self.seconds += time.monotonic() - began
         self.done += len(y)
         images = np.concatenate(parts)[: len(y)]
         if not np.isfinite(images).all():
             raise RestorationError(
-                "the result is not finite: the parameters are not, or an option of the method is"
-                " too large"
+                "the restored image is not finite: the parameters are not, or an option of the"
+                " method is too large"
             )
         return images
 
     def costs(self) -> dict[str, Any]:
-        """What an image took: seconds without compiling, bytes beside the parameters."""
+        """Cost per image: seconds without compilation, bytes besides the parameters."""
         return {
             "steps": len(self.times) - 1, "tiles": self.tiling.count,
             "seconds": round(self.seconds / max(self.done, 1), 3), "memory": self.memory,
@@ -139,35 +145,35 @@ def program(
     experiment: Experiment, mesh: jax.sharding.Mesh, method: Method, operator: Operator,
     shape: Shape, count: int,
 ) -> Program:  # fmt: skip
-    """Compile a method for so many images of this shape; ConfigError where it cannot serve."""
-    with named("method: "):
+    """The program of a method for `count` images; ConfigError if it does not apply."""
+    with config_errors("method: "):
         module = restoration.find(method.name, operator)
     if module.TRAITS.hint and "hint" not in experiment.conditions:
-        raise ConfigError(f"method: {method.name} needs a model that was trained to restore")
-    if module.TRAITS.gradient and "remat" in experiment.config.model:  # keep little in memory
+        raise ConfigError(f"method: {method.name} needs a model trained with config.degradation")
+    if module.TRAITS.gradient and "remat" in experiment.config.model:  # to save memory
         experiment = dataclasses.replace(experiment, model=experiment.model.clone(remat="full"))
     restore = functools.partial(module.restore, **method.options)
     return Program(experiment, mesh, shape, count, restore, times_of(experiment))
 
 
 def times_of(experiment: Experiment) -> np.ndarray:
-    """config.restore.steps on the grid of config.sample."""
+    """The times of config.restore.steps on the grid of config.sample."""
     grid, options = config_lib.component(experiment.config, "sample.grid")
-    with named("config.sample.grid."):
+    with config_errors("config.sample.grid."):
         return grid(experiment.process.schedule, experiment.config.restore.steps, **options)
 
 
 def with_hint(experiment: Experiment, cond: Cond, hint: np.ndarray) -> Cond:
-    """Conditions with the degraded images [n, H, W, C], if the model takes them."""
+    """Add the degraded images [n, H, W, C] to the conditions, if the model takes a hint."""
     return cond | {"hint": hint} if "hint" in experiment.conditions else cond
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What became of a degraded picture.
+    """The restoration of an image.
 
-    samples: float32 [n, H, W, C] in [-1, 1]. degraded: what they were made of, as a picture of
-    their size. about: how, for a person and for JSON. truth: the whole picture, where it is known.
+    samples: float32 [n, H, W, C] in [-1, 1]. degraded: the measurement, as an image of their size.
+    about: method, settings and costs, for JSON. truth: the clean image, if known.
     """
 
     samples: np.ndarray
@@ -182,47 +188,49 @@ class Restored:
 
     @property
     def mean(self) -> np.ndarray:
-        """Of the samples, [H, W, C]."""
+        """Mean of the samples, [H, W, C]."""
         return self.samples.mean(0)
 
     @property
     def std(self) -> np.ndarray:
-        """How far the samples differ at a pixel, [H, W, 1], in units of [-1, 1]."""
+        """Standard deviation of the samples per pixel, [H, W, 1], in units of [-1, 1]."""
         return self.samples.std(0).mean(-1, keepdims=True)
 
 
 class Restorer:
-    """Repairs pictures with a trained model; what was compiled is kept for the next one like it."""
+    """Restores images with a trained model; compiled programs are cached."""
 
     def __init__(self, experiment: Experiment, weights: Any, mesh: jax.sharding.Mesh):
         self.experiment, self.weights, self.mesh = experiment, weights, mesh
         self._programs: dict[Any, Program] = {}
 
-    def restore(self, case: Case, method: str | None, cond: Cond, seeds: np.ndarray) -> Restored:
-        """A sample for each seed [n], with conditions [n]; method None: the recommended one."""
-        operator, planes, n = case.operator, len(case.y), len(seeds)
+    def restore(
+        self, problem: InverseProblem, method: str | None, cond: Cond, seeds: np.ndarray
+    ) -> Restored:
+        """One sample per seed [n], with conditions [n]; method None: the recommended one."""
+        operator, planes, n = problem.operator, len(problem.y), len(seeds)
         if method is None:
             method = restoration.recommended(operator, "hint" in self.experiment.conditions)
-        chosen, y = Method.parse(method), np.repeat(case.y, n, 0)
+        chosen, y = Method.parse(method), np.repeat(problem.y, n, 0)
         run = self._program(
-            (chosen.text, y.shape, case.shape), operator,
-            lambda: program(self.experiment, self.mesh, chosen, operator, case.shape, len(y)),
+            (chosen.text, y.shape, problem.shape), operator,
+            lambda: program(self.experiment, self.mesh, chosen, operator, problem.shape, len(y)),
         )  # fmt: skip
         cond = {name: np.concatenate([value] * planes) for name, value in cond.items()}
-        cond = with_hint(self.experiment, cond, np.repeat(case.images, n, 0))
-        found = run(self.weights, np.tile(seeds, planes), cond, y, operator, case.noise_std)
-        if isinstance(operator, Mask) and not case.noise_std:  # what is known stays, to the bit
+        cond = with_hint(self.experiment, cond, np.repeat(problem.images, n, 0))
+        found = run(self.weights, np.tile(seeds, planes), cond, y, operator, problem.noise_std)
+        if isinstance(operator, Mask) and not problem.noise_std:  # known pixels stay bit-exact
             found = np.where(np.asarray(operator.known) > 0, y, found)
-        found = found.reshape(planes, n, *case.shape)
-        samples = np.stack([one_picture(found[:, i], case.channels) for i in range(n)])
+        found = found.reshape(planes, n, *problem.shape)
+        samples = np.stack([from_planes(found[:, i], problem.channels) for i in range(n)])
         about = {
-            "task": case.task, "method": chosen.text, "noise_std": case.noise_std,
-            "network_calls": chosen.calls(self.experiment.config.restore.steps),
+            "task": problem.task, "method": chosen.text, "noise_std": problem.noise_std,
+            "network_calls": chosen.nfe(self.experiment.config.restore.steps),
         }  # fmt: skip
-        return Restored(samples, case.picture, about | run.costs())
+        return Restored(samples, problem.picture, about | run.costs())
 
     def _program(self, key: tuple, operator: Any, make: Callable[[], Program]) -> Program:
-        """What `make` gives, kept for operators of one kind, whose arrays have the same shapes."""
+        """The result of `make`, cached by key and by type and array shapes of the operator."""
         leaves, kind = jax.tree.flatten(operator)
         key = (*key, kind, *map(np.shape, leaves))
         if key not in self._programs:
@@ -233,18 +241,18 @@ class Restorer:
         self, x: np.ndarray, strength: float, changed: np.ndarray | None, cond: Cond,
         seeds: np.ndarray,
     ) -> Restored:  # fmt: skip
-        """SDEdit of a picture [H, W, 1 or 3] in [-1, 1], a sample for each seed [n].
+        """SDEdit of an image [H, W, 1 or 3] in [-1, 1], one sample per seed [n].
 
-        strength: the time t that it is noised to. changed: bool [H, W], where it may change.
+        strength: the time t to which it is noised. changed: bool [H, W], the pixels to edit.
         """
         if not 0 < strength < 1:
             raise ConfigError(f"strength: {strength} is not between 0 and 1")
-        planes, n = planes_of(x, self.experiment.shape[2]), len(seeds)
+        planes, n = to_planes(x, self.experiment.shape[2]), len(seeds)
         if len(planes) > 1:
-            raise ConfigError("task: editing a colour picture needs a model of colour pictures")
+            raise ConfigError("task: editing a colour image needs a model of colour images")
         if changed is not None and changed.shape != x.shape[:2]:
             raise ConfigError(
-                f"mask: has {changed.shape[1]}x{changed.shape[0]} pixels, the picture"
+                f"mask: has {changed.shape[1]}x{changed.shape[0]} pixels, the image"
                 f" {x.shape[1]}x{x.shape[0]}"
             )
         kept = np.float32(0) if changed is None else (~changed).astype(np.float32)[..., None]
@@ -259,7 +267,7 @@ class Restorer:
         found = run(self.weights, seeds, cond, y, kept, 0.0)
         if changed is not None:
             found = np.where(kept > 0, y, found)
-        samples = np.stack([one_picture(image[None], x.shape[2]) for image in found])
+        samples = np.stack([from_planes(image[None], x.shape[2]) for image in found])
         about = {
             "task": "edit", "method": "sdedit", "strength": strength,
             "network_calls": len(times) - 1,
@@ -268,5 +276,5 @@ class Restorer:
 
 
 def _edit(denoise, schedule, times, x, keys, *, operator, y, noise_std):
-    """SDEdit as a restorer; operator: what is kept."""
+    """SDEdit with the signature of a restorer; operator: the mask of kept pixels."""
     return sdedit.edit(denoise, schedule, times, y, keys, kept=operator)

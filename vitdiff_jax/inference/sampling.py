@@ -1,16 +1,17 @@
-"""Drawing images with a model: config.sample, compiled.
+"""Sampling images from a model: config.sample, compiled.
 
-Image i is drawn from the seed `seed + i` alone: the same seed gives the same image (to rounding)
-in any batch, on any number of devices, and shows how one image changes over training.
+Image i depends on the seed `seed + i` alone: the same seed gives the same image (up to rounding) in
+any batch and on any number of devices, and shows how a sample evolves during training.
 
-Parameters go in as float32 even where the matrix products are bfloat16: XLA casts them once, before
-the loop (compiled for a TPU v5e, a ViT's loop carries 42 bfloat16 matrices and none of float32).
+Parameters are passed in float32 even if matrix products are in bfloat16: XLA hoists the casts out
+of the sampling loop (compiled for a TPU v5e, a ViT's loop carries 42 bfloat16 matrices, and no
+float32 ones).
 """
 
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -26,11 +27,12 @@ from vitdiff_jax.diffusion.schedules import Schedule
 from vitdiff_jax.diffusion.threshold import threshold
 from vitdiff_jax.experiment import codec as codec_lib
 from vitdiff_jax.experiment import config as config_lib
-from vitdiff_jax.experiment.build import Experiment, named
+from vitdiff_jax.experiment.build import Experiment, config_errors
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference.prompts import Cond
 from vitdiff_jax.interop import images as image_lib
-from vitdiff_jax.models.conditions import not_told
+from vitdiff_jax.interop.sheets import Sheet
+from vitdiff_jax.models.conditions import null_cond
 from vitdiff_jax.runtime import parallel
 
 SampleFn = Callable[[Any, np.ndarray, Cond], np.ndarray]
@@ -46,72 +48,72 @@ def make_sample_fn(
 ) -> SampleFn:  # fmt: skip
     """Compile config.sample into (weights, seeds [N], cond) -> uint8 images [N, H, W, C].
 
-    weights: (parameters, those of `experiment.guide` or None). One call of the compiled loop draws
-    `options.batch` images, cut over all devices.
-    latents: of a model of latents these, float32, not decoded. frames: so many pictures of each
-    image's way instead, [N, frames, H, W, C], at times as even as the grid allows.
+    weights: (parameters, parameters of `experiment.guide` or None). One call of the compiled loop
+    samples `options.batch` images, sharded over all devices.
+    latents: return the float32 latents of a latent model, not decoded. frames: return that many
+    frames of each sampling trajectory, [N, frames, H, W, C], evenly spaced on the grid.
     """
     if frames < 0 or frames == 1:
-        raise ConfigError(f"frames: {frames} is neither 0, for none, nor 2 or more")
+        raise ConfigError(f"frames: {frames} is neither 0 (none) nor at least 2")
     times = _times(experiment, options)
     sharding = parallel.batch_sharding(mesh)
     sample = _sampler(experiment, options)
     of_latents = experiment.config.latent.factor > 1
     codec = _codec(experiment.config.latent) if of_latents and not latents else None
 
-    @functools.partial(parallel.InMesh, mesh)
+    @functools.partial(parallel.WithMesh, mesh)
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
-    def draw(weights, seeds, cond):
+    def sample_batch(weights, seeds, cond):
         seeds, cond = jax.lax.with_sharding_constraint((seeds, cond), sharding)
-        x, keys = start(experiment.process.schedule, seeds, experiment.shape)
-        with samplers.recording() if frames else contextlib.nullcontext([]) as path:
+        x, keys = initial_noise(experiment.process.schedule, seeds, experiment.shape)
+        with samplers.record_trajectory() if frames else contextlib.nullcontext([]) as path:
             x = sample(weights, cond, times, x, keys)
         finite = jnp.isfinite(x).all((1, 2, 3))
         if frames and not path:
-            raise ConfigError(f"frames: {options.sampler.name} does not show its way")
+            raise ConfigError(f"frames: {options.sampler.name} records no trajectory")
         x = _chosen(path[0], frames, experiment, times) if frames else x
         return x if of_latents else image_lib.to_uint8(x), finite
 
-    def draw_all(weights, seeds, cond):
+    def sample_all(weights, seeds, cond):
         batch = batch_size(options.batch, len(seeds), mesh)
         parts, first = [], 0
-        inputs = whole_batches((seeds.astype(np.uint32), cond), batch)
-        for images, finite in one_ahead(lambda part: draw(weights, *part), inputs):
+        inputs = padded_batches((seeds.astype(np.uint32), cond), batch)
+        for images, finite in dispatch_ahead(lambda part: sample_batch(weights, *part), inputs):
             finite = np.asarray(finite)[: len(seeds) - first]
             if not finite.all():
                 seed = seeds[first + int(finite.argmin())]
                 raise SamplingError(
-                    f"the image of seed {seed} is not finite: the parameters are not, or"
+                    f"the sample of seed {seed} is not finite: the parameters are not, or"
                     f" config.sample.guidance={options.guidance} is too large"
                 )
             parts.append(_decoded(codec, images) if codec else np.asarray(images))
             first += batch
         return np.concatenate(parts)[: len(seeds)]
 
-    return draw_all
+    return sample_all
 
 
 def _times(experiment: Experiment, options: ConfigDict) -> np.ndarray:
-    """config.sample.grid of config.sample.steps."""
+    """The sampling times: config.sample.grid with config.sample.steps."""
     grid, grid_options = config_lib.component(ConfigDict({"sample": options}), "sample.grid")
-    with named("config.sample."):
+    with config_errors("config.sample."):
         return grid(experiment.process.schedule, options.steps, **grid_options)
 
 
 def _sampler(experiment: Experiment, options: ConfigDict) -> Callable[..., jax.Array]:
-    """(weights, cond, times, x, keys) -> x, with all of config.sample but its grid."""
+    """(weights, cond, times, x, keys) -> x, by config.sample except for its grid."""
     sampler, given = config_lib.component(ConfigDict({"sample": options}), "sample.sampler")
     process = experiment.process
     needs_variance = "variance" in inspect.signature(sampler).parameters
-    denoise_of = guided(experiment, options, apart=needs_variance)
+    denoise_of = guided(experiment, options, batched=not needs_variance)
     if needs_variance and not process.learned_variance:
         raise ConfigError(
-            f"config.sample.sampler.name: {options.sampler.name} needs a model that has learned its"
-            " variance: config.diffusion.learned_variance; ancestral does without"
+            f"config.sample.sampler.name: {options.sampler.name} needs a model with learned"
+            " variance (config.diffusion.learned_variance); ancestral does not"
         )
     if options.threshold != "none" and experiment.config.latent.factor > 1:
-        raise ConfigError("config.sample.threshold: latents have no range to be kept in")
-    with named("config.sample."):
+        raise ConfigError("config.sample.threshold: not for latents, which have no fixed range")
+    with config_errors("config.sample."):
         threshold(lambda x_t, t: x_t, options.threshold, options.threshold_quantile)  # or raises
 
     def sample(weights, cond, times, x, keys):
@@ -127,7 +129,7 @@ def _sampler(experiment: Experiment, options: ConfigDict) -> Callable[..., jax.A
 
 
 def _chosen(path: jax.Array, frames: int, experiment: Experiment, times: np.ndarray) -> jax.Array:
-    """x_t [T, B, H, W, C] at some of its times as images [B, frames, H, W, C] of one contrast."""
+    """Frames [B, frames, H, W, C] of a trajectory x_t [T, B, H, W, C], scaled to equal contrast."""
     which = np.linspace(0, len(path) - 1, frames).round().astype(int)
     at = jnp.asarray(np.append(times, 0.0)[which], path.dtype)
     alpha, sigma = experiment.process.schedule.alpha_sigma(at)
@@ -136,64 +138,64 @@ def _chosen(path: jax.Array, frames: int, experiment: Experiment, times: np.ndar
 
 
 def _codec(config: ConfigDict) -> codec_lib.Codec:
-    """The autoencoder that makes pictures of what a model of latents draws."""
+    """The autoencoder that decodes the samples of a latent model."""
     if not config.autoencoder:
         raise ConfigError(
-            "config.latent.autoencoder: the model draws latents, and pictures of them need the file"
-            " of their autoencoder, diffusers' AutoencoderKL; the latents themselves are written by"
-            " --mode=sample --latents"
+            "config.latent.autoencoder: required to decode the samples of this latent model: the"
+            " weights of its autoencoder, diffusers' AutoencoderKL; the latents themselves are"
+            " written by --mode=sample --latents"
         )
     return codec_lib.load(config.autoencoder, config.factor)
 
 
 def _decoded(codec: codec_lib.Codec, z: jax.Array) -> np.ndarray:
-    """Pictures of latents that every process has; each decodes its share."""
-    mine = pipeline.share(0, len(z), jax.process_index(), jax.process_count())
-    return gather.gathered(np.asarray(codec.decode(np.asarray(z)[mine])), len(z))
+    """Decode replicated latents, a shard on each process."""
+    mine = pipeline.shard(0, len(z), jax.process_index(), jax.process_count())
+    return gather.allgather(np.asarray(codec.decode(np.asarray(z)[mine])), len(z))
 
 
 def guided(
-    experiment: Experiment, options: ConfigDict, *, apart: bool = False
+    experiment: Experiment, options: ConfigDict, *, batched: bool = True
 ) -> Callable[[Any, Any], Denoise]:
-    """(weights, cond) -> the model's denoiser, guided as config.sample says; see `make_sample_fn`.
+    """(weights, cond) -> the denoiser with the guidance of config.sample; see `make_sample_fn`.
 
-    apart: ask the network with and without its condition in two calls.
+    batched: evaluate the conditional and the unconditional prediction in one network call.
     """
     guide = experiment.guide
     how = dict(channels=options.guidance_channels, rescale=options.guidance_rescale)
     low, high = options.guidance_low, options.guidance_high
-    with named("config.sample.guidance_"):
+    with config_errors("config.sample.guidance_"):
         guidance.guide(lambda x_t, t: x_t, lambda x_t, t: x_t, options.guidance, **how)  # or raises
 
     def denoise_of(weights, cond):
-        params, others = weights
-        own = functools.partial(experiment.denoiser, params)
-        null = not_told(cond)
-        other = guide.denoiser(others, cond) if guide else own(null)
-        both = None if guide or apart else guidance.doubled(own, cond, null)
-        return guidance.guide(own(cond), other, options.guidance, low, high, **how, both=both)
+        params, guide_params = weights
+        denoiser = functools.partial(experiment.denoiser, params)
+        null = null_cond(cond)
+        other = guide.denoiser(guide_params, cond) if guide else denoiser(null)
+        both = guidance.batched(denoiser, cond, null) if batched and not guide else None
+        return guidance.guide(denoiser(cond), other, options.guidance, low, high, both=both, **how)
 
     return denoise_of
 
 
-def start(
+def initial_noise(
     schedule: Schedule, seeds: jax.Array, shape: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """(x [N, *shape] in pure noise, keys [N] for what comes) of seeds [N], each its own."""
+    """(x [N, *shape] at t = 1, keys [N] for the sampler), each from its seed of seeds [N]."""
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys[:, 0])
     _, sigma = schedule.alpha_sigma(jnp.ones(()))
     return sigma * noise, keys[:, 1]
 
 
-def batch_size(most: int, count: int, mesh: jax.sharding.Mesh) -> int:
-    """For `count` images, about `most` at once: equal batches, each a multiple of the devices."""
-    calls = -(-count // most)
+def batch_size(limit: int, count: int, mesh: jax.sharding.Mesh) -> int:
+    """Size of equal batches of about `limit` for `count` images, a multiple of the devices."""
+    calls = -(-count // limit)
     return -(-count // (calls * mesh.size)) * mesh.size
 
 
-def whole_batches(inputs: Any, batch: int) -> Iterator[Any]:
-    """Arrays [N, ...] in parts of `batch`, the last one filled up with zeros."""
+def padded_batches(inputs: Any, batch: int) -> Iterator[Any]:
+    """Arrays [N, ...] in batches of size `batch`, the last one padded with zeros."""
     count = len(jax.tree.leaves(inputs)[0])
     padding = -count % batch
     inputs = jax.tree.map(lambda a: np.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)), inputs)
@@ -201,29 +203,37 @@ def whole_batches(inputs: Any, batch: int) -> Iterator[Any]:
         yield jax.tree.map(lambda a, i=first: a[i : i + batch], inputs)
 
 
-def one_ahead(run: Callable[[Any], Any], inputs: Iterable[Any]) -> Iterator[Any]:
-    """What `run` makes of each input, the next one begun before one is given out.
+def dispatch_ahead(run: Callable[[Any], Any], inputs: Iterable[Any]) -> Iterator[Any]:
+    """run(x) for each input, dispatching the next call before yielding a result.
 
-    JAX does not wait for what it starts: so devices work while the host takes what they made. Where
-    host and device are the same two CPU cores, drawing and writing PNG files gained 7 % by it.
+    JAX dispatches asynchronously, so devices compute while the host processes results. Even where
+    both share two CPU cores, sampling and writing PNG files became 7 % faster.
     """
-    begun = []
-    for given in inputs:
-        begun.append(run(given))
-        if len(begun) > 1:
-            yield begun.pop(0)
-    yield from begun
+    pending = []
+    for x in inputs:
+        pending.append(run(x))
+        if len(pending) > 1:
+            yield pending.pop(0)
+    yield from pending
 
 
-def picture(images: np.ndarray, classes: int | None) -> np.ndarray:
-    """A grid of images; with few classes drawn in turn, each class has its column."""
-    columns = classes if classes and classes <= 16 else int(np.ceil(np.sqrt(len(images))))
-    return image_lib.grid(images, columns)
+def class_names(conditions: Mapping[str, Any], cond: Cond) -> list[str]:
+    """The class of each image, "" for none; [] where a model knows no classes."""
+    names = conditions.get("label", ())
+    return [names[i] if i >= 0 else "" for i in cond["label"]] if names else []
 
 
-def beside(images: np.ndarray, hint: np.ndarray, data: Dataset) -> np.ndarray:
-    """A grid of threes: degraded, restored, true, of the held-out examples in turn."""
+def samples_sheet(images: np.ndarray, names: list[str], **about: Any) -> Sheet:
+    """Samples uint8 [N, H, W, C] of classes; a few classes in turn have a column each."""
+    count = len(dict.fromkeys(names))
+    in_turn = names == (names[:count] * len(names))[: len(names)]
+    columns = count if 1 < count <= 16 and in_turn else int(np.ceil(np.sqrt(len(images))))
+    return Sheet("samples", images[:, None], columns, names, about)
+
+
+def restored_sheet(images: np.ndarray, hint: np.ndarray, data: Dataset, **about: Any) -> Sheet:
+    """Degraded, restored and original images of the held-out examples in turn."""
     count = len(data.heldout)
-    truth = np.stack([data.heldout.example(i % count)["image"] for i in range(len(images))])
-    threes = np.concatenate([image_lib.to_uint8(hint), images, truth], 2)  # [N, H, 3W, C]
-    return image_lib.grid(threes, max(1, round(np.sqrt(len(images) / 3))))
+    originals = np.stack([data.heldout.example(i % count)["image"] for i in range(len(images))])
+    threes = np.stack([image_lib.to_uint8(hint), images, originals], 1)  # [N, 3, H, W, C]
+    return Sheet("restored", threes, max(1, round(np.sqrt(len(images) / 3))), about=about)

@@ -1,1 +1,1 @@
-"""Images and published weights, in and out."""
+"""Reading and writing images and published weights."""

@@ -1,4 +1,4 @@
-"""Parameters alone, as one safetensors file that also says what they are."""
+"""Parameters as a single safetensors file with metadata."""
 
 import json
 import pathlib
@@ -11,23 +11,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 from safetensors.numpy import save as as_bytes
 
-from vitdiff_jax.interop.families import flatten, nested
+from vitdiff_jax.interop.families import flatten, unflatten
 from vitdiff_jax.runtime import paths
 
 KIND = "vitdiff_jax"
-FACTS = ("config", "shape", "conditions", "family", "ema", "step", "licence")
-"""What a file says of its parameters. family: whose names and shapes they have, None: ours."""
+METADATA = ("config", "shape", "conditions", "family", "ema", "step", "licence")
+"""The metadata of a file. family: whose names and shapes the parameters have; None: ours."""
 
 
 def save(path: epath.Path, params: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Write nested dicts of arrays, and `FACTS` as JSON has them, whole or not at all."""
+    """Write nested dicts of arrays, and `METADATA` as JSON, atomically."""
     tensors = {name: np.ascontiguousarray(a) for name, a in flatten(params).items()}
-    facts = {KIND: json.dumps({name: about[name] for name in FACTS})}
-    paths.write(path, as_bytes(tensors, facts))
+    metadata = {KIND: json.dumps({name: about[name] for name in METADATA})}
+    paths.write(path, as_bytes(tensors, metadata))
 
 
 def about(path: pathlib.Path) -> dict[str, Any] | None:
-    """The facts that `save` wrote; None where it did not write this file.
+    """The metadata that `save` wrote; None for files that it did not write.
 
     Raises ValueError for damaged files.
     """
@@ -41,14 +41,14 @@ def about(path: pathlib.Path) -> dict[str, Any] | None:
         found = json.loads(text)
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: damaged: {error}") from error
-    if not (isinstance(found, dict) and found.keys() == set(FACTS)):
-        raise ValueError(f"{path}: damaged: it does not say what it holds")
+    if not (isinstance(found, dict) and found.keys() == set(METADATA)):
+        raise ValueError(f"{path}: damaged: its metadata is incomplete")
     return found
 
 
 def load(path: pathlib.Path) -> dict[str, Any]:
     """The parameters that `save` wrote. Raises ValueError for damaged files."""
     try:
-        return nested(load_file(path))
+        return unflatten(load_file(path))
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged: {error}") from error

@@ -1,4 +1,4 @@
-"""Images in and out: uint8 at the edges, float32 in [-1, 1] inside; grids and photos as PNG."""
+"""Conversion between uint8 and float32 in [-1, 1], image grids, and PNG and .npz files."""
 
 import io
 import pathlib
@@ -6,11 +6,12 @@ import shutil
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from vitdiff_jax.runtime import paths
 
@@ -21,7 +22,7 @@ def from_uint8(u):
 
 
 def as_floats(image):
-    """uint8 images as `from_uint8` has them; floats, which are latents, as they are."""
+    """uint8 images by `from_uint8`; float images, which are latents, unchanged."""
     return from_uint8(image) if image.dtype == np.uint8 else image
 
 
@@ -30,13 +31,12 @@ def to_uint8(x):
     return jnp.clip(jnp.round(127.5 * (x + 1)), 0, 255).astype(jnp.uint8)
 
 
-def grid(images: np.ndarray, columns: int, gutter: int = 2, least: int = 48) -> np.ndarray:
-    """Put images uint8 [N, H, W, C] into one, row by row, with white gutters.
+def grid(images: np.ndarray, columns: int, gutter: int = 2, min_size: int = 48) -> np.ndarray:
+    """Arrange images uint8 [N, H, W, C] in a grid, row by row, with white gutters.
 
-    Images smaller than `least` pixels are enlarged by a whole factor, so that a person can see
-    them and no pixel is invented.
+    Images smaller than `min_size` pixels are enlarged by an integer factor without interpolation.
     """
-    factor = max(1, -(-least // min(images.shape[1:3])))
+    factor = max(1, -(-min_size // min(images.shape[1:3])))
     images = images.repeat(factor, 1).repeat(factor, 2)
     n, h, w, c = images.shape
     rows = -(-n // columns)
@@ -50,25 +50,28 @@ def grid(images: np.ndarray, columns: int, gutter: int = 2, least: int = 48) -> 
 
 
 def cells(sheet: np.ndarray, rows: int, columns: int, gutter: int = 2) -> np.ndarray:
-    """The images of a `grid` of whole rows, [rows, columns, h, w, C], as large as they are there.
+    """Split a full `grid` [H, W, C] into its images [rows, columns, h, w, C], still enlarged.
 
-    ValueError if the sheet [H, W, C] cannot be such a grid.
+    Raises ValueError if the size does not match.
     """
     height, width = ((s - gutter) / n - gutter for s, n in zip(sheet.shape, (rows, columns)))
     if min(height, width) < 1 or height % 1 or width % 1:
         raise ValueError(
-            f"{sheet.shape[1]}x{sheet.shape[0]} pixels are no {rows} x {columns} images"
+            f"{sheet.shape[1]}x{sheet.shape[0]} pixels are not a grid of {rows} x {columns} images"
         )
     h, w = int(height), int(width)
     cut = sheet[gutter:, gutter:].reshape(rows, h + gutter, columns, w + gutter, -1)
     return cut[:, :h, :, :w].swapaxes(1, 2)
 
 
-def save_png(path: epath.Path, image: np.ndarray, profile: bytes = b"") -> None:
-    """Write uint8 or uint16 [H, W, C] as PNG, whole or not at all.
+def save_png(
+    path: epath.Path, image: np.ndarray, profile: bytes = b"", text: Mapping[str, str] = {}
+) -> None:
+    """Write uint8 or uint16 [H, W, C] as PNG, atomically.
 
-    C: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. profile: an ICC profile, to say which colours the
-    numbers are; left out where it is of another kind than the image (CMYK, or grey of colours).
+    C: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. profile: an ICC profile; left out where its colour
+    space is not that of the image.
+    text: text chunks of a uint8 image, by keyword.
     """
     if profile[16:20] != (b"GRAY" if image.shape[-1] < 3 else b"RGB "):
         profile = b""
@@ -76,14 +79,17 @@ def save_png(path: epath.Path, image: np.ndarray, profile: bytes = b"") -> None:
         paths.write(path, _png16(image, profile))
         return
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    picture.save(file := io.BytesIO(), format="PNG", icc_profile=profile or None)
+    chunks = PngImagePlugin.PngInfo()
+    for keyword, value in text.items():
+        chunks.add_text(keyword, value, zip=True)
+    picture.save(file := io.BytesIO(), format="PNG", icc_profile=profile or None, pnginfo=chunks)
     paths.write(path, file.getvalue())
 
 
 def _png16(image: np.ndarray, profile: bytes) -> bytes:
-    """uint16 [H, W, C] as a PNG file; Pillow writes 16 bits for grey alone.
+    """uint16 [H, W, C] as a PNG file; Pillow writes 16 bits for grey images only.
 
-    Each byte is stored as its difference to the same byte of the pixel before (PNG's filter "Sub").
+    Each byte is stored as its difference to the previous pixel's (PNG's filter "Sub").
     """
     height, width, channels = image.shape
     pixels = np.ascontiguousarray(image, ">u2").view(np.uint8).reshape(height, -1, 2 * channels)
@@ -103,26 +109,26 @@ def _png16(image: np.ndarray, profile: bytes) -> bytes:
 
 
 def save_npz(path: epath.Path, images: np.ndarray) -> None:
-    """Write uint8 [N, H, W, C] as ADM's evaluators read it: one array, arr_0."""
+    """Write uint8 [N, H, W, C] in the format of ADM's evaluator: one array, arr_0."""
     writer = NpzWriter(path, images.shape)
     writer.write(0, images)
     writer.close(len(images))
 
 
 def check_npz(workdir: epath.Path) -> None:
-    """Refuse a place in which nothing can be written piece by piece. Raises OSError."""
+    """Refuse a workdir without incremental writes. Raises OSError."""
     if paths.remote(workdir):
-        raise OSError(f"--npz: is written piece by piece, which {workdir} cannot; use a folder")
+        raise OSError(f"--npz: {workdir} does not support incremental writes; use a local folder")
 
 
 class NpzWriter:
-    """Images uint8 [N, H, W, C] into an .npz file as ADM's evaluators read it, piece by piece.
+    """Write images uint8 [N, H, W, C] incrementally to an .npz file for ADM's evaluator.
 
-    Until `close` they are in PATH.partial, where one that was interrupted goes on.
+    Until `close` they are in PATH.partial, from which an interrupted run resumes.
     """
 
     def __init__(self, path: epath.Path, shape: tuple[int, ...]):
-        self.path, self.partial = path, pathlib.Path(paths.partial_of(path))
+        self.path, self.partial = path, pathlib.Path(paths.partial_path(path))
         header = io.BytesIO()
         about = {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
         np.lib.format.write_array_header_1_0(header, about)
@@ -131,17 +137,17 @@ class NpzWriter:
         self._file.write(header.getvalue())
 
     def write(self, first: int, images: np.ndarray) -> None:
-        """Put images where number `first` and the next ones belong."""
+        """Write images at index `first` and the following ones."""
         self._file.seek(self._start + first * self._size)
         self._file.write(np.ascontiguousarray(images).tobytes())
         self._file.flush()
 
     def close(self, count: int) -> None:
-        """Make the .npz file of all `count` images."""
+        """Finish the .npz file of `count` images."""
         self._file.truncate(self._start + count * self._size)
         self._file.close()
         packed = self.partial.with_name(self.path.name + ".packing")
-        member = zipfile.ZipInfo("arr_0.npy")  # dated 1980, as NumPy does: same images, same bytes
+        member = zipfile.ZipInfo("arr_0.npy")  # dated 1980, as in NumPy: reproducible bytes
         with (
             zipfile.ZipFile(packed, "w") as archive,
             archive.open(member, "w", force_zip64=True) as target,

@@ -1,6 +1,6 @@
-"""The one unpickler: it makes NumPy arrays in dicts, lists and tuples, and nothing else.
+"""The only unpickler: NumPy arrays in dicts, lists and tuples, and nothing else.
 
-Whatever else a pickle names is refused before it is called, so that no code of a file can run.
+Any other global in a pickle is refused before it is called, so that no code of a file can run.
 """
 
 import pathlib
@@ -8,7 +8,7 @@ import pickle
 from typing import Any
 
 import numpy as np
-from numpy._core.multiarray import _reconstruct  # what a pickled array calls
+from numpy._core.multiarray import _reconstruct  # called by pickled arrays
 
 ALLOWED = {
     ("numpy", "ndarray"): np.ndarray,
@@ -21,16 +21,16 @@ ALLOWED = {
 class _Arrays(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no NumPy array")
+            raise pickle.UnpicklingError(f"{module}.{name} is not a NumPy array")
         return ALLOWED[module, name]
 
 
 def read(path: pathlib.Path) -> Any:
-    """The arrays in a pickle file. Raises ValueError if it holds anything else."""
+    """The arrays in a pickle file. Raises ValueError if it contains anything else."""
     try:
         with path.open("rb") as file:
             return _Arrays(file).load()
     except OSError:
         raise
-    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
+    except Exception as error:  # damaged pickles raise all kinds of errors
         raise ValueError(f"{path}: not a pickle of NumPy arrays: {error}") from error

@@ -1,7 +1,7 @@
-"""How tensors of published weights become our parameters, and back: what `families` are made of.
+"""Conversion rules between tensors of published weights and our parameters, for `families`.
 
-A `Rule` is one of their tensors and those of ours that it holds; both ways are exact. The functions
-below read the shapes of a state dict, and write the rules of the layers that all families have.
+A `Rule` converts one of the authors' tensors to one or more of ours; both directions are exact. The
+functions below inspect the shapes of a state dict, and create the rules of common layers.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """A network, as its tensors show it.
+class NetworkSpec:
+    """A network as inferred from its tensors.
 
-    config: nested dict of what differs from `config.defaults`.
-    shape: (H, W, C) of what the network sees, images or latents.
-    conditions: as `data.pipeline.Dataset` has them, {"label": ("0", "1", ...)}; {} unconditional.
-    prefix: what stood before the names of all tensors.
+    config: nested dict of the differences to the default config.
+    shape: (H, W, C) of the network's input, images or latents.
+    conditions: as in `data.pipeline.Dataset`, {"label": ("0", "1", ...)}; {}: unconditional.
+    prefix: the common prefix of the names of the tensors.
     """
 
     config: Mapping[str, Any]
@@ -32,7 +32,7 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One of their tensors, of this shape, is these of our parameters; both ways are exact."""
+    """An exact conversion between one of their tensors, of this shape, and our parameters."""
 
     theirs: str
     shape: tuple[int, ...]
@@ -43,7 +43,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """A tensor that is always the same: checked when it comes in, written when it goes out."""
+    """A constant tensor: checked on import, written on export."""
 
     theirs: str
     value: np.ndarray
@@ -53,23 +53,25 @@ class Constant:
         return self.value.shape
 
 
-def some(names: Iterable[str]) -> str:
+def preview(names: Iterable[str]) -> str:
     """The first three names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def sizes(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
-    """The shape of the tensor `name`, which must be there and have so many axes."""
+    """The shape of the tensor `name`. Raises ValueError where it is missing or of another rank."""
     if name not in shapes:
-        raise ValueError(f"missing: {name}; is this another family's file? It has {some(shapes)}")
+        raise ValueError(
+            f"missing: {name}; is this another family's file? It has {preview(shapes)}"
+        )
     if len(shapes[name]) != rank:
-        raise ValueError(f"of another shape: {name}: {shapes[name]}, not {rank} axes")
+        raise ValueError(f"wrong shape: {name}: {shapes[name]}, not {rank} axes")
     return tuple(shapes[name])
 
 
 def count(shapes: Shapes, prefix: str) -> int:
-    """How many numbered parts there are: 1 + the largest i of names `<prefix><i>.*`"""
+    """The number of repeated modules: 1 + the largest i of names `<prefix><i>.*`"""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     found = [int(match[1]) for name in shapes if (match := pattern.match(name))]
     if not found:
@@ -78,42 +80,46 @@ def count(shapes: Shapes, prefix: str) -> int:
 
 
 def heads_of(width: int, given: int | None, published: Mapping[int, int]) -> int:
-    """The number of heads, which no shape tells: as given, else that of the published width."""
+    """The number of heads, which shapes do not determine: as given, else as published."""
     heads = published.get(width) if given is None else given
     if heads is None:
-        raise ValueError(f"heads: not told by the shapes at the unpublished width {width}; give it")
+        raise ValueError(
+            f"heads: not determined by the shapes for the unpublished width {width}; give it"
+        )
     if heads < 1 or width % heads:
         raise ValueError(f"heads: {heads} does not divide the width {width}")
     return heads
 
 
 def grid_of(patches: int, patch: int, size: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) of what the network sees, square unless given."""
+    """(height, width) of the network's input, square unless given."""
     side = round(patches**0.5)
     height, width = size or (side * patch, side * patch)
     if (height // patch) * (width // patch) != patches or height % patch or width % patch:
-        told = f"{height}x{width} has not" if size else "no square has"
-        raise ValueError(f"size: {told} {patches} patches of {patch}; give (height, width)")
+        wrong = f"{height}x{width} does not have" if size else "no square has"
+        raise ValueError(f"size: {wrong} {patches} patches of {patch}; give (height, width)")
     return height, width
 
 
 def classes(number: int) -> dict[str, tuple[str, ...]]:
-    """The conditions of a network that knows so many classes, by their numbers."""
+    """The conditions of a network with this number of classes, named by their indices."""
     return {"label": tuple(str(i) for i in range(number))}
 
 
-def model_of(found: Found, name: str, prediction: str, schedules: Iterable[str]) -> dict[str, Any]:
-    """config.model, if that and the process are what a family's weights stand for."""
-    diffusion = found.config.get("diffusion", {})
+def model_of(
+    spec: NetworkSpec, name: str, prediction: str, schedules: Iterable[str]
+) -> dict[str, Any]:
+    """config.model. Raises ValueError unless the model and process are those of the family."""
+    diffusion = spec.config.get("diffusion", {})
     schedule = diffusion.get("schedule", {}).get("name", "RectifiedFlow")
     for key, value, wanted in (
-        ("model.name", found.config["model"]["name"], (name,)),
+        ("model.name", spec.config["model"]["name"], (name,)),
         ("diffusion.prediction", diffusion.get("prediction", "x"), (prediction,)),
         ("diffusion.schedule.name", schedule, tuple(schedules)),
     ):
         if value not in wanted:
             raise ValueError(f"config.{key}: {value} is not this family's {' or '.join(wanted)}")
-    return dict(found.config["model"])
+    return dict(spec.config["model"])
 
 
 def mlp_ratio(hidden: int, width: int, share: float = 1.0) -> float:
@@ -125,19 +131,19 @@ def mlp_ratio(hidden: int, width: int, share: float = 1.0) -> float:
 
 
 def copied(theirs: str, ours: str, shape: tuple[int, ...]) -> list[Rule]:
-    """The same on both sides."""
+    """A tensor that is the same on both sides."""
     return [Rule(theirs, shape, (ours,), lambda a: (a,), lambda a: a)]
 
 
 def label_table(conditions: Mapping[str, Any], width: int) -> list[Rule]:
-    """DiT's table of classes, to which "no class" is the last row, as to us."""
+    """DiT's class table, whose last row is the null class, as in ours."""
     rows = len(conditions["label"]) + 1
     ours = "conditions/label/table/embedding"
     return copied("y_embedder.embedding_table.weight", ours, (rows, width))
 
 
 def linear(theirs: str, ours: str, inputs: int, outputs: int, bias: bool = True) -> list[Rule]:
-    """A linear layer: PyTorch keeps [out, in], flax [in, out]."""
+    """A linear layer: [out, in] in PyTorch, [in, out] in flax."""
     rule = Rule(
         f"{theirs}.weight", (outputs, inputs), (f"{ours}/kernel",), lambda a: (a.T,), np.transpose
     )
@@ -145,7 +151,7 @@ def linear(theirs: str, ours: str, inputs: int, outputs: int, bias: bool = True)
 
 
 def norm(theirs: str, ours: str, width: int) -> list[Rule]:
-    """A normalisation with a scale and a shift."""
+    """A normalisation layer with scale and bias."""
     parts = [("weight", "scale"), ("bias", "bias")]
     return [rule for a, b in parts for rule in copied(f"{theirs}.{a}", f"{ours}/{b}", (width,))]
 
@@ -153,7 +159,7 @@ def norm(theirs: str, ours: str, width: int) -> list[Rule]:
 def conv(
     theirs: str, ours: str, kernel: tuple[int, int], inputs: int, outputs: int, bias: bool = True
 ) -> list[Rule]:
-    """A convolution: PyTorch keeps [out, in, h, w], flax [h, w, in, out]."""
+    """A convolution: [out, in, h, w] in PyTorch, [h, w, in, out] in flax."""
     rule = Rule(
         f"{theirs}.weight", (outputs, inputs, *kernel), (f"{ours}/kernel",),
         lambda a: (a.transpose(2, 3, 1, 0),), lambda a: a.transpose(3, 2, 0, 1),
@@ -164,7 +170,7 @@ def conv(
 def patches(
     theirs: str, ours: str, patch: int, channels: int, width: int, bias: bool = True
 ) -> list[Rule]:
-    """A strided convolution over patches as our layer on patches [p p C], channels fastest."""
+    """A strided convolution over patches as a linear layer on patches [p p C], channels fastest."""
     rule = Rule(
         f"{theirs}.weight", (width, channels, patch, patch), (f"{ours}/kernel",),
         lambda a: (a.transpose(2, 3, 1, 0).reshape(-1, width),),
@@ -176,30 +182,30 @@ def patches(
 def attention(
     theirs: str, ours: str, width: int, heads: int, *, bias: bool = True, rotary: bool = False
 ) -> list[Rule]:
-    """The two layers `qkv` and `proj` as `models.attention.Attention` has them: apart.
+    """The layers `qkv` and `proj` as the separate layers of `models.attention.Attention`.
 
-    The rows of qkv are ordered (q or k or v, head, place in the head). bias: of qkv.
-    rotary: their rotary pairs are neighbours (2i, 2i + 1), ours (i, i + K/2). Queries and keys meet
-    in scalar products alone, in which a common order of the places does not matter; values stay.
+    The rows of qkv are ordered by (q, k or v; head; position in the head). bias: of qkv.
+    rotary: their rotary pairs are adjacent (2i, 2i + 1), ours (i, i + K/2). Attention is invariant
+    under a common permutation of queries and keys within each head; values are not permuted.
     """
     size = width // heads
-    turn = turned(size) if rotary else np.arange(size)
-    back = np.argsort(turn)
+    order = rotary_order(size) if rotary else np.arange(size)
+    inverse = np.argsort(order)
 
-    def placed(a, places):  # the rows [H K, ...], of each head in another order
-        return a.reshape(heads, size, -1)[:, places].reshape(a.shape)
+    def permuted(a, order):  # the rows [H K, ...], within each head
+        return a.reshape(heads, size, -1)[:, order].reshape(a.shape)
 
-    def apart(a):  # [3D, ...] -> q, k, v, [H K, ...] each
+    def split(a):  # [3D, ...] -> q, k, v, [H K, ...] each
         q, k, v = np.split(a, 3)
-        return placed(q, turn), placed(k, turn), v
+        return permuted(q, order), permuted(k, order), v
 
-    def together(q, k, v):
-        return np.concatenate([placed(q, back), placed(k, back), v])
+    def fuse(q, k, v):
+        return np.concatenate([permuted(q, inverse), permuted(k, inverse), v])
 
     rules = [
         Rule(
             f"{theirs}.qkv.weight", (3 * width, width), tuple(f"{ours}/{n}_kernel" for n in "qkv"),
-            apart, together,
+            split, fuse,
         ),
         Rule(
             f"{theirs}.proj.weight", (width, width), (f"{ours}/out_kernel",),
@@ -210,22 +216,22 @@ def attention(
     if bias:
         rules.append(Rule(
             f"{theirs}.qkv.bias", (3 * width,), tuple(f"{ours}/{n}_bias" for n in "qkv"),
-            apart, together,
+            split, fuse,
         ))  # fmt: skip
     return rules
 
 
-def turned(size: int) -> np.ndarray:
-    """The places of a head with neighbouring rotary pairs, as halves: 0, 2, 4, ..., 1, 3, 5, ..."""
+def rotary_order(size: int) -> np.ndarray:
+    """The permutation from adjacent rotary pairs to halves: 0, 2, 4, ..., 1, 3, 5, ..."""
     return np.arange(size).reshape(-1, 2).T.ravel()
 
 
 def sincos_positions(rows: int, cols: int, width: int) -> np.ndarray:
-    """MAE's fixed positions [1, rows*cols, width], computed in float64 as there: see `layers`."""
+    """MAE's fixed positions [1, rows*cols, width], computed in float64 as in MAE: see `layers`."""
     frequencies = 1.0 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4.0))
     row, col = np.divmod(np.arange(rows * cols, dtype=np.float64), cols)
     parts = []
-    for place in (col, row):
-        angle = np.outer(place, frequencies)
+    for position in (col, row):
+        angle = np.outer(position, frequencies)
         parts += [np.sin(angle), np.cos(angle)]
     return np.concatenate(parts, 1)[None].astype(np.float32)

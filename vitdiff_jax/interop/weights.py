@@ -1,7 +1,7 @@
-"""Published weights: found or fetched, checked by SHA-256, kept as safetensors.
+"""Published weights: downloaded, verified by SHA-256, and cached as safetensors.
 
-They are kept in ~/.cache/vitdiff_jax/weights ($XDG_CACHE_HOME), where a person without a network
-may also put the published file.
+The cache is ~/.cache/vitdiff_jax/weights ($XDG_CACHE_HOME); without a network connection the
+published file can be put there by hand.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from vitdiff_jax.runtime import paths
 
 
 class WeightsError(RuntimeError):
-    """Published weights that are missing or not what they should be; the message is one line."""
+    """Missing or invalid published weights; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A file as its publisher gives it away."""
+    """A published file."""
 
     url: str
     sha256: str
     key: str = ""
-    """The config key for its path."""
+    """The config key of its path."""
 
     @property
     def file(self) -> str:
@@ -42,16 +42,16 @@ class Published:
 def read(published: Published, path: str | None = None) -> dict[str, np.ndarray]:
     """The tensors of a published file.
 
-    path: that file, or the safetensors made from it on another machine; None: from the cache, or
-    fetched into it. Raises WeightsError.
+    path: the file, or the safetensors converted from it on another machine; None: from the cache,
+    downloaded if necessary. Raises WeightsError.
     """
     home = _home()
     made = home / f"{pathlib.Path(published.file).stem}.safetensors"
     if path is None and made.is_file():
         return _checked(made, published)
-    source = home / published.file if path is None else paths.local(path).expanduser()
+    source = home / published.file if path is None else paths.local_copy(path).expanduser()
     if path is not None and not source.is_file():
-        raise WeightsError(f"{source}: there is no such file")
+        raise WeightsError(f"{source}: no such file")
     if source.suffix == ".safetensors":
         return _checked(source, published)
     if not source.is_file():
@@ -59,14 +59,14 @@ def read(published: Published, path: str | None = None) -> dict[str, np.ndarray]
     found = hashlib.sha256(source.read_bytes()).hexdigest()
     if found != published.sha256:
         raise WeightsError(
-            f"{source}: its SHA-256 is {found[:8]}..., not {published.sha256[:8]}... of"
+            f"{source}: its SHA-256 is {found[:8]}..., not {published.sha256[:8]}... as for"
             f" {published.url}; remove it, or give the right file"
         )
     try:
         tensors = torch_files.read(source)
     except ValueError as error:
         raise WeightsError(str(error)) from error
-    with contextlib.suppress(OSError):  # where nothing can be written, they are read again
+    with contextlib.suppress(OSError):  # a cache that cannot be written is not an error
         _keep(tensors, made, published)
     return tensors
 
@@ -77,7 +77,7 @@ def _home() -> pathlib.Path:
 
 
 def _fetch(published: Published, target: pathlib.Path) -> None:
-    """Download into the cache, whole or not at all."""
+    """Download to the cache, atomically."""
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,12 +85,12 @@ def _fetch(published: Published, target: pathlib.Path) -> None:
             while block := answer.read(2**20):
                 out.write(block)
         if hashlib.sha256(partial.read_bytes()).hexdigest() != published.sha256:
-            raise OSError(f"what arrived, {partial.stat().st_size:,} bytes, has another SHA-256")
+            raise OSError(f"the download of {partial.stat().st_size:,} bytes has a wrong SHA-256")
         partial.replace(target)
     except (OSError, http.client.HTTPException) as error:
         raise WeightsError(
-            f"cannot fetch {published.url} ({error}); fetch it on another machine and put it into"
-            f" {target.parent}, or give its path, {published.key}=FILE"
+            f"cannot download {published.url} ({error}); download it on another machine and put it"
+            f" into {target.parent}, or give its path, {published.key}=FILE"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -106,7 +106,7 @@ def _keep(tensors: Mapping[str, np.ndarray], made: pathlib.Path, published: Publ
 
 
 def _checked(made: pathlib.Path, published: Published) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file that `_keep` wrote, if they are still those."""
+    """The tensors of a safetensors file that `_keep` wrote, verified by their digest."""
     try:
         with safe_open(made, "numpy") as file:
             about = file.metadata() or {}
@@ -114,14 +114,14 @@ def _checked(made: pathlib.Path, published: Published) -> dict[str, np.ndarray]:
     except SafetensorError as error:
         raise WeightsError(f"{made}: damaged ({error}); remove it") from error
     if about.get("sha256") != published.sha256:
-        raise WeightsError(f"{made}: was not made from {published.url}")
+        raise WeightsError(f"{made}: was not converted from {published.url}")
     if about.get("tensors") != _digest(tensors):
         raise WeightsError(f"{made}: damaged, its tensors have changed; remove it")
     return tensors
 
 
 def _digest(tensors: Mapping[str, np.ndarray]) -> str:
-    """One SHA-256 of all names, types, shapes and values."""
+    """SHA-256 of all names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -1,11 +1,11 @@
-"""The autoencoder of latent diffusion, KL-f8, as in Stable Diffusion (arXiv:2112.10752).
+"""KL-f8, the autoencoder of latent diffusion, as in Stable Diffusion (arXiv:2112.10752).
 
     x [B, H, W, 3] -> encoder -> mean, log-variance [B, H/8, W/8, 4];    z -> decoder -> x
 
-Each level of `channels` is a few residual blocks; between two levels the image is halved or
-doubled. The middle has an attention layer over all pixels. Latents are multiplied by
-`scaling_factor`, to about unit variance: everything outside this file sees scaled ones, as the
-published latent denoisers do, and nobody else has to know the factor.
+Each level of `channels` is a few residual blocks; between levels the feature maps are down- or
+upsampled by 2. The middle block has self-attention over all positions. Latents are multiplied by
+`scaling_factor`, to about unit variance: code outside this file, like the published latent
+denoisers, only sees scaled latents.
 """
 
 import math
@@ -22,7 +22,7 @@ LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0  # of the log-variance before scaling
 
 
 class GroupNorm(nn.Module):
-    """GroupNorm with a scale and a shift. [B, H, W, C] -> same."""
+    """GroupNorm with learned scale and bias. [B, H, W, C] -> same."""
 
     groups: int
 
@@ -34,7 +34,7 @@ class GroupNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))); a 1x1 convolution of x where channels change."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))); a 1x1 shortcut where the channels change."""
 
     channels: int
     groups: int
@@ -52,7 +52,7 @@ class ResidualBlock(nn.Module):
 
 
 class Middle(nn.Module):
-    """A residual block, attention with one head over all pixels, a residual block."""
+    """A residual block, single-head self-attention over all positions, a residual block."""
 
     groups: int
     dtype: jnp.dtype
@@ -68,7 +68,7 @@ class Middle(nn.Module):
 
 
 class Head(nn.Module):
-    """norm, silu, 3x3 convolution: the end of the encoder and of the decoder, in float32."""
+    """norm, silu, 3x3 convolution: the last layers of encoder and decoder, in float32."""
 
     channels: int
     groups: int
@@ -80,7 +80,7 @@ class Head(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images [B, H, W, 3] -> [B, H/f, W/f, outputs], f = 2 for each level but the first."""
+    """Images [B, H, W, 3] -> [B, H/f, W/f, outputs], f = 2^(levels - 1)."""
 
     channels: tuple[int, ...]
     blocks: int
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
             for j in range(self.blocks):
                 name = f"level_{i}_block_{j}"
                 h = ResidualBlock(channels, self.groups, self.dtype, name=name)(h)
-            if i < len(self.channels) - 1:  # padded below and at the right only, as published
+            if i < len(self.channels) - 1:  # padded at the bottom and right only, as published
                 h = nn.Conv(
                     channels, (3, 3), (2, 2), ((0, 1), (0, 1)), dtype=self.dtype, name=f"halve_{i}"
                 )(h)
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B, h, w, C] -> images [B, f h, f w, 3]; the levels in reverse, a block more each."""
+    """Latents [B, h, w, C] -> images [B, f h, f w, 3]; levels in reverse, with one more block."""
 
     channels: tuple[int, ...]
     blocks: int
@@ -129,8 +129,8 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """Images [B, H, W, 3] in [-1, 1] to latents [B, H/f, W/f, latent_channels] and back.
 
-    channels, blocks: of each level, and its number of residual blocks; f = 2^(levels - 1).
-    groups: of GroupNorm. scaling_factor: of latents; SDXL's autoencoder has 0.13025.
+    channels: per level; f = 2^(levels - 1). blocks: residual blocks per level.
+    groups: of GroupNorm. scaling_factor: of the latents; SDXL's autoencoder has 0.13025.
     dtype: of convolutions and attention, "float32" or "bfloat16"; parameters are always float32.
     """
 
@@ -143,19 +143,19 @@ class Autoencoder(nn.Module):
 
     @property
     def factor(self) -> int:
-        """How many pixels of a side are one of a latent's."""
+        """The downsampling factor f."""
         return 2 ** (len(self.channels) - 1)
 
     def check(self, shape: tuple[int, int, int]) -> None:
-        """Raise `ValueError("<option>: what is wrong")` where options and images do not fit."""
+        """Raise `ValueError("<option>: ...")` where the options do not fit images of this shape."""
         layers.check_choices(dtype=(self.dtype, ("float32", "bfloat16")))
-        layers.check_least(
+        layers.check_minimum(
             blocks=(self.blocks, 1),
             latent_channels=(self.latent_channels, 1),
             groups=(self.groups, 1),
         )
         if not self.channels or min(self.channels) < 1:
-            raise ValueError(f"channels: {self.channels} are not a number for each level")
+            raise ValueError(f"channels: {self.channels} is not one positive number per level")
         if any(channels % self.groups for channels in self.channels):
             raise ValueError(f"groups: {self.groups} does not divide the channels {self.channels}")
         if not self.scaling_factor > 0:
@@ -163,14 +163,14 @@ class Autoencoder(nn.Module):
         height, width, channels = shape
         if height % self.factor or width % self.factor:
             raise ValueError(
-                f"channels: {len(self.channels)} levels halve {self.factor.bit_length() - 1} times,"
-                f" and {self.factor} does not divide the {height}x{width} images"
+                f"channels: {len(self.channels)} levels downsample by {self.factor}, which does not"
+                f" divide the {height}x{width} images"
             )
         if channels != 3:
             raise ValueError(f"images: {channels} channels; the autoencoder takes 3")
 
     def setup(self):
-        """Both halves and what lies between them, made once."""
+        """Create the encoder, the decoder and the projections between them."""
         dtype, doubled = jnp.dtype(self.dtype), 2 * self.latent_channels
         self.encoder = Encoder(self.channels, self.blocks, doubled, self.groups, dtype)
         self.decoder = Decoder(self.channels, self.blocks, self.groups, dtype)
@@ -178,9 +178,9 @@ class Autoencoder(nn.Module):
         self.from_latent = nn.Conv(self.latent_channels, (1, 1))
 
     def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """x [B, H, W, 3] in [-1, 1] -> (mean, log-variance) of scaled latents, float32.
+        """x [B, H, W, 3] in [-1, 1] -> (mean, log-variance) of the scaled latents, float32.
 
-        A latent is drawn as mean + exp(log_variance / 2) * noise; each is [B, H/f, W/f, C].
+        Each is [B, H/f, W/f, C]; a latent is sampled as mean + exp(log_variance / 2) * noise.
         """
         moments = self.to_moments(self.encoder(x))  # [B, H/f, W/f, 2C]
         mean, log_variance = jnp.split(moments, 2, -1)
@@ -192,5 +192,5 @@ class Autoencoder(nn.Module):
         return self.decoder(self.from_latent(z / self.scaling_factor))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Images encoded and decoded again; for `init`, which needs all parameters."""
+        """Reconstruct images; `init` goes through here, so that all parameters are created."""
         return self.decode(self.encode(x)[0])

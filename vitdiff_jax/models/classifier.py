@@ -1,4 +1,4 @@
-"""A small convolutional classifier of small images, by which generated images are judged."""
+"""A small convolutional classifier for small images, used to evaluate samples."""
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         width = 32
-        while min(x.shape[1:3]) > 4:  # halve down to 4x4, at most 128 channels
+        while min(x.shape[1:3]) > 4:  # downsample to 4x4, with at most 128 channels
             x = nn.relu(nn.Conv(width, (3, 3), (2, 2))(x))
             width = min(2 * width, 128)
         x = nn.relu(nn.Conv(128, (3, 3))(x))
@@ -22,5 +22,5 @@ class Classifier(nn.Module):
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The mean over a batch: logits [B, K], labels [B]."""
+    """Mean cross-entropy of logits [B, K] and labels [B]."""
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1).mean()

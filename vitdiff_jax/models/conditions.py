@@ -1,15 +1,15 @@
-"""What a network is told besides x_t and t: one mechanism for classes, attributes, text, images.
+"""Conditioning on classes, attributes, text and images, all by one mechanism.
 
-`cond` is a dict of arrays, each with a value that means "not told" and that training puts in place
-of the true one now and then, so that guidance (arXiv:2207.12598) has its unconditional half:
+`cond` is a dict of arrays, each with a null value; training replaces the true value by it at random
+(condition dropout), as classifier-free guidance (arXiv:2207.12598) requires:
 
-    label      int [B]             a class                                          not told: -1
-    attributes int [B, K]          1 has it, 0 has it not, -1 not told, each for itself
-    text       int [B, L]          UTF-8 bytes, -1 after the end                    not told: -1
-    embedding  float [B, L, W]     a frozen text encoder's vectors, 0 after the end not told: 0
-    hint       float [B, H, W, C]  an image, as more input channels                 not told: 0
+    label      int [B]             class index                                   null: -1
+    attributes int [B, K]          1 present, 0 absent                           null: -1, for each
+    text       int [B, L]          UTF-8 bytes, padded with -1                   null: -1
+    embedding  float [B, L, W]     output of a frozen text encoder, padded by 0  null: 0
+    hint       float [B, H, W, C]  an image, as additional input channels        null: 0
 
-`sizes` says which of them a model has, and their static sizes: {"label": (1000,), "text": (128,)}.
+`sizes` names the conditions of a model with their static sizes: {"label": (1000,), "text": (128,)}.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ BYTES_PER_TOKEN = 4
 
 
 def sizes_of(conditions: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """`sizes` from a data set's description of its conditions, see `data.pipeline.Dataset`."""
+    """`sizes` from the conditions of a data set, see `data.pipeline.Dataset`."""
     make = {
         "label": lambda names: (len(names),),
         "attributes": lambda names: (len(names),),
@@ -41,13 +41,13 @@ def sizes_of(conditions: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: make[name](value) for name, value in conditions.items()}
 
 
-def not_told(cond: Cond) -> Cond:
-    """The same conditions, none of them told."""
+def null_cond(cond: Cond) -> Cond:
+    """The null condition of the same shapes."""
     return {name: jnp.full_like(value, NULL[name]) for name, value in cond.items()}
 
 
-def blank(sizes: Sizes, batch: int, height: int, width: int) -> Cond:
-    """Conditions for a batch of images of this height and width, none of them told."""
+def null_batch(sizes: Sizes, batch: int, height: int, width: int) -> Cond:
+    """The null condition for a batch of images of this height and width."""
     shapes = {
         "label": (), "attributes": sizes.get("attributes", ()), "text": sizes.get("text", ()),
         "embedding": sizes.get("embedding", ()), "hint": (height, width, *sizes.get("hint", ())),
@@ -60,9 +60,9 @@ def blank(sizes: Sizes, batch: int, height: int, width: int) -> Cond:
 
 
 def drop(cond: Cond, keys: jax.Array, rate: float) -> Cond:
-    """Leave conditions out at random, by one key per example [B].
+    """Condition dropout, with one key per example [B].
 
-    All of them together with probability `rate`; where there are several, also each alone.
+    All conditions are dropped together with probability `rate`; of several, each also by itself.
     """
     together = jax.vmap(jax.random.uniform)(keys) < rate
 
@@ -72,20 +72,20 @@ def drop(cond: Cond, keys: jax.Array, rate: float) -> Cond:
         alone = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, i)))(keys)
         return together | (alone < rate)
 
-    blank_cond = not_told(cond)
+    null = null_cond(cond)
     return {
-        name: jnp.where(dropped(i).reshape(-1, *[1] * (value.ndim - 1)), blank_cond[name], value)
+        name: jnp.where(dropped(i).reshape(-1, *[1] * (value.ndim - 1)), null[name], value)
         for i, (name, value) in enumerate(sorted(cond.items()))
     }
 
 
 def with_hint(x: jax.Array, sizes: Sizes, cond: Cond) -> jax.Array:
-    """Images [B, H, W, C] with the channels of the hint after their own, where there is one."""
+    """Images [B, H, W, C] with the hint concatenated along the channels, where there is one."""
     return jnp.concatenate([x, cond["hint"]], -1) if "hint" in sizes else x
 
 
 def check(sizes: Sizes, text_width: int) -> None:
-    """Raise `ValueError("<option>: what is wrong")` where the text encoder is impossible."""
+    """Raise `ValueError("<option>: ...")` for an invalid text encoder."""
     if text_width % 2 or (text_width > 64 and text_width % 64):
         raise ValueError(f"text_width: {text_width} is neither even up to 64 nor a multiple of 64")
     if "text" in sizes and sizes["text"][0] % BYTES_PER_TOKEN:
@@ -95,10 +95,10 @@ def check(sizes: Sizes, text_width: int) -> None:
 
 
 class Embedding(nn.Module):
-    """Conditions as (vector [B, D], tokens [B, M, D], mask [B, M]), None for what there is not.
+    """Conditions as (vector [B, D], tokens [B, M, D], mask [B, M]), each None where it is absent.
 
-    The vector is the sum of label, attributes and the mean of the text; the tokens are the text's,
-    where the mask is True.
+    The vector is the sum of the label and attribute embeddings and the mean text token; the tokens
+    are those of the text, valid where the mask is True.
     """
 
     sizes: Sizes
@@ -120,13 +120,13 @@ class Embedding(nn.Module):
                 continue
             if name == "text":
                 encoder = TextEncoder(self.text_width, self.text_depth, self.dtype, name="text")
-                found, here = encoder(cond["text"])
+                found, valid = encoder(cond["text"])
             else:
-                found, here = cond["embedding"], jnp.any(cond["embedding"] != 0, -1)
-            found = layers.modulate(found.astype(self.dtype), jnp.ones(()), jnp.zeros(()))
+                found, valid = cond["embedding"], jnp.any(cond["embedding"] != 0, -1)
+            found = layers.rms_norm(found.astype(self.dtype), jnp.ones(()), jnp.zeros(()))
             found = layers.Dense(self.width, dtype=self.dtype, name=f"{name}_out")(found)
             tokens = found if tokens is None else jnp.concatenate([tokens, found], 1)  # [B, M, D]
-            mask = here if mask is None else jnp.concatenate([mask, here], 1)  # [B, M]
+            mask = valid if mask is None else jnp.concatenate([mask, valid], 1)  # [B, M]
         if tokens is not None:
             weight = mask / jnp.maximum(mask.sum(1, keepdims=True), 1)
             vectors.append(jnp.einsum("bm,bmd->bd", weight, tokens.astype(jnp.float32)))
@@ -134,7 +134,7 @@ class Embedding(nn.Module):
 
 
 class AttributeEmbedding(nn.Module):
-    """Attributes [B, K] (1, 0, or -1 for not told) to a vector [B, width]: each adds its own."""
+    """Attributes [B, K] (1, 0, or -1 for null) to the sum [B, width] of their embeddings."""
 
     width: int
 
@@ -142,15 +142,15 @@ class AttributeEmbedding(nn.Module):
     def __call__(self, attributes: jax.Array) -> jax.Array:
         count = attributes.shape[-1]
         table = self.param("table", layers.small_normal, (2 * count, self.width))
-        told = jnp.concatenate([attributes == 1, attributes == 0], -1)  # [B, 2K]
-        return told.astype(jnp.float32) @ table
+        one_hot = jnp.concatenate([attributes == 1, attributes == 0], -1)  # [B, 2K]
+        return one_hot.astype(jnp.float32) @ table
 
 
 class TextEncoder(nn.Module):
-    """Bytes [B, L] to tokens [B, L/4, width] and their mask: a small Transformer, trained along.
+    """Bytes [B, L] to tokens [B, L/4, width] and their mask: a small, jointly trained Transformer.
 
-    A strided convolution makes a token of four bytes and their neighbours before the blocks, as
-    CANINE does (arXiv:2103.06874): no vocabulary, and a quarter of the length.
+    A strided convolution merges four bytes and their neighbours into one token before the blocks,
+    as in CANINE (arXiv:2103.06874): no vocabulary, and a quarter of the sequence length.
     """
 
     width: int
@@ -159,21 +159,21 @@ class TextEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, text: jax.Array) -> tuple[jax.Array, jax.Array]:
-        here = text >= 0
+        valid = text >= 0
         h = nn.Embed(256, self.width, embedding_init=layers.small_normal, name="bytes")(
             jnp.maximum(text, 0)
         )
-        h = jnp.where(here[..., None], h, 0).astype(self.dtype)  # [B, L, D]
+        h = jnp.where(valid[..., None], h, 0).astype(self.dtype)  # [B, L, D]
         stride = BYTES_PER_TOKEN
         h = nn.Conv(self.width, (2 * stride,), (stride,), dtype=self.dtype, name="merge")(h)
-        mask = here.reshape(len(text), -1, stride).any(-1)  # [B, L/4]
+        mask = valid.reshape(len(text), -1, stride).any(-1)  # [B, L/4]
         h = h + self.param("positions", layers.small_normal, h.shape[1:]).astype(self.dtype)
         heads = max(1, self.width // 64)
         angles = jnp.zeros((self.width // heads // 2, h.shape[1]))
 
         def norm(y, name):
             weight = self.param(name, nn.initializers.ones, (self.width,))
-            return layers.modulate(y, weight, jnp.zeros(()))
+            return layers.rms_norm(y, weight, jnp.zeros(()))
 
         for i in range(self.depth):
             attention = attention_lib.Attention(heads, self.dtype, name=f"attention_{i}")

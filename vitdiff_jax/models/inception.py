@@ -1,10 +1,10 @@
-"""The Inception network behind FID: Inception-v3 as TensorFlow's graph of 2015-12-05 computes it.
+"""The Inception network of FID: Inception-v3 as computed by TensorFlow's graph of 2015-12-05.
 
-Rethinking the Inception Architecture (arXiv:1512.00567), with that graph's own ways: images are
-resized by TensorFlow 1's bilinear rule, average pools do not count the padding, the last block
-pools by the maximum, and there are 1008 classes. Batch normalisation (eps 0.001) is folded into
-the convolutions. Everything is float32 in full precision, also on TPUs: reduced precision shifts
-FID. Blocks have the names of the published PyTorch weights, which `from_torch` reads.
+Rethinking the Inception Architecture (arXiv:1512.00567), with the details of that graph: images are
+resized by TensorFlow 1's bilinear rule, average pooling excludes the padding, the last block uses
+max pooling, and there are 1008 classes. Batch normalisation (eps 0.001) is folded into the
+convolutions. Everything is float32 at full precision, on TPUs too, since reduced precision shifts
+FID. Blocks are named as in the published PyTorch weights, which `from_torch` reads.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,14 +18,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 SIDE, EPS = 299, 1e-3
 HIGHEST = jax.lax.Precision.HIGHEST
-SPATIAL = 7  # channels of Mixed_6d that sFID looks at: of its first branch, as in ADM's code
+SPATIAL = 7  # channels of Mixed_6d for sFID: the first of its first branch, as in ADM's code
 
 
 class Inception(nn.Module):
     """Images [B, H, W, 3] of 0 to 255 -> {"pool": [B, 2048], "logits": [B, 1008], "spatial"}.
 
-    "spatial": [B, 2023], the part of Mixed_6d for sFID, rows first, channels last. The logits are
-    without their bias, as Inception Scores want them.
+    "spatial": [B, 2023], the features of Mixed_6d for sFID, rows first, channels last. The logits
+    have no bias, as in published Inception Scores.
     """
 
     @nn.compact
@@ -34,10 +34,10 @@ class Inception(nn.Module):
         x = Conv(32, 3, 2, False, name="Conv2d_1a_3x3")(x)  # [B, 149, 149, 32]
         x = Conv(32, 3, 1, False, name="Conv2d_2a_3x3")(x)
         x = Conv(64, 3, name="Conv2d_2b_3x3")(x)  # [B, 147, 147, 64]
-        x = halve(x)
+        x = max_pool_halve(x)
         x = Conv(80, 1, name="Conv2d_3b_1x1")(x)  # [B, 73, 73, 80]
         x = Conv(192, 3, 1, False, name="Conv2d_4a_3x3")(x)  # [B, 71, 71, 192]
-        x = halve(x)
+        x = max_pool_halve(x)
         x = BlockA(32, name="Mixed_5b")(x)  # [B, 35, 35, 256]
         x = BlockA(64, name="Mixed_5c")(x)
         x = BlockA(64, name="Mixed_5d")(x)  # [B, 35, 35, 288]
@@ -56,12 +56,12 @@ class Inception(nn.Module):
 
 
 class Conv(nn.Module):
-    """Convolution with a bias, then ReLU. `same`: the output has the input's size, else it fits in.
+    """Convolution with a bias, then ReLU. `same`: SAME padding, else VALID.
 
-    XLA's convolutions on CPUs are up to six times faster with any padding than with none: a row of
-    zeros below makes their output one row longer at most, and that is cut off. One pixel is a
-    matrix product, which is faster too; an average before it may come after it (`pool`), where
-    there are fewer channels.
+    On CPUs XLA's convolutions are up to six times faster with any padding than with none, so VALID
+    pads one row of zeros at the bottom and drops the extra output row. A 1x1 convolution is a
+    matrix product, which is faster too; average pooling before it commutes with it and is applied
+    afterwards (`pool`), where there are fewer channels.
     """
 
     features: int
@@ -89,103 +89,98 @@ class Conv(nn.Module):
         return nn.relu((y if self.same else y[:, :rows]) + bias)
 
 
+def chain(x: jax.Array, name: str, *layers: tuple[Any, ...]) -> jax.Array:
+    """Convolutions `<name>_1`, `<name>_2`, ... in sequence, inside of a compact method.
+
+    layers: the options of each `Conv`.
+    """
+    for i, options in enumerate(layers, 1):
+        x = Conv(*options, name=f"{name}_{i}")(x)
+    return x
+
+
 class BlockA(nn.Module):
-    """35x35: 1x1, 5x5, twice 3x3, average."""
+    """35x35; branches: 1x1, 5x5, double 3x3, average pooling."""
 
     pooled: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         one = Conv(64, name="branch1x1")(x)
-        five = Conv(48, name="branch5x5_1")(x)
-        five = Conv(64, 5, name="branch5x5_2")(five)
-        double = Conv(64, name="branch3x3dbl_1")(x)
-        double = Conv(96, 3, name="branch3x3dbl_2")(double)
-        double = Conv(96, 3, name="branch3x3dbl_3")(double)
-        pool = Conv(self.pooled, pool=average, name="branch_pool")(x)
+        five = chain(x, "branch5x5", (48,), (64, 5))
+        double = chain(x, "branch3x3dbl", (64,), (96, 3), (96, 3))
+        pool = Conv(self.pooled, pool=avg_pool, name="branch_pool")(x)
         return jnp.concatenate([one, five, double, pool], -1)
 
 
 class BlockB(nn.Module):
-    """35x35 to 17x17."""
+    """35x35 to 17x17; branches: 3x3, double 3x3, max pooling."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         three = Conv(384, 3, 2, False, name="branch3x3")(x)
-        double = Conv(64, name="branch3x3dbl_1")(x)
-        double = Conv(96, 3, name="branch3x3dbl_2")(double)
-        double = Conv(96, 3, 2, False, name="branch3x3dbl_3")(double)
-        return jnp.concatenate([three, double, halve(x)], -1)
+        double = chain(x, "branch3x3dbl", (64,), (96, 3), (96, 3, 2, False))
+        return jnp.concatenate([three, double, max_pool_halve(x)], -1)
 
 
 class BlockC(nn.Module):
-    """17x17: 1x1, 7x7 and twice 7x7 in strips, average."""
+    """17x17; branches: 1x1, factorised 7x7, double factorised 7x7, average pooling."""
 
     width: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        w, row, column = self.width, (1, 7), (7, 1)
         one = Conv(192, name="branch1x1")(x)
-        seven = Conv(self.width, name="branch7x7_1")(x)
-        seven = Conv(self.width, (1, 7), name="branch7x7_2")(seven)
-        seven = Conv(192, (7, 1), name="branch7x7_3")(seven)
-        double = Conv(self.width, name="branch7x7dbl_1")(x)
-        double = Conv(self.width, (7, 1), name="branch7x7dbl_2")(double)
-        double = Conv(self.width, (1, 7), name="branch7x7dbl_3")(double)
-        double = Conv(self.width, (7, 1), name="branch7x7dbl_4")(double)
-        double = Conv(192, (1, 7), name="branch7x7dbl_5")(double)
-        pool = Conv(192, pool=average, name="branch_pool")(x)
+        seven = chain(x, "branch7x7", (w,), (w, row), (192, column))
+        double = chain(x, "branch7x7dbl", (w,), (w, column), (w, row), (w, column), (192, row))
+        pool = Conv(192, pool=avg_pool, name="branch_pool")(x)
         return jnp.concatenate([one, seven, double, pool], -1)
 
 
 class BlockD(nn.Module):
-    """17x17 to 8x8."""
+    """17x17 to 8x8; branches: 3x3, factorised 7x7 and 3x3, max pooling."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        three = Conv(192, name="branch3x3_1")(x)
-        three = Conv(320, 3, 2, False, name="branch3x3_2")(three)
-        seven = Conv(192, name="branch7x7x3_1")(x)
-        seven = Conv(192, (1, 7), name="branch7x7x3_2")(seven)
-        seven = Conv(192, (7, 1), name="branch7x7x3_3")(seven)
-        seven = Conv(192, 3, 2, False, name="branch7x7x3_4")(seven)
-        return jnp.concatenate([three, seven, halve(x)], -1)
+        three = chain(x, "branch3x3", (192,), (320, 3, 2, False))
+        seven = chain(x, "branch7x7x3", (192,), (192, (1, 7)), (192, (7, 1)), (192, 3, 2, False))
+        return jnp.concatenate([three, seven, max_pool_halve(x)], -1)
 
 
 class BlockE(nn.Module):
-    """8x8: 1x1, 3x3 and twice 3x3 with a split end, a pool."""
+    """8x8; branches: 1x1, 3x3 and double 3x3, each with a split end, pooling."""
 
     last: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         one = Conv(320, name="branch1x1")(x)
-        three = Conv(384, name="branch3x3_1")(x)
+        three = chain(x, "branch3x3", (384,))
         wide = Conv(384, (1, 3), name="branch3x3_2a")(three)
         tall = Conv(384, (3, 1), name="branch3x3_2b")(three)
-        double = Conv(448, name="branch3x3dbl_1")(x)
-        double = Conv(384, 3, name="branch3x3dbl_2")(double)
+        double = chain(x, "branch3x3dbl", (448,), (384, 3))
         wider = Conv(384, (1, 3), name="branch3x3dbl_3a")(double)
         taller = Conv(384, (3, 1), name="branch3x3dbl_3b")(double)
-        pool = Conv(192, pool=None if self.last else average, name="branch_pool")(
-            largest(x) if self.last else x
+        pool = Conv(192, pool=None if self.last else avg_pool, name="branch_pool")(
+            max_pool(x) if self.last else x
         )
         return jnp.concatenate([one, wide, tall, wider, taller, pool], -1)
 
 
-def halve(x: jax.Array) -> jax.Array:
-    """The maximum of each second window of 3x3."""
+def max_pool_halve(x: jax.Array) -> jax.Array:
+    """3x3 max pooling with stride 2, without padding."""
     return _windows(x, jnp.maximum, 2)
 
 
-def largest(x: jax.Array) -> jax.Array:
-    """The maximum of 3x3 around each place."""
+def max_pool(x: jax.Array) -> jax.Array:
+    """3x3 max pooling with stride 1 and SAME padding."""
     around = [(0, 0), (1, 1), (1, 1), (0, 0)]
     return _windows(jnp.pad(x, around, constant_values=-jnp.inf), jnp.maximum, 1)
 
 
-def average(x: jax.Array) -> jax.Array:
-    """The mean of 3x3 around each place, of those inside the image."""
+def avg_pool(x: jax.Array) -> jax.Array:
+    """3x3 average pooling with stride 1 and SAME padding, which the mean excludes."""
     around = [(0, 0), (1, 1), (1, 1), (0, 0)]
     rows, columns = (3 - np.isin(np.arange(n), (0, n - 1)) for n in x.shape[1:3])
     counts = np.float32(rows[:, None, None] * columns[:, None])  # [H, W, 1]
@@ -193,7 +188,7 @@ def average(x: jax.Array) -> jax.Array:
 
 
 def _windows(x: jax.Array, combine: Callable, stride: int) -> jax.Array:
-    """Combine windows of 3x3, by rows and columns: XLA's own windows take 1 to 10 times as long."""
+    """Reduce 3x3 windows, separably: `lax.reduce_window` takes 1 to 10 times as long."""
     for axis in (2, 1):
         last = (x.shape[axis] - 3) // stride * stride
         a, b, c = (jax.lax.slice_in_dim(x, i, i + last + 1, stride, axis) for i in range(3))
@@ -204,10 +199,10 @@ def _windows(x: jax.Array, combine: Callable, stride: int) -> jax.Array:
 def resize(images: jax.Array, height: int, width: int) -> jax.Array:
     """TensorFlow 1's bilinear resize to float32 [B, height, width, C], aligned at the first corner.
 
-    Row i lies at i * H / height of the input: no half pixels, no antialiasing.
+    Row i is sampled at i * H / height of the input: no half-pixel centres, no antialiasing.
     """
     x = images.astype(jnp.float32)
-    for axis, side in ((2, width), (1, height)):  # along rows first, as TensorFlow rounds
+    for axis, side in ((2, width), (1, height)):  # along rows first: TensorFlow's rounding
         size = x.shape[axis]
         place = np.arange(side, dtype=np.float32) * np.float32(size / side)
         low = place.astype(np.int32)
@@ -218,9 +213,9 @@ def resize(images: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def from_torch(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The parameters of `Inception` from the published tensors, normalisation folded in (float64).
+    """The parameters of `Inception` from the published tensors, batch norm folded in (in float64).
 
-    Raises ValueError where a tensor is missing, left over or of another shape.
+    Raises ValueError for a tensor that is missing, unknown or has the wrong shape.
     """
     model, rest = Inception(), dict(tensors)
     image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
@@ -229,10 +224,10 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
     def take(name, shape):
         if name not in rest:
-            raise ValueError(f"no tensor {name}")
+            raise ValueError(f"tensor {name} is missing")
         tensor = rest.pop(name)
         if tensor.shape != shape:
-            raise ValueError(f"{name} has the shape {tensor.shape}, not {shape}")
+            raise ValueError(f"{name} has shape {tensor.shape}, not {shape}")
         return tensor.astype(np.float64)
 
     params = {}
@@ -255,5 +250,5 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         params[path] = kernel.transpose(2, 3, 1, 0) * scale  # [H, W, in, out]
         params[(*path[:-1], "bias")] = bn["bias"] - bn["running_mean"] * scale
     if rest:
-        raise ValueError(f"a tensor {min(rest)} that the network does not have")
+        raise ValueError(f"unknown tensor {min(rest)}")
     return unflatten_dict({path: value.astype(np.float32) for path, value in params.items()})

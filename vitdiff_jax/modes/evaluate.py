@@ -1,8 +1,8 @@
-"""`--mode=evaluate`: measure samples, drawn with fixed seeds or from anywhere; sweep what matters.
+"""`--mode=evaluate`: metrics of a model's samples, over a sweep of sampling settings, or of files.
 
-FID and the like for each row of the sweep (guidance, its interval, EMA, sampler, steps), beside the
-real images: what they get, training ones where the reference is the held-out ones, or else
-held-out ones.
+FID and other metrics for each row of the sweep (guidance scale and interval, EMA, sampler, steps),
+next to the score of real images: of training images if the reference is the held-out split, else of
+held-out images.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from vitdiff_jax.data import pictures
+from vitdiff_jax.data import image_files
 from vitdiff_jax.data.pipeline import DataError
-from vitdiff_jax.evaluation.measuring import Measure, Measured
+from vitdiff_jax.evaluation.metric import Measure, Measured
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment.config import ConfigError
@@ -33,46 +33,73 @@ from vitdiff_jax.runtime import logs, parallel, paths, tables
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One way to draw samples."""
+    """Sampling settings: a row of the sweep."""
 
     guidance: float
     guidance_low: float
     guidance_high: float
     ema: float | None
-    ema_width: float | None  # in place of ema
+    ema_width: float | None  # instead of ema
     sampler: str
     steps: int
 
     def options(self) -> dict[str, Any]:
-        """For `TrainedModel.sample_cond`."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in self.average()}
+        """Options of `TrainedModel.sample_cond`."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in self.which_ema()}
 
-    def average(self) -> dict[str, float | None]:
-        """For `trained.load`."""
+    def which_ema(self) -> dict[str, float | None]:
+        """Arguments of `inference.model.load`."""
         return {"ema": self.ema, "ema_width": self.ema_width}
 
-    @property
-    def name(self) -> str:
-        """For a file."""
-        interval = f"{self.guidance_low}-{self.guidance_high}"
-        average = f"ema{self.ema}" if self.ema_width is None else f"width{self.ema_width}"
-        return f"guidance{self.guidance}-on{interval}-{average}-{self.sampler}{self.steps}"
+    def _settings(self) -> dict[str, str]:
+        """{setting in words: short, for file names}."""
+        low, high, scale = map(_short, (self.guidance_low, self.guidance_high, self.guidance))
+        ema = f"EMA {self.ema}" if self.ema_width is None else f"EMA width {self.ema_width}"
+        return {
+            f"guidance {scale}": f"guidance{scale}",
+            f"guidance interval [{low}, {high}]": f"interval{low}-{high}",
+            ema: ema.lower().replace(" ", ""),
+            self.sampler: self.sampler,
+            f"{self.steps} steps": f"{self.steps}steps",
+        }
+
+    def differences(self, base: "Row | None") -> dict[str, str]:
+        """{in words: short} of the settings that differ from `base`; None: of all."""
+        known = base._settings() if base else {}
+        return {words: short for words, short in self._settings().items() if words not in known}
+
+
+def _short(value: float) -> str:
+    return str(value).removesuffix(".0")
+
+
+def base_row(config: ConfigDict) -> Row:
+    """The settings of config.sample."""
+    given, width = config.sample, config.sample.ema_width
+    ema = float(experiment_lib.sampled_ema(config)) if width is None else None
+    return Row(
+        float(given.guidance), float(given.guidance_low), float(given.guidance_high), ema, width,
+        given.sampler.name, given.steps,
+    )  # fmt: skip
+
+
+def _trained_row(workdir: epath.Path) -> Row | None:
+    """The settings in the workdir's config.json, as plain JSON: no code is run for a name."""
+    try:
+        return base_row(ConfigDict(tables.read(workdir / "config.json")))
+    except (ValueError, LookupError, AttributeError, TypeError):  # an older version wrote it
+        return None
 
 
 def rows(config: ConfigDict) -> list[Row]:
-    """All combinations of config.evaluate.sweep; what it leaves empty is that of config.sample."""
-    given, sweep = config.sample, config.evaluate.sweep
+    """All combinations of config.evaluate.sweep; empty entries take the value of config.sample."""
+    base, sweep = base_row(config), config.evaluate.sweep
     _check_sweep(config)
-    decays, widths = sweep.ema, sweep.ema_width
-    if not decays and not widths:
-        width = given.ema_width
-        widths = () if width is None else (width,)
-        decays = (experiment_lib.sampled_ema(config),) if width is None else ()
-    emas = [(float(decay), None) for decay in decays] + [(None, float(w)) for w in widths]
-    intervals = sweep.interval or ((given.guidance_low, given.guidance_high),)
+    emas = [(float(d), None) for d in sweep.ema] + [(None, float(w)) for w in sweep.ema_width]
     product = itertools.product(
-        emas, sweep.sampler or (given.sampler.name,),
-        sweep.steps or (given.steps,), intervals, sweep.guidance or (given.guidance,),
+        emas or [(base.ema, base.ema_width)], sweep.sampler or (base.sampler,),
+        sweep.steps or (base.steps,), sweep.interval or ((base.guidance_low, base.guidance_high),),
+        sweep.guidance or (base.guidance,),
     )  # fmt: skip
     return [
         Row(float(guidance), float(low), float(high), *ema, sampler, steps)
@@ -81,7 +108,7 @@ def rows(config: ConfigDict) -> list[Row]:
 
 
 def _check_sweep(config: ConfigDict) -> None:
-    """Refuse impossible values before anything is drawn."""
+    """Reject invalid values before sampling."""
     sweep, known = config.evaluate.sweep, [float(decay) for decay in config.train.ema]
 
     def number(value):
@@ -94,7 +121,7 @@ def _check_sweep(config: ConfigDict) -> None:
         "guidance": (number, "a number"),
         "interval": (pair, "a pair (low, high)"),
         "ema": (lambda value: number(value) and float(value) in known, f"one of train.ema {known}"),
-        "steps": (lambda value: isinstance(value, int) and value >= 1, "a whole number from 1 on"),
+        "steps": (lambda value: isinstance(value, int) and value >= 1, "a positive integer"),
     }
     for key, (good, what) in wanted.items():
         for value in sweep[key]:
@@ -102,8 +129,7 @@ def _check_sweep(config: ConfigDict) -> None:
                 raise ConfigError(f"config.evaluate.sweep.{key}: {value!r} is not {what}")
     if sweep.ema and sweep.ema_width:
         raise ConfigError(
-            "config.evaluate.sweep.ema_width: sweep either ema or ema_width, which stand for each"
-            " other"
+            "config.evaluate.sweep.ema_width: sweep either ema or ema_width, they are alternatives"
         )
     for name in sweep.sampler:
         key = "config.evaluate.sweep.sampler"
@@ -118,23 +144,23 @@ def main(
     truth: pathlib.Path | None = None,
     npz: bool = False,
 ) -> None:
-    """Measure; a table, evaluation.json with every setting, for a sweep evaluation.png.
+    """Print a table, write evaluation.json with all settings and, for a sweep, evaluation.png.
 
-    --samples: a folder, zip or .npz file of images in place of a model's. --truth: the true images
-    in the same order, for psnr, ssim and lpips. --npz: write the samples as ADM's evaluators read
-    them.
+    --samples: a folder, zip or .npz file of images to evaluate instead of a model. --truth: ground
+    truth in the same order, for psnr, ssim and lpips. --npz: also write the samples, in the format
+    of ADM's evaluator.
     """
     start = time.monotonic()
     if truth and not samples:
-        raise ConfigError("--truth: needs --samples, the images to compare with it")
+        raise ConfigError("--truth: needs --samples")
     if npz and samples:
-        raise ConfigError("--npz: is for a model's samples, not for --samples")
+        raise ConfigError("--npz: applies to a model's samples, not to --samples")
     if npz:
         check_npz(workdir)
     if samples is None:
         report = _of_model(config, workdir, npz)
     elif config is None:
-        raise ConfigError("--config: needed with --samples, for its data and config.evaluate")
+        raise ConfigError("--config: required with --samples, for its data and evaluate sections")
     else:
         report = _of_pictures(config, workdir, samples, truth)
     report["seconds"] = round(time.monotonic() - start, 1)
@@ -144,25 +170,25 @@ def main(
         tables.write(path, report)
         if len(report["rows"]) > 1:
             plots.sweep(path.with_suffix(".png"), report)
-    logs.say(f"written to {path}")
+    logs.say(f"results in {path}")
 
 
 def _of_model(config: ConfigDict | None, workdir: epath.Path, npz: bool) -> dict[str, Any]:
-    """The report on samples of a trained model, one row for each way to draw them."""
+    """The report on samples of a trained model, one row per combination of settings."""
     stored = config_lib.read(workdir / "config.json") if config is None else config
-    ways = rows(stored)
-    model = model_lib.load(workdir, config, **ways[0].average())
+    sweep, base = rows(stored), _trained_row(workdir)
+    model = model_lib.load(workdir, config, **sweep[0].which_ema())
     known = model.experiment
     evaluator = Evaluator(known.config, workdir, model.mesh)
     dataset = evaluator.setting.dataset
     model_lib.check_data({"shape": known.image_shape, "conditions": known.conditions}, dataset)
-    found, average = [], ways[0].average()
-    for row in ways:
-        if row.average() != average:
-            average = row.average()
-            model = model_lib.load(workdir, config, **average)
+    found, loaded = [], sweep[0].which_ema()
+    for row in sweep:
+        if row.which_ema() != loaded:
+            loaded = row.which_ema()
+            model = model_lib.load(workdir, config, **loaded)
         began = time.monotonic()
-        measured = _measure_row(model, evaluator, row, npz)
+        measured = _measure_row(model, evaluator, row, row.differences(base), npz)
         numbers = evaluator.results(measured)
         seconds = round(time.monotonic() - began, 1)
         calls = {"network_calls": _calls(known.config, row)}
@@ -171,33 +197,36 @@ def _of_model(config: ConfigDict | None, workdir: epath.Path, npz: bool) -> dict
         logs.say(f"warning: {line}")
     report = _report(evaluator, found, measured.count)
     if jax.process_index() == 0:
-        for row in ways:
-            (evaluator.home / f"{row.name}.npz").unlink(missing_ok=True)
+        for row in sweep:
+            _partial(evaluator, row.differences(base)).unlink(missing_ok=True)
     return report | {"step": model.step, "sample": known.config.sample.to_dict()}
 
 
 def _calls(config: ConfigDict, row: Row) -> int:
-    """Of the network for an image, where nothing guides; guidance may double them."""
+    """Number of network evaluations per sample without guidance, which may double them."""
     key = "sample.sampler"
     sampler = config_lib.find(config_lib.COMPONENTS[key], f"config.{key}.name", row.sampler)
     given = config.sample.sampler.to_dict() if row.sampler == config.sample.sampler.name else {}
     options = {name: value for name, value in given.items() if name != "name"}
-    return importlib.import_module(sampler.__module__).calls(row.steps, **options)
+    return importlib.import_module(sampler.__module__).nfe(row.steps, **options)
 
 
 def _measure_row(
-    model: model_lib.TrainedModel, evaluator: Evaluator, row: Row, npz: bool
+    model: model_lib.TrainedModel, evaluator: Evaluator, row: Row, names: dict[str, str], npz: bool
 ) -> Measured:
-    """What a row's samples add up to; npz: they are also written into evaluation/."""
+    """Sample and measure a row; npz: also write the samples into evaluation/.
+
+    names: `Row.differences`.
+    """
     config, dataset = model.experiment.config, evaluator.setting.dataset
-    count, keep = config.evaluate.images, evaluator.home / f"{row.name}.npz"
-    target = evaluator.home / f"samples-step{model.step}-{row.name}.npz"
-    shape = (count, *model.experiment.image_shape)
-    draw = functools.partial(model.sample_cond, **row.options())
-    batches = sampled(draw, config, dataset, count)
+    count, keep = config.evaluate.images, _partial(evaluator, names)
+    stem = "-".join([f"samples-step{model.step}", *names.values()])
+    target, shape = evaluator.home / f"{stem}.npz", (count, *model.experiment.image_shape)
+    sample = functools.partial(model.sample_cond, **row.options())
+    batches = sampled(sample, config, dataset, count)
     writes = npz and jax.process_index() == 0
-    if writes and not paths.partial_of(target).exists() and not target.exists():
-        keep.unlink(missing_ok=True)  # what was measured, was not written
+    if writes and not paths.partial_path(target).exists() and not target.exists():
+        keep.unlink(missing_ok=True)  # measured earlier, but not written
 
     def written(first):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -207,25 +236,30 @@ def _measure_row(
             first += len(batch.images)
             yield batch
 
-    logs.say(f"drawing {count:,} images: {row.name}")
+    logs.say(f"sampling {count:,} images" + (f": {', '.join(names)}" if names else ""))
     about = {
-        "step": model.step, "row": row.name, "seed": config.evaluate.seed,
+        "step": model.step, "row": dataclasses.asdict(row), "seed": config.evaluate.seed,
         "labels": config.evaluate.labels, "sample": config.sample.to_dict(), "npz": npz,
     }  # fmt: skip
     measured = measure(evaluator.parts, count, written if writes else batches, keep, about)
-    if writes and paths.partial_of(target).exists():
+    if writes and paths.partial_path(target).exists():
         NpzWriter(target, shape).close(count)
     return measured
+
+
+def _partial(evaluator: Evaluator, names: dict[str, str]) -> epath.Path:
+    """The file of a row's statistics so far."""
+    return evaluator.home / f"{'-'.join(['row', *names.values()])}.npz"
 
 
 def _of_pictures(
     config: ConfigDict, workdir: epath.Path, samples: pathlib.Path, truth: pathlib.Path | None
 ) -> dict[str, Any]:
-    """The report on images from anywhere."""
-    images = pictures.open_pictures(samples, "--samples")
-    true = pictures.open_pictures(truth, "--truth") if truth else None
+    """The report on images from files."""
+    images = image_files.open_images(samples, "--samples")
+    true = image_files.open_images(truth, "--truth") if truth else None
     if len(images) < 2:
-        raise DataError(f"--samples: {images.origin} are too few, at least 2 are needed")
+        raise DataError(f"--samples: {images.origin} are too few, at least 2 are required")
     if true and (len(true), true.shape) != (len(images), images.shape):
         raise DataError(
             f"--truth: {true.origin} of {true.shape}, but the samples are {images.origin} of"
@@ -241,7 +275,7 @@ def _of_pictures(
 
 
 def _report(evaluator: Evaluator, found: list[dict[str, Any]], count: int) -> dict[str, Any]:
-    """Say the table, and give everything that led to it."""
+    """Print the table and return it with all settings."""
     real = evaluator.real_scores(count)
     best = _best(evaluator.metrics[0], found)
     for line in tables.table(found, real, best):
@@ -261,6 +295,6 @@ def _report(evaluator: Evaluator, found: list[dict[str, Any]], count: int) -> di
 
 
 def _best(metric: Measure, found: list[dict[str, Any]]) -> int:
-    """The row with the best value of the first metric."""
+    """Index of the row with the best value of the first metric."""
     sign = -1 if metric.higher_is_better else 1
     return int(np.argmin([sign * row["results"][metric.name]["value"] for row in found]))

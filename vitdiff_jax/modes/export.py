@@ -1,4 +1,4 @@
-"""`--mode=export`: the parameters of one average alone, as one safetensors file."""
+"""`--mode=export`: the parameters of one EMA as a safetensors file."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from ml_collections import ConfigDict
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.inference import model as model_lib
 from vitdiff_jax.interop import exported, families
-from vitdiff_jax.interop.rules import Found
+from vitdiff_jax.interop.rules import NetworkSpec
 from vitdiff_jax.runtime import logs
 
 
 def main(config: ConfigDict | None, workdir: epath.Path, *, family: str | None = None) -> None:
-    """Write `export/<average>.safetensors`: config.sample's average, with the config in its head.
+    """Write `export/<EMA>.safetensors`: the EMA of config.sample, with the config as metadata.
 
-    --family: with the names and shapes of its authors (dit, sit, uvit, jit) instead of ours, for
-    their own code.
+    --family: with the names and shapes of the original code (dit, sit, uvit, jit), to be used
+    there.
     """
     model = model_lib.load(workdir, config)
     name = experiment_lib.sampled_ema(model.experiment.config)
@@ -34,15 +34,15 @@ def main(config: ConfigDict | None, workdir: epath.Path, *, family: str | None =
     if jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
         exported.save(path, params, about)
-    logs.say(f"{name} of step {model.step} in {path}")
+    logs.say(f"exported EMA {name} of step {model.step} to {path}")
 
 
 def _theirs(family: str, experiment: experiment_lib.Experiment, params: Any) -> Any:
-    """The parameters as a family's authors keep them."""
-    found = Found(experiment.config.to_dict(), experiment.shape, experiment.conditions)
-    with experiment_lib.named("--family: "):
+    """The parameters in the format of a family's original code."""
+    found = NetworkSpec(experiment.config.to_dict(), experiment.shape, experiment.conditions)
+    with experiment_lib.config_errors("--family: "):
         try:
             return families.to_torch(family, found, params)
         except KeyError as error:
             name = experiment.config.model.name
-            raise ValueError(f"{family} has no place for the model {name}") from error
+            raise ValueError(f"{family} does not apply to the model {name}") from error

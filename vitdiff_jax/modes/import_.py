@@ -1,10 +1,10 @@
-"""`--mode=import`: a workdir from published weights, to sample, evaluate, restore and fine-tune.
+"""`--mode=import`: creates a workdir from published weights, to sample, restore, fine-tune etc.
 
     --mode=import --source=DiT-XL-2-256x256.pt --family=dit --workdir=runs/dit
-    --mode=import --source=model.safetensors --workdir=runs/again      what --mode=export wrote
+    --mode=import --source=model.safetensors --workdir=runs/again      a file from --mode=export
 
-No code in a file is run. The licence of the weights comes along, as LICENCE.txt, and what was
-imported is in imported.json.
+No code in a file is executed. The licence of the weights is copied to LICENCE.txt, and the source
+is recorded in imported.json.
 """
 
 import hashlib
@@ -29,11 +29,12 @@ from vitdiff_jax.experiment import ema as ema_lib
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import model as model_lib
 from vitdiff_jax.interop import exported, families, torch_files
-from vitdiff_jax.interop.rules import Found
+from vitdiff_jax.interop.rules import NetworkSpec
 from vitdiff_jax.interop.weights import WeightsError
-from vitdiff_jax.operators import spelling
+from vitdiff_jax.operators import parsing
 from vitdiff_jax.runtime import logs, parallel, paths
 from vitdiff_jax.runtime.checkpoint import Checkpoints
+from vitdiff_jax.training import summary
 from vitdiff_jax.training.step import TrainState
 
 
@@ -42,10 +43,10 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-OPTIONS = {  # of --family: how a value of this type is written, and read
-    int: ("a whole number", int),
+OPTIONS = {  # type of an option of --family -> its syntax, for messages, and its parser
+    int: ("an integer", int),
     bool: ("True or False", {"True": True, "False": False}.__getitem__),
-    str: ("a text", str),
+    str: ("a string", str),
     tuple[int, int]: ("HEIGHTxWIDTH", _size),
 }
 
@@ -57,43 +58,43 @@ def main(
     source: pathlib.Path | None = None,
     family: str | None = None,
 ) -> None:
-    """Write the workdir. --source: a safetensors, .pt or .pth file, or what --mode=export wrote.
+    """Create the workdir. --source: a safetensors, .pt or .pth file, or one from --mode=export.
 
-    --family: whose names its tensors have: dit, sit, uvit, jit; with what their shapes do not tell,
-    sit:path=gvp or dit:heads=8,size=32x16.
+    --family: the model family of the weights: dit, sit, uvit or jit, with options that cannot be
+    inferred from tensor shapes, as in sit:path=gvp or dit:heads=8,size=32x16.
     """
     if source is None:
-        raise ConfigError("--source: needed: the file of published weights")
+        raise ConfigError("--source: required: the file of published weights")
     if not source.is_file():
         raise ConfigError(f"--source: there is no file {source}")
-    # Where both are, an import into a bucket was cut off as the second became the first.
+    # An import into a bucket was interrupted during the final move if `.partial` still exists.
     cut_off = (workdir / "checkpoints.partial").exists()
     for name in ("config.json",) if cut_off else ("config.json", "checkpoints"):
         if (workdir / name).exists():
-            raise ConfigError(f"{workdir}: has {name} already; import into another --workdir")
+            raise ConfigError(f"{workdir}: already has {name}; import into another --workdir")
     described, about, params = _exported(source) if family is None else _published(source, family)
     known = experiment_lib.build(described, tuple(about["shape"]), about["conditions"])
     for found in params.values():
         _check(known, found, source)
     _write(workdir, described, params, about)
-    logs.say(logs.parameter_table(next(iter(params.values()))))
+    logs.say(f"model: {summary.model(known)}")
     if about["licence"]:
-        logs.say(f"licence of these weights: {about['licence'].partition(chr(10))[0]}")
-    logs.say(f"imported into {workdir}: go on with --mode=sample, evaluate, restore, export")
+        logs.say(f"licence of the weights: {about['licence'].partition(chr(10))[0]}")
+    logs.say(f"imported into {workdir}: ready for --mode=sample, evaluate, restore and export")
 
 
 def family_of(text: str) -> tuple[ModuleType, str, dict[str, Any]]:
-    """(module, name, options) of --family; see `OPTIONS`."""
-    with experiment_lib.named("--family: "):
-        options = spelling.parse(text)
+    """Parse --family into (module, name, options); see `OPTIONS`."""
+    with experiment_lib.config_errors("--family: "):
+        options = parsing.parse(text)
         name = options.pop("name")
         if name not in families.available():
-            raise ValueError(f"{name!r} is none of {', '.join(families.available())}")
+            raise ValueError(f"{name!r} is not one of {', '.join(families.available())}")
         module = families.find(name)
         hints = typing.get_type_hints(module.read)
         for key, value in options.items():
             if key not in hints:
-                continue  # `families.from_torch` says which there are
+                continue  # reported by `families.from_torch`
             kinds = [kind for kind in typing.get_args(hints[key]) if kind in OPTIONS]
             how, read = OPTIONS[kinds[0] if kinds else hints[key]]
             try:
@@ -104,26 +105,26 @@ def family_of(text: str) -> tuple[ModuleType, str, dict[str, Any]]:
 
 
 def _exported(source: pathlib.Path) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
-    """(config, facts, {name of the average: parameters}) of a file of --mode=export."""
+    """(config, metadata, {EMA name: parameters}) of a file from --mode=export."""
     try:
         about = exported.about(source)
         if about is None or about["family"] is not None:
             whose = ", ".join(families.available()) if about is None else about["family"]
-            raise ConfigError(f"--family: needed for {source}, one of {whose}")
+            raise ConfigError(f"--family: required for {source}, one of {whose}")
         params = exported.load(source)
     except ConfigError:
         raise
     except ValueError as error:
         raise WeightsError(str(error)) from error
     found, name = about.pop("config"), about["ema"]
-    kept = float(name) if name[0].isdigit() else 0.0
-    found["train"] |= {"ema": (kept,), "ema_widths": ()}
+    decay = float(name) if name[0].isdigit() else 0.0
+    found["train"] |= {"ema": (decay,), "ema_widths": ()}
     found["sample"] |= {"ema": None, "ema_width": None}
-    return _read(found, source), about, {ema_lib.decay_name(kept): params}
+    return _read(found, source), about, {ema_lib.decay_name(decay): params}
 
 
 def _read(config: dict[str, Any], source: pathlib.Path) -> ConfigDict:
-    """A config that came with a file, in which names of code elsewhere are refused."""
+    """Validate the config from a file; names of external code are rejected."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "config.json"
         path.write_text(json.dumps(config))
@@ -136,7 +137,7 @@ def _read(config: dict[str, Any], source: pathlib.Path) -> ConfigDict:
 def _published(
     source: pathlib.Path, text: str
 ) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
-    """The same of a file with its authors' names; their averages, if the file has several."""
+    """The same for a file of published weights, with all EMAs that it contains."""
     module, family, options = family_of(text)
     params, found = {}, None
     try:
@@ -144,10 +145,10 @@ def _published(
     except ValueError as error:
         raise WeightsError(str(error)) from error
     if not isinstance(tensors, Mapping):
-        raise WeightsError(f"{source}: holds no tensors with names")
+        raise WeightsError(f"{source}: contains no named tensors")
     try:
-        sets = families.sets(family, tensors)
-        known = families.averages(family)
+        sets = families.state_dicts(family, tensors)
+        known = families.ema_decays(family)
         names = [name for name in sets if name in known] or [next(iter(sets))]
         for name in names:
             found, of_set = families.from_torch(family, sets[name], **options)
@@ -156,7 +157,7 @@ def _published(
         raise WeightsError(f"{source}: {error}") from error
     assert found is not None
     if "model" not in found.config:
-        raise ConfigError(f"--family: {family} is no denoiser; see config.latent.autoencoder")
+        raise ConfigError(f"--family: {family} is not a denoiser; see config.latent.autoencoder")
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     config, conditions = _described(found)
@@ -169,8 +170,8 @@ def _published(
     return config_lib.complete(config), about, params
 
 
-def _described(found: Found) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config of a published network, and its conditions, with the data that it must be of."""
+def _described(found: NetworkSpec) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Config and conditions of a published network; 1000 classes imply ImageNet."""
     config, conditions = {**found.config}, dict(found.conditions)
     factor = config.get("latent", {}).get("factor", 1)
     if len(conditions.get("label", ())) == imagenet.CLASSES:
@@ -180,16 +181,16 @@ def _described(found: Found) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _check(known: experiment_lib.Experiment, params: Any, source: pathlib.Path) -> None:
-    """The parameters must be the network's that the config describes."""
+    """Raise WeightsError if the parameters do not match the network of the config."""
     shapes = jax.tree.map(lambda a: tuple(a.shape), known.param_shapes())
     if jax.tree.map(lambda a: tuple(a.shape), params) != shapes:
-        raise WeightsError(f"{source}: its parameters are not those of the network in its config")
+        raise WeightsError(f"{source}: its parameters do not match the network of its config")
 
 
 def _write(workdir: epath.Path, config: Any, params: dict[str, Any], about: dict) -> None:
-    """A checkpoint of averages only, then what makes the folder a workdir, config.json last.
+    """Write a checkpoint of EMAs only, then the files that make the folder a workdir.
 
-    What was cut off is no workdir, and the same command writes it again.
+    config.json comes last: an interrupted import is not a workdir, and can be repeated.
     """
     partial, first = workdir / "checkpoints.partial", jax.process_index() == 0
     if first:

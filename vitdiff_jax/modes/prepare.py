@@ -1,7 +1,7 @@
-"""`--mode=prepare`: whatever the config's data set needs before it can be read, once.
+"""`--mode=prepare`: prepares the config's dataset, once.
 
-Builds TFDS data sets, writes the lists of undecodable images, the cache (config.data.cache=True),
-text embeddings, and latents (config.latent). It can be interrupted and run again: what is whole is
+Builds TFDS datasets, and writes lists of undecodable images, the cache (config.data.cache=True),
+text embeddings and latents (config.latent). It can be interrupted and rerun: complete files are
 kept.
 """
 
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax.data.images import Images
 from vitdiff_jax.data.pipeline import DataError
-from vitdiff_jax.data.records import NotPrepared, scan, write_list
+from vitdiff_jax.data.records import NotPrepared, scan, write_broken_list
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import codec
 from vitdiff_jax.experiment.config import ConfigError
@@ -23,33 +23,33 @@ from vitdiff_jax.runtime import logs, parallel
 def main(
     config: ConfigDict | None, workdir: epath.Path, *, manual: pathlib.Path | None = None
 ) -> None:
-    """Prepare config.data. --manual: the folder with archives that a person has fetched.
+    """Prepare config.data. --manual: folder of archives that were downloaded by hand.
 
-    Process 0 prepares the pictures; of latents each process makes some.
+    Process 0 prepares the images; latents are divided among the processes.
     """
     if config is None:
-        raise ConfigError("--config: needed to prepare its data")
+        raise ConfigError("--config: required, for its data")
     if manual is not None and not manual.is_dir():
         raise ConfigError(f"--manual: there is no folder {manual}")
     if jax.process_index() == 0:
         _prepare(config, manual)
-    parallel.agree(0)  # the others wait
+    parallel.broadcast(0)  # barrier
     dataset = experiment_lib.clean_dataset(config)
     if config.latent.factor > 1:
-        with experiment_lib.named("config.latent."):
+        with experiment_lib.config_errors("config.latent."):
             codec.prepare(dataset, config, logs.say, jax.process_index(), jax.process_count())
     logs.say(f"ready: {dataset.origin}")
 
 
 def _prepare(config: ConfigDict, manual: pathlib.Path | None) -> None:
-    """All but the latents."""
+    """Everything except the latents."""
     made = set()
     while True:
         try:
             dataset = experiment_lib.clean_dataset(config)
         except NotPrepared as error:
             if error.missing in made:
-                raise DataError(f"{error.missing}, although it was prepared just now") from error
+                raise DataError(f"{error.missing}, although it has just been prepared") from error
             made.add(error.missing)
             logs.say(error.missing)
             error.make(manual, logs.say)
@@ -60,7 +60,7 @@ def _prepare(config: ConfigDict, manual: pathlib.Path | None) -> None:
             if isinstance(images, Images) and images.list_missing
         ]
         for images in unlisted:
-            logs.say(f"decoding {images.name} once, to list what cannot be decoded")
-            write_list(images, scan(images, logs.say), logs.say)
+            logs.say(f"decoding {images.name} once, to list undecodable images")
+            write_broken_list(images, scan(images, logs.say), logs.say)
         if not unlisted:
             return

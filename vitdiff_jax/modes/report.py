@@ -1,12 +1,13 @@
 """`--mode=report`: what a workdir holds as one page to look at, report.html.
 
-Every run leaves one at its end. The page is made of the workdir's files alone: sample grids under a
-slider, curves, ways from noise, evaluations, restorations, the plan, the config, versions; sections
-whose files are not there are left out. A file that is broken is named in its place, and in the log.
+Every run leaves one at its end. The page is made from the workdir's files alone: samples, sampling
+trajectories, curves, evaluations, restorations, the plan, the config, versions; a section whose
+files are missing is left out. A broken file is named in its place, and in the log.
 """
 
 import json
 import os
+import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference.evaluator import versions
-from vitdiff_jax.reporting import gallery, page, plots
+from vitdiff_jax.reporting import gallery, page, plots, restorations
 from vitdiff_jax.reporting.page import Facts, Part, Plot, Problem, Section, Table
 from vitdiff_jax.runtime import logs, paths, tables
 
@@ -77,9 +78,8 @@ def _at(path: epath.Path, *keys: Any) -> Any:
 
 
 def _head(workdir: epath.Path) -> tuple[str, Facts]:
-    """A sentence and the numbers that matter most."""
+    """A sentence on model and data, and the numbers that matter most."""
     config, evaluation = workdir / "config.json", workdir / "evaluation.json"
-    model, data = (_at(config, part, "name") for part in ("model", "data"))
     lines, _ = _metrics(workdir)
     last, steps = lines[-1]["step"] if lines else None, _at(config, "train", "steps")
     facts = []
@@ -93,8 +93,21 @@ def _head(workdir: epath.Path) -> tuple[str, Facts]:
     for name in list(best)[:2] if isinstance(best, dict) else ():
         value = _at(evaluation, "rows", _at(evaluation, "best"), "results", name, "value")
         facts += [(name, f"{value:.4f}")] if isinstance(value, float) else []
+    model, data = _at(config, "model", "name"), _data(workdir)
     lead = f"Model {model}, trained on {data}" if model and data else "A run of vitdiff_jax"
     return lead, Facts(facts)
+
+
+def _data(workdir: epath.Path) -> str:
+    """The data in words: "stamps: 3 classes, 241 images of 64x64 pixels"; "" where nothing says."""
+    name, path = (_at(workdir / "config.json", "data", key) for key in ("name", "path"))
+    if isinstance(path, str) and path:
+        name = pathlib.PurePath(path).name.removesuffix(".zip")
+    about = {key: _at(workdir / "data.json", key) for key in ("classes", "attributes", "images")}
+    counts = [f"{n:,} {key}" for key, n in about.items() if isinstance(n, int)]
+    height, width = (_at(workdir / "data.json", "shape", i) for i in (0, 1))
+    size = f" of {width}x{height} pixels" if height and width else ""
+    return f"{name}: {', '.join(counts)}{size}" if name and counts else name or ""
 
 
 def _metrics(workdir: epath.Path) -> tuple[list[Json], int]:
@@ -128,7 +141,7 @@ def _curves(workdir: epath.Path) -> Iterator[Part]:
     levels = sorted({k for line in lines for k in line if k.startswith("heldout/t=")})
     panels = {
         "loss": {"training": "loss", "held out": "heldout/loss"},
-        "norm of the gradient": {"gradient": "grad_norm"},
+        "gradient norm": {"gradient": "grad_norm"},
         "held-out loss by noise level": {k.removeprefix("heldout/"): k for k in levels},
         "learning rate": {"rate": "learning_rate"},
     }
@@ -143,13 +156,13 @@ def _curves(workdir: epath.Path) -> Iterator[Part]:
 
 
 def _curve(name: str, lines: dict[str, plots.Line]) -> Iterator[Part]:
-    ends = [(label, x[0], y[0], x[-1], y[-1]) for label, (x, y) in lines.items()]
+    ends = {label: {x[0]: y[0], x[-1]: y[-1]} for label, (x, y) in lines.items()}
     words = "; ".join(
-        f"{label} {first:.3g} at step {start:,.0f}, {last:.3g} at step {end:,.0f}"
-        for label, start, first, end, last in ends
+        f"{label} {', '.join(f'{y:.3g} at step {x:,.0f}' for x, y in points.items())}"
+        for label, points in ends.items()
     )
     title = f"{name[0].upper()}{name[1:]}"
-    now = ", ".join(f"{label} {last:#.3g}" for label, *_, last in ends)
+    now = ", ".join(f"{label} {y[-1]:#.3g}" for label, (_, y) in lines.items())
     caption = f"{title} at the end: {now}" if len(ends) == 2 else title
     yield Plot(plots.curves(lines, "step", name), f"{title}: {words}.", caption)
 
@@ -163,12 +176,12 @@ def _evaluation(workdir: epath.Path) -> Iterator[Part]:
                 values = [row["results"][metric]["value"] for row in rows]
                 known = [value for value in values if value is not None]
                 ends = f"{min(known):.4g} to {max(known):.4g}"
-                words = f"{metric} of {len(rows)} ways to sample: {ends}."
+                words = f"{metric} of {len(rows)} sampling settings: {ends}."
                 yield Plot(plots.sweep_panel(report, metric), words, metric)
         real = (found["of"], found["results"]) if found else None
         head, *cells = tables.of_evaluation(rows, real, best)
-        about = f"{report['images']:,} images each."
-        about += f" The last row: {found['of']}." if found else ""
+        about = f"{report['images']:,} samples{' each' if len(rows) > 1 else ''}."
+        about += f" The last row: score of real images ({found['of']})." if found else ""
         yield Table(about, head, cells, mark=best if len(rows) > 1 else None)
 
 
@@ -208,7 +221,7 @@ SECTIONS: dict[str, Callable[[epath.Path], Iterator[Part]]] = {
     "Samples": gallery.samples,
     "Curves": _curves,
     "Evaluation": _evaluation,
-    "Restoration": gallery.restoration,
+    "Restoration": restorations.restorations,
     "Plan": _plan,
     "Config": _config,
 }

@@ -1,11 +1,11 @@
-"""`--mode=restore`: repair the user's own pictures, or compare methods on held-out images.
+"""`--mode=restore`: restores the user's images, or benchmarks methods on held-out images.
 
-    --input=photo.jpg --task=inpaint --mask=mask.png   restored/photo.png, beside what it was
-    --input=small.png --task=upscale:factor=2 --n=8    eight samples, their mean, where they differ
+    --input=photo.jpg --task=inpaint --mask=mask.png   restored/photo.png, and a comparison
+    --input=small.png --task=upscale:factor=2 --n=8    eight samples, their mean and uncertainty
     --input=photo.jpg --task=edit --strength=0.6 --label=cat
     --config.restore.tasks="('dps/box','denoise')"     degrade held-out images, restore, measure
 
-Everything that was done stands in restoration.json.
+All settings and results are recorded in restoration.json.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax import restoration
 from vitdiff_jax.data import gather, photos
-from vitdiff_jax.evaluation.measuring import Batch, Measure, Measured, Setting
+from vitdiff_jax.evaluation.metric import Batch, Measure, Measured, Setting
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment.config import ConfigError
@@ -34,9 +34,9 @@ from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.runtime import logs, tables
 
 SHOWN = 8
-"""Images of a benchmark's picture, and samples beside a restored photograph, at most."""
+"""Maximum number of images in a benchmark's figure, and of samples next to a restored image."""
 WHITE = 0.5
-"""The standard deviation, in units of [-1, 1], that an uncertainty map shows as white."""
+"""The standard deviation, in units of [-1, 1], that is white in an uncertainty map."""
 
 
 def main(
@@ -56,11 +56,12 @@ def main(
     prompt: str | None = None,
     attributes: str | None = None,
 ) -> None:
-    """Restore into restored/, or without --input measure methods on the held-out images.
+    """Restore into restored/, or without --input benchmark methods on the held-out images.
 
-    --input: a picture or a folder. --task: what happened to it, see `tasks`. --mask: white where it
-    is missing. --noise: its standard deviation in [-1, 1]; estimated where it is not given.
-    --degrade: the input is whole, degrade it first. --n: samples of each. --strength: of an edit.
+    --input: an image or a folder. --task: the degradation, see `inference.tasks`. --mask: white
+    where pixels are missing. --noise: its standard deviation in units of [-1, 1]; default:
+    estimated. --degrade: the input is clean, degrade it first. --n: samples per image. --strength:
+    of an edit.
     """
     if n < 1:
         raise ConfigError(f"--n: {n} is less than 1")
@@ -77,19 +78,19 @@ def main(
 
 
 def _restore_all(model, workdir, given: pathlib.Path, task: str | None, how) -> None:
-    """Restore the user's pictures, each process one at a time, with its own devices."""
+    """Restore the user's images, one at a time per process, on its local devices."""
     places = list(_places(photos.find(given), given, workdir / "restored").items())
-    own, processes, rows = model.own(), jax.process_count(), []
+    local, processes, rows = model.on_local_devices(), jax.process_count(), []
     for first in range(0, len(places), processes):
         now = places[first : first + processes]
-        mine = [_restored(*place, own, task, how) for place in now[jax.process_index() :][:1]]
-        for (path, stem), about in zip(now, itertools.chain(*gather.objects(mine))):
+        mine = [_restored(*place, local, task, how) for place in now[jax.process_index() :][:1]]
+        for (path, stem), about in zip(now, itertools.chain(*gather.allgather_objects(mine))):
             where = {"input": str(path), "restored": f"{stem.relative_to(workdir)}.png"}
             rows.append(where | about)
             logs.say(
-                f"{path.name} -> {stem}.png: {about['task']} by {about['method']}, noise"
+                f"{path.name} -> {stem}.png: {about['task']} by {about['method']}, noise std"
                 f" {about.get('noise_std', 0):.3f}, {about['seconds']:.1f} s,"
-                f" {about['memory'] / 2**20:.0f} MiB a sample"
+                f" {about['memory'] / 2**20:.0f} MiB per sample"
             )
         _report(workdir, {"rows": rows}, model)
 
@@ -97,7 +98,7 @@ def _restore_all(model, workdir, given: pathlib.Path, task: str | None, how) -> 
 def _restored(
     path: pathlib.Path, stem: epath.Path, model: model_lib.TrainedModel, task: str | None, how: Any
 ) -> dict[str, Any]:
-    """Restore a picture into files that begin with `stem`; what was done."""
+    """Restore an image into files that start with `stem`; returns how."""
     photo = photos.read(path)
     found = model.restore(photo.x, task, **how)
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -108,9 +109,9 @@ def _restored(
 def _places(
     paths: list[pathlib.Path], given: pathlib.Path, home: epath.Path
 ) -> dict[pathlib.Path, epath.Path]:
-    """Where each picture's results go, but for the suffix; a.png and a.jpg do not meet."""
+    """The output path of each image, without suffix; a.png and a.jpg do not collide."""
     if given.resolve().is_relative_to(pathlib.Path(home).resolve()):
-        raise ConfigError(f"--input: {given} lies where the results go; it would be written over")
+        raise ConfigError(f"--input: {given} is in the output folder; it would be overwritten")
     below = {path: path.relative_to(given) if path != given else path.name for path in paths}
     stems = {path: (home / name).with_suffix("") for path, name in below.items()}
     twice = [stem for stem in stems.values() if list(stems.values()).count(stem) > 1]
@@ -118,9 +119,9 @@ def _places(
 
 
 def _write(stem: epath.Path, photo: photos.Photo, found: Restored) -> None:
-    """The picture in the kind that it came in, its samples, and all beside each other.
+    """Write the restored image in the format of the input, the samples and a comparison sheet.
 
-    By as many threads as there are cores: a PNG takes 0.4 s a megapixel, and leaves Python alone.
+    In parallel threads: encoding a PNG takes 0.4 s per megapixel and releases the GIL.
     """
     pictures, sheets, shown = {"": found.mean}, {}, [found.degraded, found.mean]
     if (n := len(found.samples)) > 1:
@@ -143,7 +144,7 @@ def _write(stem: epath.Path, photo: photos.Photo, found: Restored) -> None:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         written = [pool.submit(save, name) for name in [*sheets, *pictures]]
-    for one in written:  # only now: what can be written is, also where another cannot
+    for one in written:  # after all are submitted: one failure must not stop the others
         one.result()
 
 
@@ -154,10 +155,10 @@ def _report(workdir: epath.Path, report: dict[str, Any], model: model_lib.Traine
 
 
 def _compare(model: model_lib.TrainedModel, workdir: epath.Path) -> None:
-    """Degrade held-out images, restore them by each method, measure: a table and pictures."""
+    """Benchmark: degrade held-out images, restore them by each method, measure."""
     config = model.experiment.config.restore
     if not config.tasks:
-        raise ConfigError("--input: needed, or config.restore.tasks for a comparison of methods")
+        raise ConfigError("--input: required, or config.restore.tasks for a benchmark of methods")
     methods = [Method.parse(text) for text in config.methods]
     data = experiment_lib.dataset(model.experiment.config)
     model_lib.check_data(
@@ -172,12 +173,12 @@ def _compare(model: model_lib.TrainedModel, workdir: epath.Path) -> None:
             _report(workdir, {"rows": rows} | counts, model)
     for line in tables.aligned(tables.of_restoration(rows)):
         logs.say(line)
-    logs.say(f"written to {workdir / 'restoration.json'}")
+    logs.say(f"results in {workdir / 'restoration.json'}")
 
 
 def _compare_on(task, methods, model, data, metrics, home) -> Iterator[dict[str, Any]]:
-    """A row for the degraded images, and one for each method that serves the task."""
-    parts = list(_damaged(task, model.experiment, data))
+    """A row for the degraded images, and one for each applicable method."""
+    parts = list(_degraded(task, model.experiment, data))
     truth, shown = [part[0] for part in parts], [part[2] for part in parts]
     noise_std = parts[0][1].noise_std
     name = "".join(c if c.isalnum() or c in "-." else "_" for c in task)
@@ -198,7 +199,7 @@ def _compare_on(task, methods, model, data, metrics, home) -> Iterator[dict[str,
             )
             first += len(x)
         columns.append(found)
-        costs = run.costs() | {"network_calls": method.calls(model.experiment.config.restore.steps)}
+        costs = run.costs() | {"network_calls": method.nfe(model.experiment.config.restore.steps)}
         logs.say(f"{task}, {method.text}: {first} images, {costs['seconds']} s each")
         yield about | {"method": method.text} | costs | _measured(found, truth, metrics)
     if jax.process_index() == 0:
@@ -209,38 +210,40 @@ def _compare_on(task, methods, model, data, metrics, home) -> Iterator[dict[str,
         image_lib.save_png(home / f"{name}.png", image_lib.grid(sheet, len(columns)))
 
 
-def _damaged(task: str, experiment, data) -> Iterator[tuple[np.ndarray, tasks.Case, np.ndarray]]:
-    """(images, what is measured of them, that as images) in batches, an operator each."""
+def _degraded(
+    task: str, experiment, data
+) -> Iterator[tuple[np.ndarray, tasks.InverseProblem, np.ndarray]]:
+    """Batches of (clean images, their inverse problem, the measurements as images)."""
     config = experiment.config.restore
     count = min(config.images, len(data.heldout))
     for part in gather.read(data.heldout, range(count), config.batch):
         x, first = np.asarray(image_lib.from_uint8(part["image"])), int(part["index"][0])
-        found = tasks.degraded(x, task, None, config.noise_std, first + np.arange(len(x)))
+        found = tasks.from_clean(x, task, None, config.noise_std, first + np.arange(len(x)))
         yield x, found, found.images
 
 
 def _serving(task, operator, methods, model) -> Iterator[Method]:
-    """Those of the methods that can be used; of none given, all with their defaults."""
+    """The applicable ones of the given methods; of all methods if none are given."""
     hint = "hint" in model.experiment.conditions
     for method in methods or [Method(name, {}) for name in restoration.methods()]:
         traits = restoration.module(method.name).TRAITS
-        if traits.serves(operator) and (hint or not traits.hint):
+        if traits.supports(operator) and (hint or not traits.hint):
             yield method
         elif methods:
-            logs.say(f"{task}: {method.text} does not serve it and is left out")
+            logs.say(f"{task}: {method.text} is not applicable and skipped")
 
 
 def _metrics(names: tuple[str, ...], setting: Setting) -> list[Measure]:
-    """config.restore.metrics, of pairs of images."""
-    with experiment_lib.named("config.restore.metrics: "):
+    """The metrics of config.restore.metrics, which compare pairs of images."""
+    with experiment_lib.config_errors("config.restore.metrics: "):
         place = config_lib.METRICS
         return [config_lib.find(place, "config.restore.metrics", n)(setting) for n in names]
 
 
 def _measured(found, truth, metrics: list[Measure]) -> dict[str, Any]:
-    """{"results": each metric's, of batches of images beside the true ones}."""
+    """{"results": {metric: values}} of batches of restored images and their ground truth."""
     measured = Measured([part for metric in metrics for part in metric.parts], len(truth))
-    with experiment_lib.named("config.restore.metrics: "):
+    with experiment_lib.config_errors("config.restore.metrics: "):
         for images, true in zip(found, truth):
             images, true = (np.asarray(image_lib.to_uint8(a)) for a in (images, true))
             measured.update(Batch(images, {}, true))

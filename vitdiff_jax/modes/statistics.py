@@ -1,8 +1,7 @@
-"""`--mode=statistics`: reference statistics of the config's data set, once, into a file.
+"""`--mode=statistics`: reference statistics of the config's dataset, computed once.
 
-For each published network that config.evaluate.metrics look through (Inception where there are
-none), in ADM's layout, see `evaluation.references`. Give the file to
---config.evaluate.reference=FILE.
+One file per published network used by config.evaluate.metrics (Inception by default), in ADM's
+format, see `evaluation.references`. Use a file with --config.evaluate.reference=FILE.
 """
 
 import jax
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 from vitdiff_jax.evaluation import references
 from vitdiff_jax.evaluation.networks import Network
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference.evaluator import OTHER, Evaluator, about_data, versions
+from vitdiff_jax.inference.evaluator import OTHER, SPLIT, Evaluator, about_data, versions
 from vitdiff_jax.runtime import logs, parallel
 
 
@@ -23,11 +22,11 @@ def main(
     split: str = "train",
     n: int | None = None,
 ) -> None:
-    """Measure a split into statistics/. --split: train or heldout. --n: so many, at random."""
+    """Write statistics/. --split: train or heldout. --n: size of a random subset."""
     if config is None:
-        raise ConfigError("--config: needed to find its data")
+        raise ConfigError("--config: required, for its data")
     if split not in OTHER:
-        raise ConfigError(f"--split: {split!r} is none of {', '.join(OTHER)}")
+        raise ConfigError(f"--split: {split!r} is not one of {', '.join(OTHER)}")
     if n is not None and n < 2:
         raise ConfigError(f"--n: {n} is less than 2")
     config = config.copy_and_resolve_references()
@@ -36,7 +35,7 @@ def main(
     found = dict.fromkeys(part.extractor for part in evaluator.parts)
     networks = [e for e in found if isinstance(e, Network) and not e.pairs]
     if not networks:
-        raise ConfigError("config.evaluate.metrics: none of them looks through a published network")
+        raise ConfigError("config.evaluate.metrics: none of them uses a published network")
     dataset = evaluator.setting.dataset
     parts = [part for network in networks for part in references.parts_of(network)]
     measured = evaluator.real(split, n, parts)
@@ -48,4 +47,4 @@ def main(
         }  # fmt: skip
         if jax.process_index() == 0:
             references.write(path, network, measured, about)
-        logs.say(f"{measured.count:,} images of {split} in {path}")
+        logs.say(f"statistics of {measured.count:,} {SPLIT[split]} images in {path}")

@@ -1,21 +1,21 @@
-"""How images are degraded: masks, blur, JPEG, ..., one file each.
+"""Degradation operators: masks, blur, JPEG, ..., one file each.
 
 Each file has
 
     make(shape, rng, **options) -> operator
 
-shape: of the clean images, (height, width, channels). rng: for what is drawn at random, such as a
-mask; one operator is drawn, the same for a whole batch. An operator is a frozen dataclass and a
-pytree, so that it can go through `jit`, and says only its forward map:
+shape: (height, width, channels) of the clean images. rng: for random parts, such as a mask; one
+operator is sampled for a whole batch. An operator is a frozen dataclass and a pytree, so that it
+can be an argument of jitted functions, and defines only its forward map:
 
     operator.forward(x) -> y     x float32 [B, H, W, C] in [-1, 1], y [B, ...], complex for MRI
-    operator.linear              whether it is
+    operator.linear              whether the map is linear
 
-The adjoint follows (`adjoint`): adjoints written by hand are where published codes are wrong. Where
-there is a cheap one, an operator also has `pseudo_inverse(y)`, or `svd()` (see `svd.py`). If there
-is none and y has all but lost what is fine, as in tomography, it says `ill_posed = True`: steps
-down a slope will not bring that back, solving will.
-Units are those of [-1, 1], of noise too.
+The adjoint is derived from it (`adjoint`): hand-written adjoints are a common source of errors in
+published code. Where a cheap one exists, an operator also has `svd()`, see `svd.py`. An operator
+without one whose y hardly contains fine detail, as in tomography, sets `ill_posed = True`: gradient
+steps do not recover such detail, solving the least-squares problem does.
+All units are those of [-1, 1], including noise.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ Shape = tuple[int, int, int]
 
 @runtime_checkable
 class Operator(Protocol):
-    """What `make` returns."""
+    """The interface of the operators that `make` returns."""
 
     @property
     def linear(self) -> bool: ...
@@ -42,10 +42,10 @@ class Operator(Protocol):
 
 
 def make(name: str, shape: Shape, rng: np.random.Generator, **options: Any) -> Operator:
-    """The operator of that name; impossible names and options are a ValueError that says so.
+    """The operator of this name. Raises ValueError for unknown names and invalid options.
 
-    A dotted name is a module outside the package. A number is a text where an option is one:
-    subsampling=420.
+    A dotted name is a module outside the package. Numbers are converted to strings for options that
+    are strings: subsampling=420.
     """
     found = [module.name for module in pkgutil.iter_modules(__path__)]
     homes = {n: f"{__name__}.{n}" for n in found} | ({name: name} if "." in name else {})
@@ -64,13 +64,13 @@ def make(name: str, shape: Shape, rng: np.random.Generator, **options: Any) -> O
     options = {key: str(value) if key in texts else value for key, value in options.items()}
     try:
         return known[name](shape, rng, **options)
-    except TypeError as error:  # an option that it does not have
+    except TypeError as error:  # an unknown option
         raise ValueError(f"{name}: {error}") from error
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def register(cls):
-    """A frozen dataclass as a pytree; fields marked `static` are part of the program."""
+    """Make a class a frozen dataclass and a pytree; `static` fields are compile-time constants."""
     cls = dataclasses.dataclass(frozen=True)(cls)
     fields = dataclasses.fields(cls)
     meta = [f.name for f in fields if f.metadata.get("static")]
@@ -79,12 +79,12 @@ def register(cls):
 
 
 def static(**how: Any) -> Any:
-    """A field that is no array."""
+    """A field that is not an array."""
     return dataclasses.field(metadata={"static": True}, **how)
 
 
 def adjoint(operator: Operator, y: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """A^* y, float [B, *shape]: the transpose of the forward map, conjugated on the way.
+    """A^* y, real [B, *shape]: conj(A^T conj(y)), by transposing the forward map.
 
     Raises ValueError if the operator is not linear.
     """

@@ -1,8 +1,8 @@
-"""Blurred images: y = kernel * x, each channel on its own.
+"""Blur: y = kernel * x, for each channel. For deblurring.
 
-"gaussian" and "uniform" are separable; "motion" is the path of a shaking camera, random with
-inertia (after Boracchi and Foi, 2012); "file" is a picture or an .npy of weights. At the border the
-image is mirrored, as DPS does, or goes round ("circular"), which Fourier waves diagonalise.
+"gaussian" and "uniform" kernels are separable; "motion" is a random trajectory of a shaking camera
+(after Boracchi and Foi, 2012); "file" is an image or an .npy file of weights. At the border the
+image is reflected, as in DPS, or periodic ("circular"), where the Fourier transform is an SVD.
 """
 
 import pathlib
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vitdiff_jax.operators import Operator, Shape, register, static
-from vitdiff_jax.operators.fourier import unwaves, waves
+from vitdiff_jax.operators.fourier import fft2, ifft2
 from vitdiff_jax.operators.kronecker import Kronecker
 from vitdiff_jax.operators.svd import Svd
 from vitdiff_jax.runtime import paths
@@ -21,13 +21,13 @@ from vitdiff_jax.runtime import paths
 
 @register
 class Convolution:
-    """kernel [k, k], odd, sums to one; the border is mirrored."""
+    """kernel [k, k], k odd, with sum one; reflected border."""
 
     kernel: jax.Array | np.ndarray
     linear: bool = static(default=True)
 
     def forward(self, x: jax.Array) -> jax.Array:
-        kernel = jnp.asarray(self.kernel, x.dtype)[::-1, ::-1]  # XLA's convolutions correlate
+        kernel = jnp.asarray(self.kernel, x.dtype)[::-1, ::-1]  # XLA computes a cross-correlation
         reach, channels = len(kernel) // 2, x.shape[-1]
         x = jnp.pad(x, [(0, 0), (reach, reach), (reach, reach), (0, 0)], mode="reflect")
         kernel = jnp.tile(kernel[:, :, None, None], (1, 1, 1, channels))
@@ -39,20 +39,20 @@ class Convolution:
 
 @register
 class Circular:
-    """transfer: the kernel's Fourier transform, complex [H, W, 1]; the border goes round."""
+    """transfer: the Fourier transform of the kernel, complex [H, W, 1]; periodic border."""
 
     transfer: jax.Array | np.ndarray
     channels: int = static()
     linear: bool = static(default=True)
 
     def forward(self, x: jax.Array) -> jax.Array:
-        return unwaves(jnp.asarray(self.transfer) * waves(x)).real.astype(x.dtype)
+        return ifft2(jnp.asarray(self.transfer) * fft2(x)).real.astype(x.dtype)
 
     def svd(self) -> Svd:
         transfer = jnp.asarray(self.transfer)
         values = jnp.repeat(jnp.abs(transfer), self.channels, -1)
         phase = transfer / jnp.maximum(jnp.abs(transfer), 1e-20)
-        return Svd(values, waves, lambda z: unwaves(z).real, lambda y: jnp.conj(phase) * waves(y))
+        return Svd(values, fft2, lambda z: ifft2(z).real, lambda y: jnp.conj(phase) * fft2(y))
 
 
 def make(
@@ -65,17 +65,17 @@ def make(
     border: str = "mirror",
     path: str = "",
 ) -> Operator:
-    """A blur of the kind.
+    """A blur of this kind.
 
-    size: of the kernel in pixels, odd. std: of the Gaussian in pixels. intensity: how much the
-    motion shakes, 0 to 1. border: mirror or circular. path: of the kernel's file.
+    size: of the kernel in pixels, odd. std: of the Gaussian in pixels. intensity: of the camera
+    shake, 0 to 1. border: mirror or circular. path: of the kernel file.
     """
     if kind not in ("gaussian", "uniform", "motion", "file"):
-        raise ValueError(f"kind: {kind!r} is none of gaussian, uniform, motion, file")
+        raise ValueError(f"kind: {kind!r} is not one of gaussian, uniform, motion, file")
     if border not in ("mirror", "circular"):
-        raise ValueError(f"border: {border!r} is none of mirror, circular")
+        raise ValueError(f"border: {border!r} is not one of mirror, circular")
     if kind == "file":
-        kernel = read(paths.local(path))
+        kernel = read(paths.local_copy(path))
         size = len(kernel)
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size: {size} is not an odd number of pixels")
@@ -96,13 +96,13 @@ def make(
 
 def _gaussian(size: int, std: float) -> np.ndarray:
     if std <= 0:
-        raise ValueError(f"std: {std} is not above 0")
+        raise ValueError(f"std: {std} is not positive")
     line = np.exp(-((np.arange(size) - size // 2) ** 2) / (2 * std**2))
     return line / line.sum()
 
 
 def _mirrored(size: int, line: np.ndarray) -> np.ndarray:
-    """float32 [size, size]: a blur along one axis with a mirrored border."""
+    """float32 [size, size]: a blur along one axis with a reflected border."""
     reach, matrix = len(line) // 2, np.zeros((size, size))
     places = np.pad(np.arange(size), reach, mode="reflect")
     for i in range(size):
@@ -111,7 +111,7 @@ def _mirrored(size: int, line: np.ndarray) -> np.ndarray:
 
 
 def _transfer(kernel: np.ndarray, shape: Shape) -> np.ndarray:
-    """complex [H, W, 1]: the Fourier transform of a kernel with its middle at the origin."""
+    """complex [H, W, 1]: the Fourier transform of a kernel centred at the origin."""
     whole, reach = np.zeros(shape[:2]), len(kernel) // 2
     places = np.arange(-reach, reach + 1)
     np.add.at(whole, (places[:, None] % shape[0], places[None] % shape[1]), kernel)
@@ -119,7 +119,7 @@ def _transfer(kernel: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def motion(size: int, rng: np.random.Generator, intensity: float) -> np.ndarray:
-    """float64 [size, size]: a random path, drawn with bilinear weights, in the middle, sum one."""
+    """float64 [size, size]: a random, centred trajectory with bilinear weights and sum one."""
     if not 0 <= intensity <= 1:
         raise ValueError(f"intensity: {intensity} is not in [0, 1]")
     heading, place, path = np.exp(2j * np.pi * rng.random()), 0j, []
@@ -143,7 +143,7 @@ def motion(size: int, rng: np.random.Generator, intensity: float) -> np.ndarray:
 
 
 def read(path: pathlib.Path) -> np.ndarray:
-    """float64 [k, k] of a grey picture or an .npy file, made to sum to one.
+    """float64 [k, k] from a grey image or an .npy file, normalised to sum one.
 
     Raises ValueError for anything else.
     """
@@ -151,11 +151,11 @@ def read(path: pathlib.Path) -> np.ndarray:
         if path.suffix == ".npy":
             kernel = np.load(path, allow_pickle=False).astype(np.float64)
         else:
-            with Image.open(path) as picture:
-                kernel = np.asarray(picture.convert("L"), np.float64)
+            with Image.open(path) as image:
+                kernel = np.asarray(image.convert("L"), np.float64)
     except (OSError, ValueError) as error:
-        raise ValueError(f"path: {path}: not a kernel that can be read: {error}") from error
+        raise ValueError(f"path: {path}: not a readable kernel: {error}") from error
     square = kernel.ndim == 2 and kernel.shape[0] == kernel.shape[1]
     if not square or not np.isfinite(kernel).all() or kernel.sum() <= 0:
-        raise ValueError(f"path: {path}: not a square of weights with a positive sum")
+        raise ValueError(f"path: {path}: not a square kernel with a positive sum")
     return kernel / kernel.sum()

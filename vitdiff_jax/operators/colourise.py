@@ -1,4 +1,4 @@
-"""Colour lost: y is the mean of the channels, as DPS, DDRM and DDNM have it."""
+"""Grey images: y is the mean of the channels, as in DPS, DDRM and DDNM. For colourisation."""
 
 import numpy as np
 

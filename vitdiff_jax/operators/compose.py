@@ -1,4 +1,4 @@
-"""Degradations in sequence: an old photograph is small, then grey, then scratched."""
+"""Composition of operators: an old photograph is downsampled, then grey, then scratched."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,14 +13,14 @@ from vitdiff_jax.operators import Operator, Shape, register, static
 
 @register
 class Composed:
-    """parts: the first one is applied first."""
+    """parts: applied in order."""
 
     parts: tuple[Any, ...]
     linear: bool = static()
 
     @property
     def ill_posed(self) -> bool:
-        """Whether a part is."""
+        """Whether any part is ill-posed."""
         return any(getattr(part, "ill_posed", False) for part in self.parts)
 
     def forward(self, x: jax.Array) -> jax.Array:
@@ -30,9 +30,9 @@ class Composed:
 
 
 def make(shape: Shape, rng: np.random.Generator, parts: Sequence[dict[str, Any]] = ()) -> Operator:
-    """parts: each a dict with the "name" of an operator and its options."""
+    """parts: for each operator a dict with its "name" and options."""
     if not parts:
-        raise ValueError("parts: none are given")
+        raise ValueError("parts: is empty")
     made = []
     for part in parts:
         options = dict(part)
@@ -40,6 +40,6 @@ def make(shape: Shape, rng: np.random.Generator, parts: Sequence[dict[str, Any]]
         x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
         found = jax.eval_shape(made[-1].forward, x)
         if part is not parts[-1] and (found.ndim != 4 or found.dtype != jnp.float32):
-            raise ValueError(f"parts: what {part['name']} gives is no image; put it last")
+            raise ValueError(f"parts: the output of {part['name']} is not an image; put it last")
         shape = found.shape[1:]
     return Composed(tuple(made), all(part.linear for part in made))

@@ -1,4 +1,4 @@
-"""Nothing but noise: y = x + noise."""
+"""The identity, y = x, so that only noise is added. For denoising."""
 
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
-"""Fewer pixels: the average of blocks, or antialiased bicubic resizing. For super-resolution.
+"""Downsampling by block averages or antialiased bicubic resizing. For super-resolution.
 
-"bicubic" is the cubic of Keys with a = -0.5, stretched by the factor, normalised within the image:
-what Pillow does, and DPS's operator up to its border.
+"bicubic" is Keys' cubic with a = -0.5, stretched by the factor and normalised within the image: as
+in Pillow, and as in DPS except at the border.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ def make(
 ) -> Kronecker:
     """[H, W, C] to [H / factor, W / factor, C]; kind: average or bicubic."""
     if kind not in ("average", "bicubic"):
-        raise ValueError(f"kind: {kind!r} is none of average, bicubic")
+        raise ValueError(f"kind: {kind!r} is not one of average, bicubic")
     for size in shape[:2]:
         if factor < 1 or size % factor:
             raise ValueError(f"factor: {factor} does not divide {shape[0]}x{shape[1]} pixels")

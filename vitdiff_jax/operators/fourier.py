@@ -1,7 +1,7 @@
-"""Magnetic resonance: some samples of the Fourier transform (unitary), complex, the rest zero.
+"""Accelerated MRI: a subset of the samples of the unitary Fourier transform, the others zero.
 
-"lines": whole columns of k-space as in fastMRI, all of the middle ones and a random choice of the
-others; "random": points, denser towards the middle.
+"lines": whole columns of k-space as in fastMRI, all central ones and a random subset of the others;
+"random": single points with a density that increases towards the centre.
 """
 
 import jax
@@ -14,39 +14,38 @@ from vitdiff_jax.operators.svd import Svd
 
 @register
 class FourierMask:
-    """known: 1 for the samples that were taken, [H, W, 1], the frequency zero first."""
+    """known: 1 for acquired samples, [H, W, 1], zero frequency first."""
 
     known: jax.Array | np.ndarray
     channels: int = static()
     linear: bool = static(default=True)
 
     def forward(self, x: jax.Array) -> jax.Array:
-        return jnp.asarray(self.known, x.dtype) * waves(x)
+        return jnp.asarray(self.known, x.dtype) * fft2(x)
 
     def svd(self) -> Svd:
-        """A real image has conjugate values at k and -k: one sample gives both, two their mean.
+        """The SVD on real images, whose coefficients at k and -k are conjugate.
 
-        With both, each is a measurement with weight one: together the singular value is the same,
-        1, since each of the two coefficients is seen once; with one alone it is 1 / sqrt(2).
+        If both were acquired the singular value is 1, if only one was, 1 / sqrt(2).
         """
         known = jnp.asarray(self.known)
-        seen = known + _opposite(known)  # 0, 1, 2; the frequency zero and its like are 0 or 2
-        values = jnp.repeat(jnp.sqrt(seen / 2), self.channels, -1)
+        count = known + _opposite(known)  # 0, 1, 2; 0 or 2 where k and -k coincide
+        values = jnp.repeat(jnp.sqrt(count / 2), self.channels, -1)
 
-        def measured(y):
+        def u_adjoint(y):
             both = known * y + _opposite(known * jnp.conj(y))
-            return both / jnp.where(seen > 0, jnp.sqrt(2 * seen), 1)
+            return both / jnp.where(count > 0, jnp.sqrt(2 * count), 1)
 
-        return Svd(values, waves, lambda z: unwaves(z).real, measured)
+        return Svd(values, fft2, lambda z: ifft2(z).real, u_adjoint)
 
 
-def waves(x: jax.Array) -> jax.Array:
+def fft2(x: jax.Array) -> jax.Array:
     """The unitary Fourier transform of [B, H, W, C] over H and W."""
     return jnp.fft.fft2(x, axes=(1, 2), norm="ortho")
 
 
-def unwaves(z: jax.Array) -> jax.Array:
-    """Its inverse, complex."""
+def ifft2(z: jax.Array) -> jax.Array:
+    """The inverse of `fft2`, complex."""
     return jnp.fft.ifft2(z, axes=(1, 2), norm="ortho")
 
 
@@ -62,7 +61,7 @@ def make(
     share: float = 0.25,
     middle: float = 0.08,
 ) -> FourierMask:
-    """share: of the samples that are taken. middle: of the lines, around zero and all taken."""
+    """share: the fraction of samples acquired. middle: of the lines, central and all acquired."""
     if not 0 < middle <= share <= 1:
         raise ValueError(f"share: needs 0 < middle ({middle}) <= share ({share}) <= 1")
     height, width, channels = shape
@@ -71,23 +70,23 @@ def make(
     elif kind == "random":
         known = _points(height, width, rng, share)
     else:
-        raise ValueError(f"kind: {kind!r} is none of lines, random")
+        raise ValueError(f"kind: {kind!r} is not one of lines, random")
     return FourierMask(known[..., None].astype(float), channels)
 
 
 def _lines(width: int, rng: np.random.Generator, share: float, middle: float) -> np.ndarray:
-    """bool [width], the frequency zero first."""
+    """bool [width], zero frequency first."""
     frequency = np.abs(np.fft.fftfreq(width))
     order = np.argsort(frequency, kind="stable")
-    whole, central = max(1, round(share * width)), max(1, round(middle * width))
+    total, central = max(1, round(share * width)), max(1, round(middle * width))
     known = np.zeros(width, bool)
     known[order[:central]] = True
-    known[rng.permutation(order[central:])[: whole - central]] = True
+    known[rng.permutation(order[central:])[: total - central]] = True
     return known
 
 
 def _points(height: int, width: int, rng: np.random.Generator, share: float) -> np.ndarray:
-    """bool [height, width], drawn without replacement with weight (1 + 8 |k|)^-2."""
+    """bool [height, width], sampled without replacement with weights (1 + 8 |k|)^-2."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)) * 2
     weight = (1 + 8 * frequency.ravel()) ** -2
     count = round(share * height * width)

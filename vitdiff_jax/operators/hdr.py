@@ -1,4 +1,4 @@
-"""Highlights lost: y = clip(2 x, -1, 1), as DAPS has it (arXiv:2407.01521). Not linear."""
+"""Clipped dynamic range: y = clip(2 x, -1, 1), as in DAPS (arXiv:2407.01521). Not linear."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ class Clipped:
 
 
 def make(shape: Shape, rng: np.random.Generator, gain: float = 2.0) -> Clipped:
-    """gain: above 1 clips what is bright and what is dark."""
+    """gain: values above 1 clip highlights and shadows."""
     if gain <= 0:
-        raise ValueError(f"gain: {gain} is not above 0")
+        raise ValueError(f"gain: {gain} is not positive")
     return Clipped(gain)

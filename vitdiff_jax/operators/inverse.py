@@ -1,8 +1,8 @@
-"""Least squares with a linear operator: by its SVD where there is one, else conjugate gradients.
+"""Regularised least squares for linear operators, by SVD where available, else conjugate gradients.
 
-    nearest(y, x, w) = argmin_v |y - A v|^2 + w |v - x|^2 = x + (A^* A + w)^{-1} A^* (y - A x)
+    prox_l2(y, x, w) = argmin_v |y - A v|^2 + w |v - x|^2 = x + (A^* A + w)^{-1} A^* (y - A x)
 
-Everything is per image: no image of a batch changes another's answer.
+Everything is per image: the images of a batch do not affect each other.
 """
 
 from collections.abc import Callable
@@ -16,28 +16,28 @@ from vitdiff_jax.operators.mask import Mask
 from vitdiff_jax.operators.radon import Radon
 from vitdiff_jax.operators.svd import Decomposable
 
-LEAST_WEIGHT = 1e-7
-"""Below it, float32 cannot tell the answer from the pseudo-inverse's."""
-SHOWN_WEIGHT = 0.01
-"""For a picture by least squares: of the phantom from 60 angles, 23 dB, and 13 dB with noise 0.1,
-where a weight of 1e-4 has 29 and 3."""
+MIN_WEIGHT = 1e-7
+"""With smaller weights the result equals the pseudo-inverse in float32."""
+AS_IMAGE_WEIGHT = 0.01
+"""For `as_image` by least squares: 23 dB for the phantom from 60 angles, 13 dB with noise 0.1; a
+weight of 1e-4 gives 29 and 3."""
 Map = Callable[[jax.Array], jax.Array]
 
 
-def nearest(
+def prox_l2(
     operator: Operator, y: jax.Array, x: jax.Array, weight: jax.Array | float, steps: int = 30
 ) -> jax.Array:
-    """What explains y best and is near x [B, H, W, C]; weight >= 0, for all or [B].
+    """The proximal operator of the data term at x [B, H, W, C]; weight >= 0, a scalar or [B].
 
     steps: of conjugate gradients, where the operator has no SVD.
     """
-    weight = jnp.maximum(jnp.asarray(weight, x.dtype), LEAST_WEIGHT)
+    weight = jnp.maximum(jnp.asarray(weight, x.dtype), MIN_WEIGHT)
     weight = weight.reshape(-1, 1, 1, 1)
     if isinstance(operator, Decomposable):
         svd = operator.svd()
         values = svd.values.astype(x.dtype)
-        found = values * (svd.measured(y) - values * svd.analyse(x)) / (values**2 + weight)
-        return x + svd.synthesise(found).astype(x.dtype)
+        found = values * (svd.u_adjoint(y) - values * svd.v_adjoint(x)) / (values**2 + weight)
+        return x + svd.v(found).astype(x.dtype)
 
     def back(v):
         return adjoint(operator, v, x.shape[1:])
@@ -49,11 +49,11 @@ def nearest(
 
 
 def as_image(operator: Operator, y: jax.Array, shape: Shape) -> jax.Array:
-    """An image float [B, *shape] that shows what was measured, for people and networks.
+    """The measurement as an image, float [B, *shape], for display and as a network input.
 
-    y itself where it is an image of that shape, 0 (grey) where a mask hides it; else the
-    pseudo-inverse, or least squares near 0; of several degradations the last one first. Raises
-    ValueError for what is not linear and changes the shape.
+    y itself where it has the shape of the image, 0 (grey) where masked; else the pseudo-inverse, or
+    least squares regularised towards 0; the parts of a composition are inverted in reverse order.
+    Raises ValueError for nonlinear operators that change the shape.
     """
     if isinstance(operator, Composed):
         shapes = [shape]
@@ -72,16 +72,16 @@ def as_image(operator: Operator, y: jax.Array, shape: Shape) -> jax.Array:
         return operator.svd().pseudo_inverse(y).astype(jnp.finfo(y.dtype).dtype)
     if not operator.linear:
         raise ValueError(
-            f"{type(operator).__name__} is not linear and gives no image of the shape {shape}"
+            f"{type(operator).__name__} is not linear and its output is not an image of {shape}"
         )
     x = jnp.zeros((len(y), *shape), jnp.finfo(y.dtype).dtype)
-    return nearest(operator, y, x, SHOWN_WEIGHT)
+    return prox_l2(operator, y, x, AS_IMAGE_WEIGHT)
 
 
 def conjugate_gradients(matrix: Map, b: jax.Array, steps: int) -> jax.Array:
-    """Solve matrix(v) = b, the matrix Hermitian and positive, each image of b [B, ...] by itself.
+    """Solve matrix(v) = b for a Hermitian positive definite map, separately for each b [B, ...].
 
-    It stops where the residual is as small as the float type allows.
+    Iterations stop at the precision of the dtype.
     """
     tiny = jnp.finfo(b.dtype).eps ** 2 * dot(b, b)
 
@@ -89,12 +89,12 @@ def conjugate_gradients(matrix: Map, b: jax.Array, steps: int) -> jax.Array:
         v, residual, direction, size = state
         image = matrix(direction)
         curvature = dot(direction, image)
-        going = (size > tiny) & (curvature > 0)
-        length = jnp.where(going, size / jnp.where(going, curvature, 1), 0)
+        active = (size > tiny) & (curvature > 0)
+        length = jnp.where(active, size / jnp.where(active, curvature, 1), 0)
         v = v + length * direction
         residual = residual - length * image
         new = dot(residual, residual)
-        ratio = jnp.where(going, new / jnp.where(going, size, 1), 0)
+        ratio = jnp.where(active, new / jnp.where(active, size, 1), 0)
         return v, residual, residual + ratio * direction, new
 
     start = (jnp.zeros_like(b), b, b, dot(b, b))
@@ -102,15 +102,15 @@ def conjugate_gradients(matrix: Map, b: jax.Array, steps: int) -> jax.Array:
 
 
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Real inner products of images, shaped to multiply them: [B, 1, ...]."""
+    """Real inner product per image, [B, 1, ...]."""
     axes = tuple(range(1, a.ndim))
     return jnp.sum((jnp.conj(a) * b).real, axes, keepdims=True)
 
 
 def squared_norm(operator: Operator, like: jax.Array, steps: int = 20) -> jax.Array:
-    """The largest |A v|^2 / |v|^2 [B, 1, 1, 1] over images v like [B, H, W, C], by power steps.
+    """The squared spectral norm of A on images like [B, H, W, C]: [B, 1, 1, 1] or [1, 1, 1, 1].
 
-    At most the truth, and within a few per cent of it; 0 for zero, 1 for what is not linear.
+    By power iteration, a lower bound within a few per cent; 1 for nonlinear operators.
     """
     if not operator.linear:
         return jnp.ones((1, 1, 1, 1), like.dtype)

@@ -1,8 +1,8 @@
-"""JPEG at a quality: 8x8 cosine transforms rounded to multiples of the quantisation tables.
+"""JPEG compression: 8x8 DCT coefficients rounded to multiples of the quantisation tables.
 
-As libjpeg and Pillow do it (ITU-T T.81, annex K; JFIF's colours): tables scaled by the quality,
-colour differences averaged over 2x2 pixels ("420") or not ("444"). Rounding has the derivative 1
-here instead of 0 ("straight through"), so that methods with gradients can use it. Not linear.
+As in libjpeg and Pillow (ITU-T T.81, annex K; JFIF colour space): tables scaled by the quality,
+chroma averaged over 2x2 pixels ("420") or not ("444"). Rounding has a straight-through gradient, so
+that gradient-based methods can use it. Not linear.
 """
 
 import jax
@@ -26,7 +26,7 @@ YCC = np.array([
 
 @register
 class Jpeg:
-    """What comes out of the decoder, in [-1, 1]."""
+    """The decoded image, in [-1, 1]."""
 
     quality: int = static()
     subsampling: str = static()
@@ -40,53 +40,53 @@ class Jpeg:
         luma = _coded(planes[..., :1], tables(self.quality)[0])
         chroma = planes[..., 1:]
         if self.subsampling == "420":
-            chroma = _round(_halved(chroma))
+            chroma = _round(_downsample(chroma))
         chroma = _coded(chroma, tables(self.quality)[1])
         if self.subsampling == "420":
-            chroma = _round(_doubled(chroma))[:, : x.shape[1], : x.shape[2]]
+            chroma = _round(_upsample(chroma))[:, : x.shape[1], : x.shape[2]]
         return _pixels(_dot(jnp.concatenate([luma + 128, chroma], -1), np.linalg.inv(YCC)) - 128)
 
 
 def tables(quality: int) -> tuple[np.ndarray, np.ndarray]:
-    """libjpeg's tables (luma, chroma), [8, 8], of a quality from 1 to 100."""
+    """libjpeg's tables (luma, chroma), [8, 8] each, for a quality from 1 to 100."""
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     first, second = (np.clip((table * scale + 50) // 100, 1, 255) for table in (LUMA, CHROMA))
     return first, second
 
 
 def _coded(planes: jax.Array, table: np.ndarray) -> jax.Array:
-    """Planes [B, H, W, C] around 0, coded and decoded."""
+    """Planes [B, H, W, C] centred at 0, encoded and decoded."""
     batch, height, width, channels = planes.shape
-    whole = [(0, 0), (0, -height % 8), (0, -width % 8), (0, 0)]
-    x = jnp.pad(planes, whole, mode="edge")
+    padding = [(0, 0), (0, -height % 8), (0, -width % 8), (0, 0)]
+    x = jnp.pad(planes, padding, mode="edge")
     rows, columns = x.shape[1] // 8, x.shape[2] // 8
     x = x.reshape(batch, rows, 8, columns, 8, channels)
-    wave = jnp.asarray(_cosines(), x.dtype)
-    there = jnp.einsum("brucvk,iu,jv->bricjk", x, wave, wave, precision="highest")
+    dct = jnp.asarray(_dct(), x.dtype)
+    coefficients = jnp.einsum("brucvk,iu,jv->bricjk", x, dct, dct, precision="highest")
     steps = jnp.asarray(table, x.dtype)[:, None, :, None]
-    there = _round(there / steps) * steps
-    x = jnp.einsum("bricjk,iu,jv->brucvk", there, wave, wave, precision="highest")
+    coefficients = _round(coefficients / steps) * steps
+    x = jnp.einsum("bricjk,iu,jv->brucvk", coefficients, dct, dct, precision="highest")
     x = x.reshape(batch, 8 * rows, 8 * columns, channels)[:, :height, :width]
     return _round(jnp.clip(x, -128, 127))
 
 
-def _cosines() -> np.ndarray:
-    """The unitary cosine transform, [frequency, place]."""
-    frequency, place = np.arange(8)[:, None], np.arange(8)
-    wave = np.cos((2 * place + 1) * frequency * np.pi / 16) / 2
-    wave[0] /= np.sqrt(2)
-    return wave
+def _dct() -> np.ndarray:
+    """The orthonormal DCT-II, [frequency, position]."""
+    frequency, position = np.arange(8)[:, None], np.arange(8)
+    matrix = np.cos((2 * position + 1) * frequency * np.pi / 16) / 2
+    matrix[0] /= np.sqrt(2)
+    return matrix
 
 
-def _halved(x: jax.Array) -> jax.Array:
-    """Means of 2x2."""
+def _downsample(x: jax.Array) -> jax.Array:
+    """Averages of 2x2 pixels."""
     x = jnp.pad(x, [(0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)], mode="edge")
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
-def _doubled(x: jax.Array) -> jax.Array:
-    """libjpeg's smooth enlarging: three quarters of the nearest and one of the next."""
+def _upsample(x: jax.Array) -> jax.Array:
+    """libjpeg's fancy upsampling: weights 3/4 and 1/4 of the nearest two pixels along each axis."""
     for axis in (1, 2):
         ends = [(1, 1) if i == axis else (0, 0) for i in range(4)]
         padded = jnp.pad(x, ends, mode="edge")
@@ -98,7 +98,7 @@ def _doubled(x: jax.Array) -> jax.Array:
 
 
 def _pixels(x: jax.Array) -> jax.Array:
-    """Decoded values around 0 as whole grey levels in [-1, 1]."""
+    """Decoded values centred at 0 as 8-bit levels in [-1, 1]."""
     return _round(jnp.clip(x + 128, 0, 255)) / 127.5 - 1
 
 
@@ -107,18 +107,18 @@ def _dot(x: jax.Array, matrix: np.ndarray) -> jax.Array:
 
 
 def _round(x: jax.Array) -> jax.Array:
-    """Rounded, with the derivative 1."""
+    """Round with a straight-through gradient."""
     return x + jax.lax.stop_gradient(jnp.round(x) - x)
 
 
 def make(
     shape: Shape, rng: np.random.Generator, quality: int = 10, subsampling: str = "420"
 ) -> Jpeg:
-    """quality: 1 to 100, as in Pillow. subsampling: of colour differences, 420 or 444."""
+    """quality: 1 to 100, as in Pillow. subsampling: of chroma, 420 or 444."""
     if not 1 <= quality <= 100:
         raise ValueError(f"quality: {quality} is not in 1 to 100")
     if subsampling not in ("420", "444"):
-        raise ValueError(f"subsampling: {subsampling!r} is none of 420, 444")
+        raise ValueError(f"subsampling: {subsampling!r} is not one of 420, 444")
     if shape[2] not in (1, 3):
-        raise ValueError(f"shape: JPEG has 1 or 3 channels, not {shape[2]}")
+        raise ValueError(f"shape: JPEG supports 1 or 3 channels, not {shape[2]}")
     return Jpeg(quality, subsampling)

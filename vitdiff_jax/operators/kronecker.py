@@ -1,7 +1,7 @@
-"""Linear maps that act on rows, columns and channels each on their own: a Kronecker product.
+"""Linear maps that act separately on rows, columns and channels: Kronecker products.
 
-Averages, antialiased resizing, blurs with a separable kernel and grey values are such maps. Their
-SVD is that of three small matrices.
+Block averages, antialiased resizing, separable blurs and conversion to grey are such maps. Their
+SVD follows from those of three small matrices.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ from vitdiff_jax.operators.svd import Svd
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
 class Kronecker:
-    """y[i, j, k] = sum rows[i, h] columns[j, w] channels[k, c] x[h, w, c]; none grows.
+    """y[i, j, k] = sum rows[i, h] columns[j, w] channels[k, c] x[h, w, c]; no axis grows.
 
-    The matrices are a part of the program, not arguments of it: their SVD is computed once, on the
-    host, and nothing of them is random, so that one program serves all operators of a kind.
+    The matrices are compile-time constants: nothing in them is random, so that one program serves
+    all operators of a kind, and their SVD is computed once, on the host.
     """
 
     rows: np.ndarray
@@ -49,14 +49,14 @@ class Kronecker:
         values = s[0][:, None, None] * s[1][:, None] * s[2]  # [H, W, C]
         return Svd(
             jnp.asarray(values),
-            analyse=lambda x: _apply(x, *v),
-            synthesise=lambda z: _apply(z, *(a.T for a in v)),
-            measured=lambda y: _apply(y, *u),
+            v_adjoint=lambda x: _apply(x, *v),
+            v=lambda z: _apply(z, *(a.T for a in v)),
+            u_adjoint=lambda y: _apply(y, *u),
         )
 
 
 def _apply(x: jax.Array, rows, columns, channels) -> jax.Array:
-    """Each of three matrices to its axis of [B, H, W, C]."""
+    """Apply each of the three matrices to its axis of [B, H, W, C]."""
     highest = jax.lax.Precision.HIGHEST
     rows, columns, channels = (jnp.asarray(a, x.dtype) for a in (rows, columns, channels))
     dot = functools.partial(jnp.einsum, precision=highest)
@@ -64,7 +64,7 @@ def _apply(x: jax.Array, rows, columns, channels) -> jax.Array:
 
 
 def _padded(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(U^* with rows of zeros up to H, s with zeros up to H, V^*) of [h, H]."""
+    """(U^*, s, V^*) of a matrix [h, H], with U^* and s zero-padded to H rows."""
     h, size = matrix.shape
     u, s, v = np.linalg.svd(matrix, full_matrices=True)
     values, u_t = np.zeros(size), np.zeros((size, h))

@@ -1,7 +1,7 @@
-"""Missing pixels: y = mask x, zero where nothing is known. For inpainting.
+"""Missing pixels: y = mask x. For inpainting.
 
-"box": one square, "random": a share of the pixels, the same in all channels, "strokes": freehand
-strokes (as arXiv:1806.03589 draws them), "file": a picture, white where the image is missing.
+"box": a square, "random": a fraction of the pixels, the same in all channels, "strokes": free-form
+strokes (as in arXiv:1806.03589), "file": an image that is white where pixels are missing.
 """
 
 import math
@@ -19,7 +19,7 @@ from vitdiff_jax.runtime import paths
 
 @register
 class Mask:
-    """known: 1 where the image is known, 0 where not; [H, W, 1], or [B, H, W, 1] for each image."""
+    """known: 1 for known pixels, 0 for missing ones; [H, W, 1], or [B, H, W, 1] per image."""
 
     known: jax.Array | np.ndarray
     channels: int = static()
@@ -43,10 +43,10 @@ def make(
     strokes: int = 8,
     path: str = "",
 ) -> Mask:
-    """A mask of the kind.
+    """A mask of this kind.
 
-    side: of the box, as a share of the image's shorter side; margin: what it keeps to the border,
-    the same way. share: of pixels that are missing at random. strokes: how many. path: of a file.
+    side: of the box, relative to the shorter side of the image; margin: its minimum distance to the
+    border, likewise. share: the fraction of missing pixels. strokes: their number. path: of a file.
     """
     if kind == "box":
         missing = _box(shape, rng, side, margin)
@@ -55,9 +55,9 @@ def make(
     elif kind == "strokes":
         missing = _strokes(shape, rng, strokes)
     elif kind == "file":
-        missing = read(paths.local(path), shape)
+        missing = read(paths.local_copy(path), shape)
     else:
-        raise ValueError(f"kind: {kind!r} is none of box, random, strokes, file")
+        raise ValueError(f"kind: {kind!r} is not one of box, random, strokes, file")
     return Mask((~missing).astype(np.float32)[..., None], shape[2])
 
 
@@ -65,7 +65,7 @@ def _box(shape: Shape, rng: np.random.Generator, side: float, margin: float) -> 
     height, width = shape[:2]
     size, edge = round(side * min(height, width)), round(margin * min(height, width))
     if not 0 < size <= min(height, width) - 2 * edge:
-        raise ValueError(f"side: a box of {size} pixels {edge} from the border does not fit")
+        raise ValueError(f"side: a box of {size} pixels, {edge} from the border, does not fit")
     top, left = (int(rng.integers(edge, n - edge - size + 1)) for n in (height, width))
     missing = np.zeros((height, width), bool)
     missing[top : top + size, left : left + size] = True
@@ -82,7 +82,7 @@ def _random(shape: Shape, rng: np.random.Generator, share: float) -> np.ndarray:
 
 
 def _strokes(shape: Shape, rng: np.random.Generator, strokes: int) -> np.ndarray:
-    """Bent lines of random thickness with round joints."""
+    """Polylines of random thickness with round joints."""
     height, width = shape[:2]
     size = min(height, width)
     sheet = Image.new("1", (width, height))
@@ -102,15 +102,15 @@ def _strokes(shape: Shape, rng: np.random.Generator, strokes: int) -> np.ndarray
 
 
 def read(path: pathlib.Path, shape: Shape) -> np.ndarray:
-    """bool [H, W] of a picture of the image's size: True where it is at least half white.
+    """bool [H, W] from an image of this size: True where its grey level is at least 128.
 
-    Raises ValueError for another size, or a file that is no picture.
+    Raises ValueError for another size, or a file that is not an image.
     """
     try:
-        with Image.open(path) as picture:
-            found = np.asarray(picture.convert("L")) >= 128
+        with Image.open(path) as image:
+            found = np.asarray(image.convert("L")) >= 128
     except OSError as error:
-        raise ValueError(f"path: {path}: not a picture that can be read: {error}") from error
+        raise ValueError(f"path: {path}: not a readable image: {error}") from error
     if found.shape != shape[:2]:
         raise ValueError(
             f"path: {path} has {found.shape[1]}x{found.shape[0]} pixels, the image"

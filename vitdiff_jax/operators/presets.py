@@ -1,7 +1,7 @@
-"""Damages as the benchmarks define them, by name, with their noise in the range of [-1, 1].
+"""Degradations of published benchmarks by name, with their noise in units of [-1, 1].
 
-DPS and DAPS give their noise in [-1, 1]; DDRM, DDNM and DiffPIR in [0, 1], doubled here. What is
-given in pixels is for 256x256 images, as in the papers.
+DPS and DAPS state noise in [-1, 1]; DDRM, DDNM and DiffPIR in [0, 1], which is doubled here. Sizes
+in pixels are for 256x256 images, as in the papers.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """operator: the name of an operator and its options. noise_std: in the range of [-1, 1]."""
+    """operator: the name of an operator and its options. noise_std: in units of [-1, 1]."""
 
     operator: dict[str, Any]
     noise_std: float
@@ -48,7 +48,7 @@ FAMILIES = {
         uniform=dict(name="blur", kind="uniform", size=9),
         gaussian=dict(name="blur", kind="gaussian", size=5, std=10.0),
     ),
-    "pnpflow": {  # arXiv:2410.02423; the sizes for 256 pixels
+    "pnpflow": {  # arXiv:2410.02423; its sizes for 256 px
         **_all(0.2, denoise=dict(name="denoise")),
         **_all(
             0.05, box=_box(80 / 256, 0.25), sr4=_AVERAGE,

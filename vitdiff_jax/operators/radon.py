@@ -1,11 +1,11 @@
-"""Computed tomography with a parallel beam: sums along lines at some angles (Radon transform).
+"""Parallel-beam computed tomography: the Radon transform at a set of angles.
 
-The image is turned about its middle pixel by bilinear interpolation, zero outside, and its columns
-are added up, divided by their number: y [B, W, angles, C], scikit-image's sinogram / N.
+The image is rotated about its centre pixel with bilinear interpolation, zero outside, and averaged
+over its columns: y [B, W, angles, C], scikit-image's sinogram / N.
 
-Places are whole numbers of a tiny part of a pixel. In floating point XLA may compute a place twice,
-for the index and for the weight, with another rounding; at 45 degrees, where places are whole
-pixels, the two floors then differed and a sample came from the next pixel (seen in float64).
+Positions are fixed-point numbers. In floating point XLA may compute a position twice, for the index
+and for the weight, with different rounding; at 45 degrees, where positions are integers, the two
+floors then differed and a sample came from the neighbouring pixel (observed in float64).
 """
 
 import jax
@@ -24,23 +24,23 @@ class Radon:
     ill_posed = True
 
     def forward(self, x: jax.Array) -> jax.Array:
-        whole = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
-        bits = jnp.iinfo(whole).bits - 2 - x.shape[1].bit_length()  # N pixels fit beside the sign
-        turns = jnp.round(jnp.asarray(self.directions, x.dtype) * 2.0**bits).astype(whole)
+        integer = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
+        bits = jnp.iinfo(integer).bits - 2 - x.shape[1].bit_length()  # room for N and the sign
+        rotations = jnp.round(jnp.asarray(self.directions, x.dtype) * 2.0**bits).astype(integer)
 
-        def one(turn):
-            return _turned(x, turn, bits).mean(1)  # [B, W, C]
+        def project(rotation):
+            return _rotated(x, rotation, bits).mean(1)  # [B, W, C]
 
-        return jnp.moveaxis(jax.lax.map(one, turns), 0, 2)
+        return jnp.moveaxis(jax.lax.map(project, rotations), 0, 2)
 
 
-def _turned(x: jax.Array, turn: jax.Array, bits: int) -> jax.Array:
-    """Square images [B, N, N, C] turned about pixel N // 2; turn: cosine and sine times 2^bits."""
+def _rotated(x: jax.Array, rotation: jax.Array, bits: int) -> jax.Array:
+    """Square images [B, N, N, C] rotated about pixel N // 2; rotation: (cos, sin) times 2^bits."""
     n = x.shape[1]
-    place = jnp.arange(n, dtype=turn.dtype) - n // 2
-    down, across = place[:, None], place
-    top, below = _split(turn[0] * down - turn[1] * across, bits, x.dtype)
-    left, right = _split(turn[1] * down + turn[0] * across, bits, x.dtype)
+    position = jnp.arange(n, dtype=rotation.dtype) - n // 2
+    down, across = position[:, None], position
+    top, below = _split(rotation[0] * down - rotation[1] * across, bits, x.dtype)
+    left, right = _split(rotation[1] * down + rotation[0] * across, bits, x.dtype)
     found = jnp.zeros_like(x)
     for i, high in ((0, 1 - below), (1, below)):
         for j, wide in ((0, 1 - right), (1, right)):
@@ -52,14 +52,17 @@ def _turned(x: jax.Array, turn: jax.Array, bits: int) -> jax.Array:
     return found
 
 
-def _split(place: jax.Array, bits: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """The whole pixels of a place, and the part in [0, 1] of the next one."""
-    pixel = place >> bits
-    return pixel, (place - (pixel << bits)).astype(dtype) * 2.0**-bits
+def _split(position: jax.Array, bits: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """The integer part of a fixed-point position and its fraction in [0, 1]."""
+    pixel = position >> bits
+    return pixel, (position - (pixel << bits)).astype(dtype) * 2.0**-bits
 
 
 def make(shape: Shape, rng: np.random.Generator, angles: int = 60, of: int = 180) -> Radon:
-    """`angles` evenly spaced ones in half a turn, taken from a scan of `of`. Square images."""
+    """angles: the number of evenly spaced angles kept of a scan of `of` over 180 degrees.
+
+    Images must be square.
+    """
     if shape[0] != shape[1]:
         raise ValueError(f"shape: {shape[0]}x{shape[1]} pixels are not square")
     if not 0 < angles <= of:

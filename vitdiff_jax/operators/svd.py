@@ -1,6 +1,6 @@
-"""Singular value decompositions A = U diag(s) V^* of operators that have a cheap one.
+"""Singular value decompositions A = U diag(s) V^*, for operators that have a cheap one.
 
-Everything lives on the grid of the clean image: `analyse` gives V^* x, `measured` gives U^* y with
+All parts have the shape of the clean image: `v_adjoint` gives V^* x, `u_adjoint` gives U^* y with
 zeros where s is zero, both [B, H, W, C], complex for Fourier operators.
 """
 
@@ -12,32 +12,32 @@ import jax
 import jax.numpy as jnp
 
 Map = Callable[[jax.Array], jax.Array]
-LEAST = 1e-3
-"""Smaller singular values, relative to the largest, count as zero where they would divide."""
+RTOL = 1e-3
+"""Singular values below this, relative to the largest, are treated as zero in inverses."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Svd:
-    """values: s >= 0, [H, W, C]. synthesise: V z, real [B, H, W, C]."""
+    """values: s >= 0, [H, W, C]. v: z -> V z, real [B, H, W, C]."""
 
     values: jax.Array
-    analyse: Map
-    synthesise: Map
-    measured: Map
+    v_adjoint: Map
+    v: Map
+    u_adjoint: Map
 
-    def seen(self, least: float = LEAST) -> jax.Array:
-        """Where an image is measured at all: singular values above `least` times the largest."""
-        return self.values > least * self.values.max()
+    def nonzero(self, rtol: float = RTOL) -> jax.Array:
+        """Which singular values are above `rtol` times the largest."""
+        return self.values > rtol * self.values.max()
 
-    def pseudo_inverse(self, y: jax.Array, least: float = LEAST) -> jax.Array:
-        """A^+ y, [B, H, W, C]; singular values below `least` times the largest count as zero."""
-        seen = self.seen(least)
-        inverse = jnp.where(seen, 1 / jnp.where(seen, self.values, 1), 0)
-        return self.synthesise(self.measured(y) * inverse)
+    def pseudo_inverse(self, y: jax.Array, rtol: float = RTOL) -> jax.Array:
+        """A^+ y, [B, H, W, C]; singular values below `rtol` times the largest count as zero."""
+        nonzero = self.nonzero(rtol)
+        inverse = jnp.where(nonzero, 1 / jnp.where(nonzero, self.values, 1), 0)
+        return self.v(self.u_adjoint(y) * inverse)
 
 
 @runtime_checkable
 class Decomposable(Protocol):
-    """An operator that has a cheap SVD."""
+    """An operator with a cheap SVD."""
 
     def svd(self) -> Svd: ...

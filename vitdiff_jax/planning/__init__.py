@@ -1,1 +1,1 @@
-"""Compiling for accelerators that are not there, and what the result costs."""
+"""Ahead-of-time compilation for other accelerators, and the cost of the result."""

@@ -1,9 +1,9 @@
-"""Compiling a config's train step for chips that are not there, in processes of their own.
+"""Ahead-of-time compilation of a config's training step, in subprocesses.
 
-JAX reads its settings once, at its start, and a compiler that runs out of memory takes its process
-with it. So each compilation is a process: `python -m vitdiff_jax.planning.aot`, a request as a line
-of JSON on its standard input, what came of it on its standard output. It ends when its input does:
-who asked is gone then.
+JAX reads its settings once, at start-up, and a compiler that runs out of memory takes its process
+down. So each compilation runs in its own process, `python -m vitdiff_jax.planning.aot`: the request
+is a line of JSON on standard input, the result is on standard output. The process exits when its
+input is closed, since its parent is then gone.
 """
 
 import concurrent.futures
@@ -33,7 +33,7 @@ gpu_device_info {
 platform_name: "CUDA"  dnn_version_info { major: 9 minor: 8 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-"""XLA's description of the GPU that it compiles for; H200 and A100 are planned with its code."""
+"""XLA's description of the target GPU; plans for H200 and A100 use H100 code too."""
 
 
 class CompileError(RuntimeError):
@@ -42,9 +42,9 @@ class CompileError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to compile: a complete config as plain data, the images' shape and conditions, chips.
+    """What to compile: a complete config as plain data, image shape, conditions and topology.
 
-    blocks: so many of each kind of the model's blocks, see its `block_counts`; None: all.
+    blocks: number of blocks of each kind, see the model's `block_counts`; None: all.
     """
 
     config: dict[str, Any]
@@ -56,40 +56,39 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """Of one step on each device.
+    """One compiled step, per device.
 
-    bytes: of arguments, temporaries and outputs that are new. operations: seconds of all but
-    messages, by where they come from. messages: bytes sent. message_seconds: what they take;
-    hidden: of that, beside operations. too_large: the compiler found no room, and needs `bytes`.
+    bytes: of arguments, temporaries and new outputs. operations: seconds of computation, by module.
+    communication: bytes sent, by kind of collective. communication_seconds: their time on the
+    links; hidden: the part that overlaps with computation. out_of_memory: the compiler ran out of
+    memory, and needs `bytes`.
     """
 
     bytes: dict[str, float]
     operations: dict[str, float]
-    messages: dict[str, float]
-    message_seconds: float = 0.0
+    communication: dict[str, float]
+    communication_seconds: float = 0.0
     hidden: float = 0.0
-    too_large: bool = False
+    out_of_memory: bool = False
 
 
 def check(platform: str) -> None:
-    """Raise CompileError where there is no compiler for "tpu" or "cuda"."""
+    """Raise CompileError if the compiler for "tpu" or "cuda" is not installed."""
     names = ("libtpu",) if platform == "tpu" else ("jax_cuda12_plugin", "jax_cuda13_plugin")
     if not any(importlib.util.find_spec(name) for name in names):
         what = "TPUs" if platform == "tpu" else "GPUs"
-        raise CompileError(
-            f'planning for {what} needs their compiler: pip install "vitdiff_jax[plan]"'
-        )
+        raise CompileError(f'plans for {what} need their compiler: pip install "vitdiff_jax[plan]"')
 
 
 def compile_all(requests: Sequence[Request]) -> list[Compiled]:
-    """Compile each in a process of its own, as many at once as there are cores, up to four."""
+    """Compile each in its own process, in parallel on all cores, at most four."""
     for request in requests:
         check(chips.parse(request.topology).chip.platform)
     with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return list(pool.map(_ask, requests))
+        return list(pool.map(_in_subprocess, requests))
 
 
-def _ask(request: Request) -> Compiled:
+def _in_subprocess(request: Request) -> Compiled:
     platform = chips.parse(request.topology).chip.platform
     reading, writing = os.pipe()
     child = subprocess.Popen(
@@ -97,20 +96,20 @@ def _ask(request: Request) -> Compiled:
         stdin=reading, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     os.close(reading)
-    with open(writing, "w") as line:  # stays open until there is an answer
+    with open(writing, "w") as line:  # stays open until the result arrives
         print(json.dumps(dataclasses.asdict(request)), file=line, flush=True)
-        answer, complaints = child.communicate()
+        answer, errors = child.communicate()
     if child.returncode:
-        lines = [line for line in complaints.splitlines() if line.strip()]
+        lines = [line for line in errors.splitlines() if line.strip()]
         reason = lines[-1].strip() if lines else f"exit code {child.returncode}"
         raise CompileError(f"compiling for {request.topology} failed: {reason[:500]}")
     return Compiled(**json.loads(answer.splitlines()[-1]))
 
 
 def environment(platform: str) -> dict[str, str]:
-    """What a process that compiles for "tpu" or "cuda" without one needs."""
+    """Environment variables to compile for "tpu" or "cuda" without such a device."""
     shared = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    if platform == "cuda":  # without a GPU nothing can be timed, and Triton's products need that
+    if platform == "cuda":  # autotuning, which Triton GEMMs need, requires a GPU
         return shared | {
             "XLA_FLAGS": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
         }
@@ -121,41 +120,42 @@ def environment(platform: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """The process that compiles."""
-    asked = json.loads(sys.stdin.readline())
+    """Entry point of the subprocess."""
+    given = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_input, daemon=True).start()
-    request = Request(**asked | {"shape": tuple(asked["shape"])})
+    request = Request(**given | {"shape": tuple(given["shape"])})
     print(json.dumps(dataclasses.asdict(_compile(request))))
 
 
 def _end_with_input() -> None:
-    os.read(sys.stdin.fileno(), 1)  # not sys.stdin.read(): its lock would be held at the exit
-    os._exit(1)  # a compiler in the midst of its work hears nothing else
+    os.read(sys.stdin.fileno(), 1)  # not sys.stdin.read(), which would hold a lock at exit
+    os._exit(1)  # nothing else interrupts a running compiler
 
 
 def _compile(request: Request) -> Compiled:
-    # Only here: the process that asks may have no need of these, nor of JAX's settings.
+    # Imported here: the parent process needs neither these nor the JAX settings.
     from vitdiff_jax.planning import costs, hlo, kernels
 
-    where = chips.parse(request.topology)
+    target = chips.parse(request.topology)
     try:
         compiled = lower(request).compile()
     except Exception as error:
-        return Compiled({"temporaries": _needed(error)}, {}, {}, too_large=True)
+        return Compiled({"temporaries": _needed(error)}, {}, {}, out_of_memory=True)
     memory, program = compiled.memory_analysis(), hlo.Program(compiled.as_text())
-    found = costs.of(program, where, kernels.cycles_of(program, request.topology))
+    found = costs.estimate(program, target, kernels.cycles_of(program, request.topology))
     return Compiled(
         {
             "arguments": memory.argument_size_in_bytes,
             "temporaries": memory.temp_size_in_bytes,
             "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         },
-        dict(found.operations), dict(found.messages), found.message_seconds, found.hidden,
+        dict(found.operations), dict(found.communication), found.communication_seconds,
+        found.hidden,
     )  # fmt: skip
 
 
 def lower(request: Request) -> Any:
-    """The train step of a request, lowered for its chips."""
+    """The training step of a request, lowered for its topology."""
     from vitdiff_jax.experiment import build as experiment_lib
     from vitdiff_jax.experiment import config as config_lib
     from vitdiff_jax.runtime import parallel
@@ -172,20 +172,20 @@ def lower(request: Request) -> Any:
 
 
 def devices(topology: str) -> Sequence[Any]:
-    """JAX devices of a slice that is not there."""
+    """The JAX devices of a topology."""
     from jax.experimental import topologies
 
-    where = chips.parse(topology)
-    if where.chip.platform == "tpu":
+    target = chips.parse(topology)
+    if target.chip.platform == "tpu":
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    shape = f"1x1x{where.count}"
+    shape = f"1x1x{target.count}"
     return topologies.get_topology_desc(
         shape, platform="cuda", topology=shape, target_config=H100
     ).devices
 
 
 def _needed(error: Exception) -> float:
-    """The bytes that a compiler says it would need; anything else it says is raised again."""
+    """The memory in bytes from an out-of-memory error of a compiler; re-raises other errors."""
     found = re.search(r"Used ([\d.]+[KMGT]) of|\(([\d.]+[KMGT])\) exceeds available", str(error))
     if not found:
         raise error
@@ -194,14 +194,16 @@ def _needed(error: Exception) -> float:
 
 
 def extrapolate(base: Compiled, more: Mapping[str, tuple[Compiled, int]], left: Mapping[str, int]):
-    """From `base` and, for each kind of block, one with `more` of it, to `left` more of each.
+    """Extrapolate linearly from `base` by `left` further blocks of each kind.
 
-    Everything grows in proportion to the number of blocks: time, bytes, messages.
+    more: for each kind, a compiled model with additional blocks of it, and their number. Time,
+    memory and communication grow linearly with the number of blocks.
     """
+    scalars = ("communication_seconds", "hidden")
 
     def numbers(compiled: Compiled) -> dict[tuple[str, str], float]:
-        found = {("", name): getattr(compiled, name) for name in ("message_seconds", "hidden")}
-        for field in ("bytes", "operations", "messages"):
+        found = {("", name): getattr(compiled, name) for name in scalars}
+        for field in ("bytes", "operations", "communication"):
             for name, value in getattr(compiled, field).items():
                 key = (field, re.sub(r"block_\d+", "block", name))
                 found[key] = found.get(key, 0.0) + value
@@ -216,12 +218,13 @@ def extrapolate(base: Compiled, more: Mapping[str, tuple[Compiled, int]], left: 
             for key in total.keys() | grown.keys()
         }
     fields = {
-        field: {name: value for (where, name), value in total.items() if where == field}
-        for field in ("bytes", "operations", "messages")
+        field: {name: value for (of, name), value in total.items() if of == field}
+        for field in ("bytes", "operations", "communication")
     }
     return Compiled(
-        **fields, message_seconds=total["", "message_seconds"], hidden=total["", "hidden"],
-        too_large=base.too_large or any(larger.too_large for larger, _ in more.values()),
+        **fields, communication_seconds=total["", "communication_seconds"],
+        hidden=total["", "hidden"],
+        out_of_memory=base.out_of_memory or any(c.out_of_memory for c, _ in more.values()),
     )  # fmt: skip
 
 

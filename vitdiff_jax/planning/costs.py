@@ -1,8 +1,8 @@
-"""What a compiled program costs on a chip: seconds of its operations, and messages between chips.
+"""Cost model of a compiled program: time of its operations, and communication between chips.
 
-TPUs: the compiler's own estimate of each operation's cycles. GPUs: there is none, so a roofline:
-what an operation's matrix products take at the chip's peak, or its bytes at the peak of its memory,
-whichever is longer. That is a lower bound, and is called so wherever it is shown.
+TPUs: the compiler's own cycle estimate of each operation. GPUs, for which there is none: a
+roofline, i.e. the larger of FLOPs over peak FLOP/s and bytes over memory bandwidth, per operation.
+It is a lower bound, and is labelled as such.
 """
 
 import collections
@@ -18,69 +18,69 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 
 
 class UnknownCost(ValueError):
-    """An operation of which nobody can say how long it takes; the message is one line."""
+    """An operation whose duration is unknown; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Of one run of a program, on each device.
+    """Costs of one execution of a program, per device.
 
-    operations: seconds by where they come from, in the model's own names, of all but messages.
-    messages: bytes that are sent, by kind of collective. message_seconds: what they take on the
-    links of the slice, each alone; hidden: of that, what passes while operations run.
+    operations: seconds of computation, by module of the model. communication: bytes sent, by kind
+    of collective. communication_seconds: time of the collectives on the links of the slice, each
+    on its own; hidden: the part that overlaps with computation.
     """
 
     operations: Mapping[str, float]
-    messages: Mapping[str, float]
-    message_seconds: float
+    communication: Mapping[str, float]
+    communication_seconds: float
     hidden: float
 
     @property
     def seconds(self) -> float:
-        """Of the whole: operations, and the messages that nothing hides."""
-        return sum(self.operations.values()) + self.message_seconds - self.hidden
+        """Total: computation, and communication that is not hidden."""
+        return sum(self.operations.values()) + self.communication_seconds - self.hidden
 
 
-def of(program: hlo.Program, where: Slice, kernels: Mapping[str, float]) -> Costs:
-    """The costs of a program that was compiled for these chips.
+def estimate(program: hlo.Program, target: Slice, kernels: Mapping[str, float]) -> Costs:
+    """Estimate the costs of a program compiled for the target.
 
-    kernels: cycles of each Pallas kernel by its name; the compiler does not say.
+    kernels: cycles of each Pallas kernel by name, which the compiler does not report.
     """
     operations: dict[str, float] = collections.defaultdict(float)
-    messages: dict[str, float] = collections.defaultdict(float)
-    message_seconds = hidden = 0.0
-    under_way: dict[str, list[float]] = {}  # a message's name -> [its seconds, of work beside it]
-    chains: dict[str, list[float]] = {}  # the same of those that several fusions carry
+    communication: dict[str, float] = collections.defaultdict(float)
+    communication_seconds = hidden = 0.0
+    pending: dict[str, list[float]] = {}  # name -> [its seconds, those of concurrent work]
+    chains: dict[str, list[float]] = {}  # the same for chains of fusions
     for one, computation, times in program.executed():
-        sent, alone = message(one, program, where), 0.0
+        sent, alone = collective(one, program, target), 0.0
         if sent and sent.chain not in chains:
-            alone = sent.sent / where.bandwidth()
-            messages[sent.kind] += times * sent.sent
-            message_seconds += times * alone
+            alone = sent.sent / target.bandwidth()
+            communication[sent.kind] += times * sent.sent
+            communication_seconds += times * alone
             if one.opcode.endswith("-start"):
-                under_way[one.name] = [alone, 0.0]
+                pending[one.name] = [alone, 0.0]
             if sent.chain:
                 chains[sent.chain] = [times * alone, 0.0]
-        if one.opcode.endswith("-done") and one.operands[0] in under_way:
-            hidden += times * min(under_way.pop(one.operands[0]))
+        if one.opcode.endswith("-done") and one.operands[0] in pending:
+            hidden += times * min(pending.pop(one.operands[0]))
         if sent is None or one.opcode == "fusion":
-            seconds = _seconds(one, program, computation, where, kernels)
+            seconds = _seconds(one, program, computation, target, kernels)
             operations[one.path or "other"] += times * seconds
-            for beside in under_way.values():
-                beside[1] += seconds
+            for overlap in pending.values():
+                overlap[1] += seconds
             if sent and sent.chain:
                 chains[sent.chain][1] += times * seconds
             else:
-                hidden += times * min(seconds, alone)  # of a fusion that works while it sends
+                hidden += times * min(seconds, alone)  # a fusion that computes while it sends
     hidden += sum(map(min, chains.values()))
-    return Costs(dict(operations), dict(messages), message_seconds, hidden)
+    return Costs(dict(operations), dict(communication), communication_seconds, hidden)
 
 
 @dataclasses.dataclass(frozen=True)
-class Message:
-    """What a collective sends: which kind it is, and the bytes that leave each device.
+class Collective:
+    """A collective: its kind, and the bytes sent by each device.
 
-    chain: of the TPU compiler's fusions that carry one message between them, else "".
+    chain: name of a chain of TPU fusions that together perform one collective, else "".
     """
 
     kind: str
@@ -88,8 +88,8 @@ class Message:
     chain: str = ""
 
 
-def message(one: hlo.Instruction, program: hlo.Program, where: Slice) -> Message | None:
-    """The message that an instruction sends, itself or within its fusion; None: none."""
+def collective(one: hlo.Instruction, program: hlo.Program, target: Slice) -> Collective | None:
+    """The collective in an instruction or in its fusion; None if there is none."""
     inside = [(one, "")]
     if one.opcode == "fusion":
         called = one.called("calls")
@@ -97,28 +97,28 @@ def message(one: hlo.Instruction, program: hlo.Program, where: Slice) -> Message
     for i, name in inside:
         for kind in COLLECTIVES:
             if i.opcode in (kind, f"{kind}-start"):
-                among = group_size(i.rest, where.count)
-                if name.startswith("all-reduce-scatter"):  # the TPU's, of which a slice is kept
-                    return Message("reduce-scatter", i.bytes * (among - 1) / among)
+                group = group_size(i.rest, target.count)
+                if name.startswith("all-reduce-scatter"):  # TPU: keeps only a slice
+                    return Collective("reduce-scatter", i.bytes * (group - 1) / group)
                 chain = re.search(r'chain_id="(\w+)"', i.rest)
-                return Message(kind, _ring(kind, i, among), chain[1] if chain else "")
+                return Collective(kind, _ring(kind, i, group), chain[1] if chain else "")
     return None
 
 
-def _ring(kind: str, one: hlo.Instruction, among: int) -> float:
-    """Bytes that each device sends, by the ring algorithm."""
-    share = (among - 1) / among
+def _ring(kind: str, one: hlo.Instruction, group: int) -> float:
+    """Bytes sent by each device in the ring algorithm."""
+    share = (group - 1) / group
     if kind == "collective-permute":
         return one.bytes / 2 if one.opcode.endswith("-start") else one.bytes
-    if kind == "all-gather" and one.opcode.endswith("-start"):  # its type has the input too
-        return one.bytes / (1 + 1 / among) * share
-    if kind == "reduce-scatter" and one.opcode.endswith("-start"):  # so has this
-        return one.bytes / (1 + among) * (among - 1)
-    return one.bytes * {"all-reduce": 2 * share, "reduce-scatter": among - 1}.get(kind, share)
+    if kind == "all-gather" and one.opcode.endswith("-start"):  # its type includes the input
+        return one.bytes / (1 + 1 / group) * share
+    if kind == "reduce-scatter" and one.opcode.endswith("-start"):  # likewise
+        return one.bytes / (1 + group) * (group - 1)
+    return one.bytes * {"all-reduce": 2 * share, "reduce-scatter": group - 1}.get(kind, share)
 
 
 def group_size(rest: str, devices: int) -> int:
-    """How many devices take part in each group of a collective with these attributes."""
+    """Number of devices in each group of a collective with these attributes."""
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return len(found[1].split(","))
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", rest):
@@ -133,16 +133,16 @@ def _seconds(
     one: hlo.Instruction,
     program: hlo.Program,
     computation: str,
-    where: Slice,
+    target: Slice,
     kernels: Mapping[str, float],
 ) -> float:
-    """What an operation takes."""
-    chip = where.chip
+    """Seconds of an operation."""
+    chip = target.chip
     if chip.platform == "tpu":
         if "tpu_custom_call" in one.rest and not one.cycles:
             name = kernel_name(one)
             if name not in kernels:
-                raise UnknownCost(f"the Pallas kernel {name!r} has no known number of cycles")
+                raise UnknownCost(f"unknown number of cycles of the Pallas kernel {name!r}")
             return kernels[name] / chip.clock
         return one.cycles / chip.clock
     if one.opcode.endswith("-done"):
@@ -152,13 +152,13 @@ def _seconds(
 
 
 def kernel_name(one: hlo.Instruction) -> str:
-    """The name that a Pallas kernel was given."""
+    """The name of a Pallas kernel."""
     found = re.search(r'kernel_name[=:]\s*\\?"([\w.\-]+)', one.rest)
     return found[1] if found else one.name.rpartition(".")[0] or one.name
 
 
 def flops(one: hlo.Instruction, program: hlo.Program, computation: str) -> float:
-    """Of the matrix products in an instruction and what it calls, two for each multiply-add."""
+    """FLOPs of the matrix products in an instruction and the computations it calls."""
     total = _product_flops(one, program.computations[computation])
     for called in one.called("calls"):
         inside = program.computations[called].values()
@@ -167,7 +167,7 @@ def flops(one: hlo.Instruction, program: hlo.Program, computation: str) -> float
 
 
 def _product_flops(one: hlo.Instruction, around: Mapping[str, hlo.Instruction]) -> float:
-    """Of a dot, a convolution or a call of cuBLAS; else 0."""
+    """FLOPs of a dot, a convolution or a cuBLAS call; else 0."""
     gemm = one.opcode == "custom-call" and "__cublas" in one.rest
     operands = [around[name].shape for name in one.operands[:2] if name in around]
     if (one.opcode not in ("dot", "convolution") and not gemm) or len(operands) < 2:
@@ -187,10 +187,10 @@ SLICES = ("dynamic-slice", "slice", "gather")
 
 
 def traffic(one: hlo.Instruction, program: hlo.Program, computation: str) -> float:
-    """Bytes that an operation reads and writes; of what it only takes a slice of, the slice."""
+    """Bytes that an operation reads and writes; for operands it slices, only the slice."""
     around = program.computations[computation]
     made = one.bytes
-    if "__cublas" in one.rest:  # the second output is cuBLAS's workspace
+    if "__cublas" in one.rest:  # its second output is a workspace
         made = hlo.size_of(one.shape.partition(", s8[")[0])
     read = [around[name].bytes if name in around else 0.0 for name in one.operands]
     for called in one.called("calls"):

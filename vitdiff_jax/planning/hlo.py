@@ -1,4 +1,4 @@
-"""Reading compiled programs: XLA's scheduled HLO text, as `compiled.as_text()` gives it."""
+"""Parser for compiled programs: XLA's scheduled HLO text, as from `compiled.as_text()`."""
 
 import dataclasses
 import math
@@ -10,12 +10,12 @@ BYTES = {
     "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
 }  # fmt: skip
 FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "iota"}
-"""Take no time of their own."""
+"""Opcodes that take no time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation."""
+    """An instruction of a computation."""
 
     name: str
     shape: str
@@ -25,23 +25,23 @@ class Instruction:
 
     @property
     def bytes(self) -> float:
-        """Of what it makes."""
+        """Size of the output."""
         return size_of(self.shape)
 
     @property
     def cycles(self) -> float:
-        """As the TPU compiler estimates, 0 where it does not."""
+        """The TPU compiler's estimate; 0 if there is none."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
         return float(found[1]) if found else 0.0
 
     @property
     def path(self) -> str:
-        """Where it comes from, in the model's own names: "block_3/attention"; "" if unknown."""
+        """The module of the model it comes from: "block_3/attention"; "" if unknown."""
         found = re.search(r'op_name="([^"]*)"', self.rest)
         return model_path(found[1]) if found else ""
 
     def called(self, *roles: str) -> list[str]:
-        """The computations that it calls as `body`, `condition`, `branch_computations`, ..."""
+        """The computations it calls in the roles `body`, `condition`, `branch_computations`, ..."""
         names = []
         for role in roles:
             for found in re.finditer(rf"\b{role}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.rest):
@@ -64,7 +64,7 @@ def dims_of(shape: str) -> tuple[int, ...]:
 
 
 def model_path(op_name: str) -> str:
-    """Of jit(train_step)/transpose(jvp(Model))/block_1/mod/dot_general: block_1/mod (backward)."""
+    """jit(train_step)/transpose(jvp(Model))/block_1/mod/dot_general -> block_1/mod (backward)."""
     names = [part for part in op_name.split("/")[:-1] if re.fullmatch(r"[\w.\-]+", part)]
     inner = ("Model.", "branch_", "closed_call", "shard_map")
     names = [name for name in names if not name.startswith(inner)]
@@ -72,15 +72,15 @@ def model_path(op_name: str) -> str:
 
 
 class Program:
-    """The computations of a program's text, by name."""
+    """The computations of a program, by name."""
 
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.entry = name = ""
-        lines: list[str] | None = None  # of the computation that is being read
+        lines: list[str] | None = None  # of the current computation
         for line in text.splitlines():
             header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
-            if line == "}" and lines is not None:  # only this ends one: metadata may hold others
+            if line == "}" and lines is not None:  # other braces may be in metadata
                 self.computations[name] = {i.name: i for i in map(_instruction, lines) if i}
                 lines = None
             elif lines is None and header:
@@ -88,13 +88,13 @@ class Program:
                 self.entry = name if header[1] else self.entry
             elif lines is not None and re.match(r"\s+(ROOT )?%?[\w.\-]+ = ", line):
                 lines.append(line)
-            elif lines:  # metadata over several lines
+            elif lines:  # metadata continued
                 lines[-1] += line
 
     def executed(self, computation: str = "") -> Iterator[tuple[Instruction, str, int]]:
-        """(instruction, its computation, how often) of all that takes time, in order.
+        """(instruction, its computation, count) for all instructions that take time, in order.
 
-        Of the branches of a condition the one with most estimated cycles, else most instructions.
+        Of the branches of a conditional: the one with most cycles, else with most instructions.
         """
         computation = computation or self.entry
         for one in self.computations[computation].values():
@@ -115,7 +115,7 @@ class Program:
                 yield found, where, count * times
 
     def trips(self, loop: Instruction) -> int:
-        """How often a loop runs: as XLA says, else the largest constant of its condition."""
+        """Trip count of a loop: as known to XLA, else the largest constant in its condition."""
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
         if known:
             return int(known[1])
@@ -131,12 +131,12 @@ class Program:
 
 
 def _weight(executed: list[tuple[Instruction, str, int]]) -> tuple[float, int]:
-    """To tell the longest of several branches."""
+    """Sort key of the longest branch."""
     return sum(times * one.cycles for one, _, times in executed), len(executed)
 
 
 def _instruction(line: str) -> Instruction | None:
-    """Read "  %name = shape opcode(operands), rest"; None for what is no instruction."""
+    """Parse "  %name = shape opcode(operands), rest"; None if it is not an instruction."""
     found = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)", line)
     if not found:
         return None
@@ -153,7 +153,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Just behind the parenthesis that closes the one at `start`."""
+    """The index just past the parenthesis that closes the one at `start`."""
     depth = 0
     for found in re.finditer(r"[()]", text[start:]):
         depth += 1 if found[0] == "(" else -1

@@ -1,9 +1,9 @@
-"""Cycles of the Pallas kernels in a program that was compiled for a TPU.
+"""Cycles of the Pallas kernels in a program compiled for a TPU.
 
-XLA's estimates leave kernels out. But of a kernel that is compiled alone the compiler can write
-down of how many bundles, each of one cycle, a step of its grid consists; ours have no loops, so
-that each is run once. It takes that times the steps, or as long as its operands come and go, if
-that is longer. By hand, in the environment of `ahead.environment`:
+XLA's cycle estimates exclude kernels. When a kernel is compiled on its own, however, the compiler
+can dump the number of VLIW bundles, one cycle each, of a grid step; our kernels have no loops, so
+each bundle executes once. The estimate is that number times the grid steps, or the time to stream
+the operands if that is longer. On the command line, with the variables of `aot.environment`:
 
     python -m vitdiff_jax.planning.kernels v5e:2x2 attention_forward_32x16x72x256_bfloat16
 """
@@ -20,7 +20,7 @@ from vitdiff_jax.models import attention_kernel
 from vitdiff_jax.planning import hlo
 from vitdiff_jax.runtime import chips
 
-STREAMED = 0.81  # of the data sheet's bandwidth, as XLA's estimates of elementwise passes have it
+STREAMED = 0.81  # of the data sheet's bandwidth, as in XLA's estimates of elementwise operations
 NAME = re.compile(
     r"attention_(?P<pass>forward|backward)_(?P<sizes>[\dx]+)_(?P<dtype>bfloat16|float32)"
     r"(?P<turned>_turned)?(?P<masked>_masked)?"
@@ -28,20 +28,20 @@ NAME = re.compile(
 
 
 def cycles_of(program: hlo.Program, topology: str) -> dict[str, float]:
-    """{name of a kernel: its cycles}, of each kernel that the program calls."""
+    """{kernel name: cycles} for each kernel that the program calls."""
     kernels = [one for one, _, _ in program.executed() if "tpu_custom_call" in one.rest]
     return cycles({found[0] for one in kernels if (found := NAME.search(one.name))}, topology)
 
 
 def cycles(names: Iterable[str], topology: str) -> dict[str, float]:
-    """Cycles of these kernels of ours on the chips of a slice, such as "v5e:2x2"."""
+    """Cycles of these kernels on a topology, such as "v5e:2x2"."""
     return {name: max(bundles(name, topology), _streaming(name, topology)) for name in names}
 
 
 def bundles(name: str, topology: str) -> int:
-    """Of all steps of a kernel's grid. Raises RuntimeError where the compiler does not say."""
+    """Bundles over a kernel's grid; RuntimeError if the compiler does not report them."""
     with tempfile.TemporaryDirectory() as folder:
-        # The compiler reads where to write its schedules when it is loaded: a process of its own.
+        # In a subprocess: the compiler reads the dump folder when it is loaded.
         written = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
         flags = {"LIBTPU_INIT_ARGS": f"{written} --xla_jf_emit_annotations=true"}
         run = [sys.executable, "-m", "vitdiff_jax.planning.kernels", "--compile", topology, name]
@@ -51,16 +51,16 @@ def bundles(name: str, topology: str) -> int:
         found = pathlib.Path(folder).glob(f"*-{name}.*schedule-analysis_final_bundles.txt")
         counts = [re.search(r"total scheduled bundles: *(\d+)", a.read_text()) for a in found]
     if done.returncode or len(counts) != 1 or counts[0] is None:
-        raise RuntimeError(f"{name} could not be compiled alone: {done.stderr[-500:]}")
+        raise RuntimeError(f"{name} could not be compiled on its own: {done.stderr[-500:]}")
     (batch, heads, head_dim, tokens), itemsize = _operand(name)
-    taken, _ = attention_kernel.steps(heads, head_dim, tokens, itemsize) or (1, 0)
+    taken, _ = attention_kernel.block_sizes(heads, head_dim, tokens, itemsize) or (1, 0)
     return int(counts[0][1]) * batch * (heads // taken)
 
 
 def _streaming(name: str, topology: str) -> float:
-    """The cycles in which the large operands come from memory and go there."""
+    """Cycles to stream the large operands from and to memory."""
     (batch, heads, head_dim, tokens), itemsize = _operand(name)
-    one = batch * heads * head_dim * -(-tokens // 128) * 128 * itemsize  # tokens lie in 128 lanes
+    one = batch * heads * head_dim * -(-tokens // 128) * 128 * itemsize  # tokens on 128 lanes
     count = 4 if "forward" in name else 7
     chip = chips.parse(topology).chip
     return count * one / (STREAMED * chip.bandwidth) * chip.clock
@@ -75,7 +75,7 @@ def _operand(name: str) -> tuple[list[int], int]:
 
 
 def _compile(topology: str, name: str) -> None:
-    """Compile the kernel alone, as a child of `bundles` does."""
+    """Compile a kernel on its own, in the subprocess of `bundles`."""
     import jax
     import jax.numpy as jnp
     from jax.experimental import topologies

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 from etils import epath
 
 from vitdiff_jax.runtime import paths
@@ -23,6 +24,8 @@ STYLE = {
     "legend.frameon": False,
     "lines.markersize": 4,
 }
+STEPS: dict[str, Any] = {"nbins": "auto", "steps": [1, 2, 2.5, 5, 10]}
+"""Of ticks, as matplotlib's own locator has them."""
 COLOURS = {  # matplotlib's own -> the page's, which follow the reader's theme
     "#1f77b4": "--series-1", "#ff7f0e": "--series-2", "#2ca02c": "--series-3",
     "#d62728": "--series-4", "#9467bd": "--series-5", "#8c564b": "--series-6",
@@ -58,41 +61,64 @@ def _sweep(axes: Any, report: dict[str, Any], metric: str) -> None:
     rows = report["rows"]
     settings = [k for k in rows[0] if k not in ("results", "seconds", "network_calls")]
     counts = {key: len({row[key] for row in rows}) for key in settings}
-    numeric = [k for k in settings if isinstance(rows[0][k], (int, float))]
-    along = max(numeric, key=lambda key: counts[key])
+    numeric = [key for key in settings if isinstance(rows[0][key], (int, float))]
+    along = max(settings, key=lambda key: (key in numeric) * (counts[key] > 1) + counts[key] / 1e6)
     others = [key for key in settings if counts[key] > 1 and key != along]
+    values = sorted({row[along] for row in rows})
+    place = dict(zip(values, values if along in numeric else range(len(values))))
     lines: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: place[row[along]]):
         name = ", ".join(f"{key} {row[key]}" for key in others)
         lines.setdefault(name, []).append(row)
     for name, found in lines.items():
-        found = sorted(found, key=lambda row: row[along])
-        values = [row["results"][metric]["value"] for row in found]
-        axes.plot([row[along] for row in found], values, "o-", label=name)
+        y = [row["results"][metric]["value"] for row in found]
+        axes.plot([place[row[along]] for row in found], y, "o-", label=name)
     best = rows[report["best"]]
     axes.plot(
-        best[along], best["results"][metric]["value"], "o", markersize=14, fillstyle="none",
-        color="black", clip_on=False, label=f"best by {next(iter(rows[0]['results']))}",
+        place[best[along]], best["results"][metric]["value"], "o", markersize=14,
+        fillstyle="none", color="black", clip_on=False,
+        label=f"best by {next(iter(rows[0]['results']))}",
     )  # fmt: skip
     if report["real_images"] and metric in report["real_images"]["results"]:
         real = report["real_images"]["results"][metric]["value"]
-        axes.axhline(real, linestyle="--", color="gray", label="real images")
-    axes.set(xlabel=along, ylabel=metric)
+        axes.axhline(real, linestyle="--", color="gray", label="score of real images")
+    axes.set(xlabel=along.replace("_", " "), ylabel=metric)
+    x = list(place.values())
+    if len(x) <= 8 and min(np.diff(x), default=1) > 0.1 * (x[-1] - x[0]):
+        axes.set_xticks(x, [str(value) for value in values])
+    _room(axes, x)
     axes.grid(alpha=0.3)
+
+
+def _room(axes: Any, x: Sequence[float]) -> None:
+    """Around a single value, on each axis, where there would be an axis of almost no length."""
+    if x[0] == x[-1]:
+        axes.set_xlim(x[0] - 1, x[0] + 1)
+    low, high = axes.dataLim.intervaly
+    if low == high:
+        room = abs(low) / 2 or 1
+        axes.set_ylim(low - room, high + room)
 
 
 def curves(lines: Mapping[str, Line], xlabel: str, ylabel: str) -> str:
     """Lines with their names as SVG, sparse ones with markers; logarithmic if few are far above."""
 
     def draw(axes):
+        from matplotlib.ticker import FixedLocator, MaxNLocator
+
         most = max(len(x) for x, _ in lines.values())
         for name, (x, y) in lines.items():
             marker = "o" if len(x) < 40 and (len(x) < most or most < 5) else ""
-            axes.plot(x, y, marker=marker, linewidth=1.4, label=name)
+            label = name if len(lines) > 1 else ""
+            axes.plot(x, y, marker=marker, linewidth=1.4, label=label)
         values = sorted(v for _, y in lines.values() for v in y if math.isfinite(v))
         if values and values[0] > 0 and values[-1] > 20 * values[len(values) // 2]:
             axes.set_yscale("log")
         axes.set(xlabel=xlabel, ylabel=ylabel)
+        steps = sorted({v for x, _ in lines.values() for v in x})
+        single = FixedLocator(steps) if len(steps) == 1 else None
+        axes.xaxis.set_major_locator(single or MaxNLocator(integer=True, **STEPS))
+        _room(axes, steps)
         axes.grid(alpha=0.3)
 
     return _svg(ylabel, draw)
@@ -112,7 +138,7 @@ def _svg(name: str, draw: Callable[[Any], None]) -> str:
         axes = figure.subplots()
         draw(axes)
         handles, labels = axes.get_legend_handles_labels()
-        if len(labels) > 1:
+        if labels:
             ncols = 2 if max(map(len, labels)) < 30 else 1
             figure.legend(handles, labels, loc="outside lower left", ncols=ncols, fontsize=8)
         file = io.StringIO()

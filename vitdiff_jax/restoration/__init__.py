@@ -3,17 +3,17 @@
 Each file has
 
     restore(denoise, schedule, times, x, keys, *, operator, y, noise_std, **options) -> x
-    calls(steps, **options) -> int       network calls for one image
-    TRAITS                               what it needs and what holds, see `Traits`
+    nfe(steps, **options) -> int    number of function evaluations: network calls per image
+    TRAITS                          requirements and properties, see `Traits`
 
-denoise, schedule, times, x, keys: as for `samplers`; x starts as sigma(1) eps.
-operator: what degraded the images, see `operators`. y [B, ...] = operator.forward(x) + noise.
-noise_std: of that noise in units of [-1, 1], one number for all, 0 for none; for complex y, of the
-real and of the imaginary part.
+denoise, schedule, times, x, keys: as for `samplers`; x is sigma(1) eps.
+operator: the degradation, see `operators`. y [B, ...] = operator.forward(x) + noise.
+noise_std: standard deviation of the noise in units of [-1, 1], one number for all images, 0 for
+none; for complex y, of the real and of the imaginary part.
 Every norm is per image, and image i depends on its own y and key alone.
 
-No method here samples the posterior exactly for real images; what each does to Gaussian ones, where
-everything is known, is said in its docstring and tested.
+No method samples the exact posterior of real images; the docstrings state the bias of each for
+Gaussian images, where the posterior is known, and the tests check it.
 """
 
 import dataclasses
@@ -28,15 +28,15 @@ from vitdiff_jax.operators.svd import Decomposable
 
 @dataclasses.dataclass(frozen=True)
 class Traits:
-    """What a method needs of an operator, and what then holds.
+    """What a method requires of an operator, and its properties.
 
-    needs: "any" operator (with a derivative), a "linear" one, one with an "svd", or a "mask".
-    gradient: through the network, which takes about three times the time and far more memory.
-    prior: where the operator is zero, images of the prior come out, as good as a sampler's.
-    consistent: a measurement without noise is reproduced.
-    exact: samples the posterior for Gaussian images and a linear operator, with enough steps and
-        the options that its docstring names.
-    hint: for models that were trained to restore, and see the degraded image.
+    needs: "any" (differentiable) operator, "linear", with an "svd", or a "mask".
+    gradient: differentiates the network, which takes about three times as long and far more memory.
+    prior: samples the prior where the operator is zero, as well as a sampler does.
+    consistent: reproduces a noiseless measurement.
+    exact: samples the posterior of Gaussian images under linear operators, with enough steps and
+        the options named in its docstring.
+    hint: for models trained to restore, which are conditioned on the degraded image.
     """
 
     needs: str
@@ -46,8 +46,8 @@ class Traits:
     exact: bool = False
     hint: bool = False
 
-    def serves(self, operator: Operator) -> bool:
-        """Whether the method can be used with this operator."""
+    def supports(self, operator: Operator) -> bool:
+        """Whether the method supports this operator."""
         return {
             "any": True,
             "linear": operator.linear,
@@ -57,50 +57,50 @@ class Traits:
 
 
 def methods() -> dict[str, Any]:
-    """{name: module} of all that are here."""
+    """{name: module} of all methods of this package."""
     names = [module.name for module in pkgutil.iter_modules(__path__)]
     found = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
     return {name: module for name, module in found.items() if hasattr(module, "restore")}
 
 
 def module(name: str) -> Any:
-    """A method's module; a dotted name is one outside the package. ValueError where it is none."""
+    """The module of a method; a dotted name is outside the package. Raises ValueError."""
     if "." not in name:
         known = methods()
         if name not in known:
-            raise ValueError(f"there is no {name!r}, only {', '.join(known)}")
+            raise ValueError(f"there is no method {name!r}, only {', '.join(known)}")
         return known[name]
     try:
         found = importlib.import_module(name)
     except ImportError as error:
         raise ValueError(f"cannot use {name!r}: {error}") from error
-    for part in ("restore", "calls", "TRAITS"):
+    for part in ("restore", "nfe", "TRAITS"):
         if not hasattr(found, part):
             raise ValueError(f"cannot use {name!r}: it has no {part}")
     return found
 
 
 def find(name: str, operator: Operator) -> Any:
-    """`module` of a method; ValueError also where it cannot serve the operator."""
+    """`module` of a method. Raises ValueError where it does not support the operator, too."""
     found = module(name)
     traits = found.TRAITS
-    if not traits.serves(operator):
+    if not traits.supports(operator):
         wanted = {"linear": "a linear operator", "svd": "an operator with an SVD", "mask": "a mask"}
         known = methods().items()
-        others = [n for n, m in known if m.TRAITS.serves(operator) and not m.TRAITS.hint]
+        others = [n for n, m in known if m.TRAITS.supports(operator) and not m.TRAITS.hint]
         raise ValueError(
             f"{name} needs {wanted[traits.needs]}, which {type(operator).__name__} is not;"
-            f" {', '.join(others)} would do"
+            f" use one of {', '.join(others)}"
         )
     return found
 
 
 def recommended(operator: Operator, hint: bool = False) -> str:
-    """The method to use where nobody says which, chosen by measurement (docs/restoration.md).
+    """The default method, chosen by measurement (docs/restoration.md).
 
-    hint: the model was trained to restore. Where there is an SVD, DDRM is near the best by LPIPS on
-    grey and on colour images, at a fifth of the network calls; elsewhere PnP-Flow is best, unless
-    the operator is ill-posed (Radon: 16 dB, DPS 19, DiffPIR, which solves, 25).
+    hint: whether the model was trained to restore. With an SVD, DDRM is close to the best LPIPS on
+    grey and colour images, with a fifth of the network calls; otherwise PnP-Flow is best, unless
+    the operator is ill-posed (Radon: PnP-Flow 16 dB, DPS 19, DiffPIR 25).
     """
     if hint:
         return "palette"

@@ -3,29 +3,30 @@
     x_0 = argmin_v |y - A v|^2 + w |v - x_hat|^2,   w = strength noise_std^2 alpha^2 / sigma^2
     x_s = alpha_s x_0 + sigma_s (sqrt(1 - zeta) eps_hat + sqrt(zeta) z)
 
-where eps_hat = (x_t - alpha_t x_0) / sigma_t is the noise that x_0 leaves in x_t.
+where eps_hat = (x_t - alpha_t x_0) / sigma_t is the noise in x_t given x_0.
 
-Bias: y's noise is taken for sqrt(strength) times as large, and each step replaces the share zeta of
-x_t's, however small the step. For Gaussian images, as the steps grow, what comes out has the mean
-of the posterior for that larger noise, and (1 + sqrt(1 - zeta)) / 2 of its covariance, 0.92 for
-0.3; so has all of the image where the operator is zero. Without noise (w -> 0) y is reproduced.
+Bias: the noise of y is assumed sqrt(strength) times as large, and each step replaces a fraction
+zeta of the noise of x_t, however small the step. For Gaussian images, as the number of steps grows,
+the samples have the posterior mean for that larger noise and (1 + sqrt(1 - zeta)) / 2 of its
+covariance, 0.92 for zeta = 0.3; likewise for the prior where the operator is zero. Without noise
+(w -> 0) y is reproduced.
 """
 
 import jax
 import numpy as np
 
-from vitdiff_jax.diffusion.process import Denoise
+from vitdiff_jax.diffusion import Denoise
 from vitdiff_jax.diffusion.schedules import Schedule, per_image
 from vitdiff_jax.operators import Operator
-from vitdiff_jax.operators.inverse import nearest
+from vitdiff_jax.operators.inverse import prox_l2
 from vitdiff_jax.restoration import Traits
-from vitdiff_jax.samplers import fresh_noise, walk
+from vitdiff_jax.samplers import fresh_noise, sampling_loop
 
 TRAITS = Traits("linear", consistent=True)
 
 
-def calls(steps: int, **_) -> int:
-    """One a step."""
+def nfe(steps: int, **_) -> int:
+    """One per step."""
     return steps
 
 
@@ -36,17 +37,17 @@ def restore(
 ) -> jax.Array:  # fmt: skip
     """See `restoration`. strength: of the prior (the paper's lambda). zeta: of fresh noise."""
 
-    def explained(x_t, t):
+    def estimate(x_t, t):
         alpha, sigma = schedule.alpha_sigma(t)
         weight = strength * (noise_std * alpha / sigma) ** 2
-        return nearest(operator, y, denoise(x_t, t), weight)
+        return prox_l2(operator, y, denoise(x_t, t), weight)
 
     def step(x, t, s, i):
         alpha_t, sigma_t = (per_image(a) for a in schedule.alpha_sigma(t))
         alpha_s, sigma_s = (per_image(a) for a in schedule.alpha_sigma(s))
-        x_0 = explained(x, t)
+        x_0 = estimate(x, t)
         eps = (x - alpha_t * x_0) / sigma_t
         noise = np.sqrt(1 - zeta) * eps + np.sqrt(zeta) * fresh_noise(keys, i, x)
         return alpha_s * x_0 + sigma_s * noise
 
-    return walk(step, explained, schedule, times, x)
+    return sampling_loop(step, estimate, schedule, times, x)

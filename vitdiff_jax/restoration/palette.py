@@ -1,13 +1,13 @@
-"""Palette (arXiv:2111.05826): a model that was trained to restore just samples.
+"""Palette (arXiv:2111.05826): conditional sampling from a model trained to restore.
 
-It sees the degraded image as a condition, the hint, so that all is in `denoise`; operator, y and
-noise_std are not looked at. It is as good as its training, and nothing binds it to y.
+The model is conditioned on the degraded image, the hint, inside of `denoise`; operator, y and
+noise_std are not used. Nothing enforces consistency with y.
 """
 
 import jax
 import numpy as np
 
-from vitdiff_jax.diffusion.process import Denoise
+from vitdiff_jax.diffusion import Denoise
 from vitdiff_jax.diffusion.schedules import Schedule
 from vitdiff_jax.operators import Operator
 from vitdiff_jax.restoration import Traits
@@ -16,8 +16,8 @@ from vitdiff_jax.samplers import heun
 TRAITS = Traits("any", prior=True, hint=True)
 
 
-def calls(steps: int, **_) -> int:
-    """Two a step but in the last."""
+def nfe(steps: int, **_) -> int:
+    """Two per step, one in the last."""
     return 2 * steps - 1
 
 

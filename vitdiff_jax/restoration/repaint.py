@@ -1,31 +1,31 @@
-"""RePaint (arXiv:2201.09865): inpainting by ancestral steps with the known pixels put in.
+"""RePaint (arXiv:2201.09865): inpainting by ancestral steps with replacement of the known pixels.
 
-After each step the known pixels are replaced by alpha_s y + sigma_s z, fresh noise on the known
-image. So that both parts come to fit, each `jump` steps are walked `resample` times, with the
-forward process x_t | x_s between them.
+After each step the known pixels are replaced by alpha_s y + sigma_s z, with fresh noise. To
+harmonise both parts, every `jump` steps are repeated `resample` times, with the forward process
+x_t | x_s in between.
 
-Bias: noise in y is taken for image and reproduced. Without resampling the unknown pixels of
-Gaussian images are less tied to the known ones than in the posterior, however many the steps (their
-mean is a quarter of a standard deviation off in the tests), since each step meets noise over y that
-is newer than they are. With more resampling they tend to the posterior for a y without noise.
+Bias: noise in y is reproduced. Without resampling the unknown pixels of Gaussian images depend on
+the known ones less than in the posterior, for any number of steps (in the tests their mean is off
+by a quarter of a standard deviation), since the noise on the known pixels is fresh in each step.
+With more resampling they tend to the posterior for a noiseless y.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitdiff_jax.diffusion.process import Denoise
-from vitdiff_jax.diffusion.schedules import Schedule, ends, per_image
+from vitdiff_jax.diffusion import Denoise
+from vitdiff_jax.diffusion.schedules import Schedule, per_image
 from vitdiff_jax.operators.mask import Mask
 from vitdiff_jax.restoration import Traits
-from vitdiff_jax.samplers import fresh_noise
-from vitdiff_jax.samplers.ancestral import weights
+from vitdiff_jax.samplers import fresh_noise, needs_final_denoise
+from vitdiff_jax.samplers.ancestral import coefficients
 
 TRAITS = Traits("mask", prior=True, consistent=True)
 
 
 def path(steps: int, jump: int, resample: int) -> list[int]:
-    """Places on the grid of times, 0 the noisiest, in the order in which they are visited."""
+    """Indices of the time grid, 0 the noisiest, in the order in which they are visited."""
     found = [0]
     for end in range(steps % jump or jump, steps + 1, jump):
         start = found[-1]
@@ -35,8 +35,8 @@ def path(steps: int, jump: int, resample: int) -> list[int]:
     return found
 
 
-def calls(steps: int, resample: int = 10, **_) -> int:
-    """One for each step down; fewer on schedules that end with noise, whose end is walked once."""
+def nfe(steps: int, resample: int = 10, **_) -> int:
+    """One per denoising step; fewer for schedules with sigma(0) > 0, whose last step runs once."""
     return steps * resample
 
 
@@ -45,12 +45,12 @@ def restore(
     operator: Mask, y: jax.Array, noise_std: jax.Array | float,
     jump: int = 10, resample: int = 10,
 ) -> jax.Array:  # fmt: skip
-    """See `restoration`; noise_std is not used. jump: steps of a piece. resample: its walks."""
+    """See `restoration`; noise_std is not used. jump: steps per segment. resample: its runs."""
     known = jnp.asarray(operator.known, x.dtype)
     grid, places = jnp.asarray(times, x.dtype), path(len(times) - 1, jump, resample)
 
     def down(x, t, s, noise):
-        a, b, tau = weights(schedule, t, s)
+        a, b, tau = coefficients(schedule, t, s)
         unknown = a * denoise(x, t) + b * x + tau * noise
         alpha, sigma = (per_image(v) for v in schedule.alpha_sigma(s))
         return known * (alpha * y + sigma * noise) + (1 - known) * unknown
@@ -68,6 +68,6 @@ def restore(
 
     moves = jnp.asarray(places[:-1]), jnp.asarray(places[1:]), jnp.arange(len(places) - 1)
     x, _ = jax.lax.scan(body, x, moves)
-    if times[-1] == 0 and ends(schedule)[1] > 0:
+    if needs_final_denoise(schedule, times):
         x = known * y + (1 - known) * denoise(x, jnp.zeros(x.shape[:1], x.dtype))
     return x

@@ -1,1 +1,1 @@
-"""Devices, processes, checkpoints, files and buckets, logs."""
+"""Devices, processes, checkpoints, files and buckets, logging."""

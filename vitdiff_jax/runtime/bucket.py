@@ -1,8 +1,8 @@
-"""Checkpoints in buckets that Orbax cannot write into (all but gs://), by way of a folder.
+"""Checkpoints in buckets that Orbax cannot write to (all but gs://), through a staging folder.
 
-Orbax 0.12 takes s3:// for a relative path. So it works in a temporary folder of this machine, whose
-checkpoints are copied into the bucket when they are whole, and fetched when one is asked for. The
-file `last` goes last and is deleted first: a checkpoint without it does not count.
+Orbax 0.12 treats s3:// as a relative path. It therefore writes to a temporary local folder, from
+which complete checkpoints are uploaded to the bucket; they are downloaded on demand. The file
+`last` is uploaded last and deleted first: a checkpoint without it is incomplete.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from vitdiff_jax.runtime import paths
 
 
 def needed(directory: epath.Path) -> bool:
-    """Whether Orbax needs one for this directory."""
+    """Whether checkpoints in this directory need staging."""
     return paths.remote(directory) and not str(directory).startswith("gs://")
 
 
-class Mirror:
-    """`folder`, for Orbax, and what is in the bucket at `home`: numbered checkpoints."""
+class Staging:
+    """A local `folder` for Orbax, and the numbered checkpoints in the bucket at `home`."""
 
     def __init__(self, home: epath.Path, last: str):
         self.home, self.last = home, last
@@ -30,28 +30,27 @@ class Mirror:
         self.folder.mkdir()
 
     def steps(self) -> list[int]:
-        """Of the whole checkpoints."""
+        """Steps of the complete checkpoints."""
         return [step for step in self._all() if (self.home / str(step) / self.last).exists()]
 
     def _all(self) -> list[int]:
-        with contextlib.suppress(FileNotFoundError):  # nothing was written yet
+        with contextlib.suppress(FileNotFoundError):  # nothing written yet
             return sorted(int(a.name) for a in self.home.iterdir() if a.name.isdecimal())
         return []
 
-    def fetch(self, step: int) -> None:
-        """Have a checkpoint in the folder."""
+    def download(self, step: int) -> None:
+        """Download a checkpoint into the folder, unless it is there."""
         if not (self.folder / str(step)).exists():
-            paths.fetch(self.home / str(step), self.folder / str(step))
+            paths.download(self.home / str(step), self.folder / str(step))
 
-    def send(self, step: int, whole: epath.Path) -> None:
-        """Copy a checkpoint, which need not have its name yet, into the bucket."""
-        names = [a.relative_to(whole) for a in pathlib.Path(whole).rglob("*") if a.is_file()]
+    def upload(self, step: int, source: epath.Path) -> None:
+        """Upload a checkpoint, whose folder may still have its temporary name."""
+        names = [a.relative_to(source) for a in pathlib.Path(source).rglob("*") if a.is_file()]
         for name in sorted(names, key=lambda name: str(name) == self.last):
-            paths.send(whole / name, self.home / str(step) / name.as_posix())
+            paths.upload(source / name, self.home / str(step) / name.as_posix())
 
-    def forget(self, wanted: Callable[[list[int]], set[int]]) -> None:
-        """Delete those that are not wanted of all that are there, and what was cut off."""
-        whole = self.steps()
-        for step in set(self._all()) - wanted(whole):
+    def prune(self, preserved: Callable[[list[int]], set[int]]) -> None:
+        """Delete incomplete checkpoints, and complete ones that `preserved` does not return."""
+        for step in set(self._all()) - preserved(self.steps()):
             (self.home / str(step) / self.last).unlink(missing_ok=True)
             (self.home / str(step)).rmtree()

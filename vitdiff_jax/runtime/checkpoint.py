@@ -1,9 +1,9 @@
-"""Checkpoints through Orbax: asynchronous, atomic, checksummed.
+"""Orbax checkpoints: asynchronous, atomic and checksummed.
 
-Orbax does not notice damaged files, so SHA-256 sums of all files are written into a checkpoint
-before the rename that makes it visible: a checkpoint either is whole or does not exist. In a
-bucket, which cannot rename, a file that is written last does the same. Process 0 checks the sums
-before anyone reads, since one process failing alone would leave the others waiting.
+Orbax does not detect corrupt files, so the SHA-256 of every file is written into a checkpoint
+before the rename that makes it visible: a checkpoint is either complete or does not exist. In a
+bucket, where nothing can be renamed, a file written last has this role. Process 0 verifies the
+checksums before any process reads, since a failure on one process would leave the others waiting.
 """
 
 import contextlib
@@ -22,20 +22,20 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 from vitdiff_jax.runtime import bucket, paths
 
 SUMS = "checksums.json"
-UNSUMMED = (SUMS, "_CHECKPOINT_METADATA", "commit_success.txt")  # Orbax touches them at the end
+UNHASHED = (SUMS, "_CHECKPOINT_METADATA", "commit_success.txt")  # written after the checksums
 NOTHING, ALL_DAMAGED = -1, -2
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message is one line."""
+    """A checkpoint that cannot be written or restored; the message is one line."""
 
 
 class Checkpoints:
     """The checkpoints of one run: items `state` (without EMAs), `ema` and `meta` per step.
 
-    keep: how many of the newest stay; keep_every: those at its multiples stay too (0: none).
-    read_only: leave alone what a training run that goes on meanwhile is just writing.
-    report: called with one line about each damaged checkpoint.
+    keep: number of latest checkpoints to keep; keep_every: also keep those at multiples (0: none).
+    read_only: do not touch what a concurrent training run is writing.
+    report: called with one line per damaged checkpoint.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class Checkpoints:
         report: Callable[[str], None] = print,
     ):
         self.home = directory if directory.is_absolute() else directory.absolute()
-        self.directory, self._mirror = self.home, None
+        self.directory, self._staging = self.home, None
         if bucket.needed(self.home):
             if jax.process_count() > 1:
                 raise CheckpointError(
-                    f"{self.home}: several processes write their checkpoints into a folder that"
-                    " all of them see, or into gs:// only"
+                    f"{self.home}: several processes can save checkpoints only in a folder that all"
+                    " of them see, or in gs://"
                 )
-            self._mirror = bucket.Mirror(self.home, SUMS)
-            self.directory = self._mirror.folder
+            self._staging = bucket.Staging(self.home, SUMS)
+            self.directory = self._staging.folder
         self.keep, self.keep_every = keep, keep_every
         self.report, self._saving = report, 0
         policies: list[keeping.PreservationPolicy] = [keeping.LatestN(keep)]
@@ -64,7 +64,7 @@ class Checkpoints:
             policies.append(keeping.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keeping.AnyPreservationPolicy(policies),
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_sums),
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
             create=not read_only,
             cleanup_tmp_directories=not read_only,
         )
@@ -78,7 +78,7 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Start writing a `TrainState`; returns when the arrays may be changed again."""
+        """Save a `TrainState` asynchronously; returns once its arrays may be donated."""
         if step in self.steps():
             return
         items = ocp.args.Composite(
@@ -86,21 +86,21 @@ class Checkpoints:
             ema=ocp.args.PyTreeSave(state.ema),
             meta=ocp.args.JsonSave(meta),
         )
-        with self._written():  # also what was begun before: Orbax waits for it too
+        with self._write_errors():  # also those of the previous save, which Orbax waits for
             self.manager.wait_until_finished()
             self._saving = step
             self.manager.save(step, args=items, force=True)
 
     def steps(self) -> list[int]:
-        """Of all checkpoints, the damaged ones too."""
-        return sorted(self._mirror.steps() if self._mirror else self.manager.all_steps())
+        """Steps of all checkpoints, including damaged ones."""
+        return sorted(self._staging.steps() if self._staging else self.manager.all_steps())
 
     def newest(self, set_aside: bool = False) -> int | None:
-        """The newest step whose files are undamaged, None if nothing was saved yet.
+        """The latest step with intact files; None if nothing has been saved yet.
 
-        set_aside: rename newer, damaged ones to `<step>.damaged`, so that these steps can be
-        written again. Raises CheckpointError where all are damaged: starting anew is for the user
-        to decide, so nothing is renamed then.
+        set_aside: rename newer, damaged checkpoints to `<step>.damaged`, so that their steps can be
+        saved again. Raises CheckpointError, and renames nothing, if all are damaged: whether to
+        start over is for the user to decide.
         """
         found = NOTHING
         if jax.process_index() == 0:
@@ -119,14 +119,14 @@ class Checkpoints:
         found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
         if found == ALL_DAMAGED:
             raise CheckpointError(
-                f"all checkpoints in {self.home} are damaged; move them away to start anew"
+                f"all checkpoints in {self.home} are damaged; move them away to start over"
             )
-        if set_aside or self._mirror:
+        if set_aside or self._staging:
             self.manager.reload()
         return None if found == NOTHING else found
 
     def undamaged(self) -> list[int]:
-        """All steps whose files are undamaged; the others are reported."""
+        """All steps with intact files; the others are reported."""
         wrong = np.zeros(len(steps := self.steps()), bool)
         if jax.process_index() == 0:
             for i, step in enumerate(steps):
@@ -149,7 +149,7 @@ class Checkpoints:
             return self.manager.restore(step, args=items)["meta"]
 
     def restore(self, step: int, target: Any) -> Any:
-        """The `TrainState` of a step; target: one of ShapeDtypeStructs with their shardings."""
+        """The `TrainState` of a step; target: the same tree of ShapeDtypeStructs with shardings."""
         self._same_arrays(step, "state", target.replace(ema={}))
         self._same_arrays(step, "ema", target.ema)
         items = ocp.args.Composite(
@@ -160,7 +160,7 @@ class Checkpoints:
         return restored["state"].replace(ema=restored["ema"])
 
     def restore_emas(self, step: int, names: Sequence[str], target: Any) -> dict[str, Any]:
-        """The parameters of some EMAs of a step by their names; target of each as in `restore`."""
+        """The parameters of the named EMAs of a step; target: of each of them, as in `restore`."""
         with self._readable(step):
             stored = self.manager.item_metadata(step)["ema"].tree
         for name in names:
@@ -175,15 +175,15 @@ class Checkpoints:
             return self.manager.restore(step, args=items)["ema"]
 
     def close(self) -> None:
-        """Wait until all is written."""
-        with self._written():
+        """Wait for pending saves, then close."""
+        with self._write_errors():
             self.manager.wait_until_finished()
         self.manager.close()
 
     def _same_arrays(
         self, step: int, item: str, target: Any, only: Sequence[str] | None = None
     ) -> None:
-        """Raise one clear line where stored arrays are not those of the target."""
+        """Raise CheckpointError if the stored arrays do not match the target."""
         with self._readable(step):
             tree = self.manager.item_metadata(step)[item].tree
         stored = _shapes({name: tree[name] for name in only} if only else tree)
@@ -197,7 +197,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _readable(self, step: int):
-        """Turn Orbax's many errors into one."""
+        """Turn Orbax's various errors into a CheckpointError."""
         try:
             yield
         except CheckpointError:
@@ -207,49 +207,51 @@ class Checkpoints:
             raise CheckpointError(f"checkpoint {step} in {self.home}: {line}") from error
 
     @contextlib.contextmanager
-    def _written(self):
-        """Turn the errors of a full disk, of which there are as many as arrays, into one."""
+    def _write_errors(self):
+        """Turn write errors, such as one per array when the disk is full, into one line."""
         try:
             yield
         except Exception as error:  # tensorstore raises ValueError for files, Orbax OSError
             line = " ".join(str(error).split())[-200:]
             raise CheckpointError(
-                f"cannot write into {self.home}: {line}; make room, and the same command goes"
-                " on from what was saved"
+                f"cannot write to {self.home}: {line}; free some space, then run the same command"
+                " to resume from the last checkpoint"
             ) from error
 
-    def _write_sums(self) -> None:
-        """Called by Orbax when all files of a checkpoint exist but it is not yet visible."""
+    def _write_checksums(self) -> None:
+        """Called by Orbax when all files of a checkpoint are written but it is not yet visible."""
         if jax.process_index() == 0:
             hidden = [a for a in self.directory.iterdir() if ".orbax-checkpoint-tmp" in a.name]
-            for path in hidden or [self.directory / str(self._saving)]:  # in a bucket by its name
+            for path in hidden or [self.directory / str(self._saving)]:  # in a bucket: final name
                 (path / SUMS).write_text(json.dumps(_sums(path), indent=1))
-                if self._mirror:
-                    self._mirror.send(self._saving, path)
-                    self._mirror.forget(self._preserved)
+                if self._staging:
+                    self._staging.upload(self._saving, path)
+                    self._staging.prune(self._preserved)
 
     def _preserved(self, steps: list[int]) -> set[int]:
-        """What Orbax's policies above keep of the steps of a bucket that it does not know."""
-        whole = {step for step in steps if self.keep_every and step % self.keep_every == 0}
-        return whole | set(steps[-self.keep :])
+        """The preservation policies above, for steps in a bucket, which Orbax does not see."""
+        multiples = {step for step in steps if self.keep_every and step % self.keep_every == 0}
+        return multiples | set(steps[-self.keep :])
 
     def _damage(self, step: int) -> str | None:
-        """What is wrong with a checkpoint's files, None if nothing is."""
+        """What is wrong with the files of a checkpoint; None if they are intact."""
         path = self.directory / str(step)
-        if self._mirror:
-            with self._readable(step):  # what cannot be fetched now is not damaged by that
-                self._mirror.fetch(step)
+        if self._staging:
+            with self._readable(step):  # a failed download is not damage
+                self._staging.download(step)
         try:
             wanted = json.loads((path / SUMS).read_text())
             found = _sums(path)
             wrong = [name for name, digest in wanted.items() if found.get(name) != digest]
         except (OSError, ValueError, AttributeError) as error:
             return f"{SUMS}: {error}"
-        return f"{len(wrong)} of {len(wanted)} files, such as {wrong[0]}" if wrong else None
+        if not wrong:
+            return None
+        return f"checksum mismatch in {len(wrong)} of {len(wanted)} files, such as {wrong[0]}"
 
 
 def _restore_args(target: Any) -> ocp.args.PyTreeRestore:
-    """Ask for a tree, or a part of the stored one, with the target's types and shardings."""
+    """Arguments to restore (part of) the stored tree with the target's dtypes and shardings."""
     return ocp.args.PyTreeRestore(
         target,
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),
@@ -258,10 +260,10 @@ def _restore_args(target: Any) -> ocp.args.PyTreeRestore:
 
 
 def _sums(directory: epath.Path) -> dict[str, str]:
-    """SHA-256 of every file below a directory."""
+    """SHA-256 of every file in a directory, recursively."""
     sums = {}
     for path in sorted(_files(directory)):
-        if not (path.parent == directory and path.name in UNSUMMED):
+        if not (path.parent == directory and path.name in UNHASHED):
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore
             sums[str(path.relative_to(directory))] = digest
@@ -277,7 +279,7 @@ def _files(directory: epath.Path) -> Iterator[epath.Path]:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every array of a tree, whether dict, dataclass or named tuple."""
+    """Path -> shape of every array of a tree of dicts, dataclasses and named tuples."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
     return {
         "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path): (

@@ -1,7 +1,7 @@
-"""The accelerators that runs are planned for: what their makers say of them, and their slices.
+"""Specifications of the accelerators that `--mode=plan` knows, and their slices.
 
-Memory and rates are of the data sheets (Google Cloud's TPU pages, NVIDIA's product pages); the
-speed of a link, one way, is that of "How to Scale Your Model" (jax-ml.github.io/scaling-book).
+Memory and throughput are from the data sheets (Google Cloud's TPU pages, NVIDIA's product pages),
+the one-way bandwidth of a link from "How to Scale Your Model" (jax-ml.github.io/scaling-book).
 """
 
 import dataclasses
@@ -13,12 +13,12 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One accelerator, as one JAX device.
+    """One accelerator, i.e. one JAX device.
 
-    flops: bf16 matrix products per second. memory: bytes. bandwidth: of it, bytes per second.
-    link: bytes per second, one way, of one link; a TPU has two along each axis of its slice.
-    kind: JAX's `device_kind`. clock: cycles per second that fit the TPU compiler's estimates.
-    wraps: a slice's axis is a ring where it is a multiple of this; 0: no slices (GPUs).
+    kind: JAX's `device_kind`. flops: peak bf16 FLOP/s. memory: bytes. bandwidth: of the memory, in
+    bytes/s. link: one-way bytes/s of one link; a TPU has two links along each axis of its slice.
+    clock: Hz, as fitted to the TPU compiler's cycle estimates. wraps: an axis of a slice is a ring
+    if its size is a multiple of this; 0: no slices (GPUs).
     """
 
     kind: str
@@ -31,7 +31,7 @@ class Chip:
 
     @property
     def platform(self) -> str:
-        """JAX's name of it: tpu or cuda."""
+        """JAX's platform name: tpu or cuda."""
         return "tpu" if self.wraps else "cuda"
 
 
@@ -44,35 +44,40 @@ CHIPS = {
     "h100": Chip("NVIDIA H100 80GB HBM3", 989e12, 80 * 10**9, 3350e9, 450e9),
     "h200": Chip("NVIDIA H200", 989e12, 141 * 10**9, 4800e9, 450e9),
 }
-"""Planned for under these names; v4 only trains here: its compiler reports half chips."""
+"""By their name in --topology; no plans for v4, whose compiler reports half chips."""
 
 
 def peak_flops(kind: str) -> float | None:
-    """bf16 matrix products per second of a device of this `device_kind`; None: not known."""
+    """Peak bf16 FLOP/s of a device of this `device_kind`; None if unknown."""
     return next((chip.flops for chip in CHIPS.values() if chip.kind == kind), None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Chips that are joined: `shape` is (4, 4) for v5e:4x4, (8,) for eight GPUs."""
+    """Connected chips: `shape` is (4, 4) for v5e:4x4, (8,) for h100:8."""
 
     name: str
     shape: tuple[int, ...]
 
     @property
     def chip(self) -> Chip:
-        """What each of them is."""
+        """The type of the chips."""
         return CHIPS[self.name]
 
     @property
+    def topology(self) -> str:
+        """The inverse of `parse`: "v5e:4x4"."""
+        return f"{self.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
     def count(self) -> int:
-        """How many they are."""
+        """The number of chips."""
         return math.prod(self.shape)
 
     def bandwidth(self) -> float:
-        """Bytes per second that a chip sends while all take part in a collective.
+        """Bytes/s that each chip sends in a collective over all of them.
 
-        On a TPU both directions of every axis are used where the axis is a ring, else one.
+        On a TPU, an axis that is a ring uses both directions, otherwise one.
         """
         chip, axes = self.chip, [n for n in self.shape if n > 1]
         if not chip.wraps:
@@ -81,14 +86,14 @@ class Slice:
 
 
 def parse(topology: str) -> Slice:
-    """Read "v5e:4x4" or "h100:8"; raises ValueError that says what is known."""
+    """Parse "v5e:4x4" or "h100:8"; the ValueError lists what is known."""
     name, _, shape = topology.partition(":")
     if name not in CHIPS or (not CHIPS[name].clock and CHIPS[name].wraps):
         known = [n for n, chip in CHIPS.items() if chip.clock or not chip.wraps]
-        raise ValueError(f"{topology!r}: there is no chip {name!r} here, only {', '.join(known)}")
+        raise ValueError(f"{topology!r}: unknown chip {name!r}; available: {', '.join(known)}")
     sizes = shape.split("x")
     axes = 1 if not CHIPS[name].wraps else 3 if CHIPS[name].wraps == 4 else 2
     if len(sizes) != axes or not all(re.fullmatch("[1-9][0-9]{0,3}", size) for size in sizes):
         example = "x".join("8" if axes == 1 else "4" for _ in range(axes))
-        raise ValueError(f"{topology!r}: a slice of {name} is given as {name}:{example}")
+        raise ValueError(f"{topology!r}: a slice of {name} is written as {name}:{example}")
     return Slice(name, tuple(map(int, sizes)))

@@ -1,7 +1,7 @@
-"""Floating-point operations of a function's matrix products, counted in its jaxpr.
+"""FLOPs of the matrix products of a function, counted in its jaxpr.
 
-Two for each multiply-add; nothing else counts. This is what "model FLOPs" means where a share of a
-chip's peak (MFU, arXiv:2204.02311, appendix B) is given.
+A multiply-add counts as two; everything else is ignored. These are the "model FLOPs" in model FLOPs
+utilisation (MFU, arXiv:2204.02311, appendix B).
 """
 
 import math
@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 
-def of(function: Callable, *arguments: Any) -> float:
-    """Of function(*arguments), which may be shapes; a loop counts as often as it runs."""
+def count(function: Callable, *arguments: Any) -> float:
+    """FLOPs of function(*arguments), which may be shapes; loops count with their trip count."""
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
@@ -36,7 +36,7 @@ def _count(jaxpr: Any) -> float:
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Any]:
-    """The jaxprs among an equation's parameters."""
+    """The jaxprs among the parameters of an equation."""
     for value in params.values():
         for one in value if isinstance(value, (tuple, list)) else [value]:
             one = getattr(one, "jaxpr", one)

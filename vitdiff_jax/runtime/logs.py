@@ -1,4 +1,4 @@
-"""What a person sees: progress, metrics.jsonl, TensorBoard events, the table of parameters."""
+"""Logging: terminal output, progress bar, metrics.jsonl, TensorBoard events."""
 
 import datetime
 import json
@@ -15,29 +15,29 @@ from vitdiff_jax.runtime import chips, paths
 
 
 def peak_flops() -> float | None:
-    """The peak of all devices together, None where it is not known (CPUs)."""
+    """Peak FLOP/s of all devices together; None if unknown (CPUs)."""
     peak = chips.peak_flops(jax.devices()[0].device_kind)
     return peak and peak * jax.device_count()
 
 
 def say(text: str) -> None:
-    """One line to the terminal, from process 0, above a progress bar if there is one."""
+    """Print a line from process 0, above the progress bar if there is one."""
     if jax.process_index() == 0:
         tqdm.tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 
 
 def parameter_table(params: Any) -> str:
-    """clu's table of parameters: name, shape, size, and the total."""
+    """clu's table of parameters: name, shape, dtype and size of each, and the total."""
     return clu.parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
 class Metrics:
-    """Scalars and pictures of a run from step `start` on, written by process 0 alone.
+    """Scalars and images of a run from step `start` on, written by process 0.
 
     Lines of metrics.jsonl after `start`, left by a run that died after its last checkpoint, are
-    dropped, so that each step stands there once. In a bucket they are at each checkpoint, and else
-    after `paths.SECONDS`.
+    dropped, so that no step is logged twice. In a bucket, the files are uploaded at each checkpoint
+    and every `paths.SECONDS`.
     """
 
     def __init__(self, workdir: epath.Path, start: int, steps: int, batch: int, flops: float):
@@ -52,7 +52,7 @@ class Metrics:
         if old.exists():
             kept = [line for line in old.read_text().splitlines() if _step_of(line) <= start]
             self.path.write_text("".join(f"{line}\n" for line in kept if _step_of(line) >= 0))
-        import tensorboardX  # it imports torch where there is one: seconds, only for training
+        import tensorboardX  # imports torch if installed: seconds, so only in training
 
         self.events = tensorboardX.SummaryWriter(str(self.spool.folder), purge_step=start + 1)
         self.bar = tqdm.tqdm(
@@ -61,23 +61,23 @@ class Metrics:
         )  # fmt: skip
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Write scalars of a step to metrics.jsonl and TensorBoard."""
+        """Write the scalars of a step to metrics.jsonl and TensorBoard."""
         if self.main:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step} | values) + "\n")
             for name, value in values.items():
                 self.events.add_scalar(name, value, step)
             if self.spool.due:
-                self.send()
+                self.upload()
 
     def image(self, step: int, name: str, image: Any) -> None:
-        """Write a picture uint8 [H, W, C] to TensorBoard."""
+        """Write an image uint8 [H, W, C] to TensorBoard."""
         if self.main:
             self.events.add_image(name, image, step, dataformats="HWC")
 
     def tick(self, step: int, waited: float) -> None:
-        """Count a step, of which `waited` seconds went by waiting for data."""
-        if self.since is None:  # the first step compiles: it is no measure of speed
+        """Count a step, `waited` seconds of which were spent waiting for data."""
+        if self.since is None:  # the first step compiles: not representative
             self.last, self.since, self.waited = step, time.monotonic(), 0.0
             self.aside = 0.0
             return
@@ -85,17 +85,17 @@ class Metrics:
         if self.main:
             self.bar.update(step - self.bar.n)
 
-    def elsewhere(self, seconds: float) -> None:
-        """Do not count time that went into samples and held-out losses as training time."""
+    def exclude(self, seconds: float) -> None:
+        """Exclude time spent on samples and evaluations from the training speed."""
         self.aside += seconds
 
-    def line(self, step: int, values: dict[str, float]) -> None:
-        """Write the metrics of training since the last line, and show them."""
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Write training metrics and the speed since the last call, and print them."""
         now = time.monotonic()
         seconds = max(now - (self.since or now) - self.aside, 1e-9)
         rate = (step - self.last) / seconds
         speed = {}
-        if rate:  # not after the first step alone, which compiles
+        if rate:  # none after the first step alone, which compiles
             speed = {
                 "steps_per_second": rate,
                 "images_per_second": rate * self.batch,
@@ -112,29 +112,29 @@ class Metrics:
             self.bar.set_postfix_str(shown)
             if self.bar.disable:
                 if rate:
-                    left = datetime.timedelta(seconds=round((self.steps - step) / rate))
-                    shown += f"  {rate:.2f} steps/s  left {left}"
+                    eta = datetime.timedelta(seconds=round((self.steps - step) / rate))
+                    shown += f"  {rate:.2f} steps/s  ETA {eta}"
                 say(f"step {step}/{self.steps}  {shown}")
 
-    def send(self) -> None:
-        """Into the bucket, where the workdir is one; a run does not end where that cannot be."""
+    def upload(self) -> None:
+        """Upload, if the workdir is in a bucket; a failure does not stop the run."""
         if self.main:
             self.events.flush()
             try:
-                self.spool.send()
-            except Exception as error:  # of gcsfs, which has its own; it has tried for a minute
-                say(f"warning: metrics are not in {self.spool.home} yet: {error}")
+                self.spool.upload()
+            except Exception as error:  # of gcsfs, which has its own and retries for a minute
+                say(f"warning: metrics not uploaded to {self.spool.home} yet: {error}")
 
     def close(self) -> None:
-        """Flush everything."""
+        """Flush and close all files."""
         if self.main:
             self.bar.close()
             self.events.close()
-            self.send()
+            self.upload()
 
 
 def _step_of(line: str) -> int:
-    """The step of a line of metrics.jsonl, -1 if it was cut off."""
+    """The step of a line of metrics.jsonl; -1 if the line is truncated."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):

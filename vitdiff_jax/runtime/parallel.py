@@ -1,9 +1,9 @@
-"""Devices: the mesh, how arrays are laid out on it, and compiling the step by jit or by pmap.
+"""Device mesh, shardings, and compilation of the training step by jit or pmap.
 
-The mesh has two axes, "data" and "fsdp". A batch is cut over both. Parameters, optimiser and EMAs
-are cut over "fsdp" by one rule, the largest dimension that divides, and are whole where that axis
-is 1 (plain data parallelism). With ZeRO-1 (arXiv:1910.02054) they are kept cut over all devices,
-and the step gathers the parameters once.
+The mesh has two axes, "data" and "fsdp". A batch is sharded over both. Parameters, optimiser state
+and EMAs are sharded over "fsdp" by one rule, along the largest divisible dimension; with fsdp=1
+(plain data parallelism) they are replicated. With ZeRO-1 (arXiv:1910.02054) they are sharded over
+all devices, and the step gathers the parameters once.
 """
 
 import contextlib
@@ -22,20 +22,20 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from vitdiff_jax.runtime.processes import FROZEN
 
 TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "100000"}
-"""Never in pieces: under FSDP, where XLA's partitioner sees to the gradients, it would cut products
-whose result is scattered into rings, and compute what feeds them once more in each. Measured with
-ZeRO-1 before `by_shard_map` (2 blocks of DiT-XL, v5e): 27.4 million cycles instead of 21.2."""
+"""Disables windowed einsums: under FSDP, XLA's partitioner would split matrix products whose result
+is reduce-scattered into ring steps, and recompute their inputs in each. Measured with ZeRO-1 before
+`by_shard_map` (2 blocks of DiT-XL, v5e): 27.4 million cycles instead of 21.2."""
 
 FSDP_LEAST = 2**12
-"""Arrays with fewer elements stay whole: cutting a bias costs more messages than it saves bytes."""
+"""Smaller arrays are replicated: sharding a bias costs more communication than it saves memory."""
 
 
 def start_distributed(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> None:
-    """Join the other processes of this run: by the given address, or as the cluster says.
+    """Initialise `jax.distributed` with the given coordinator, or from the cluster environment.
 
-    Cloud TPU pods, SLURM and Open MPI are recognised by JAX; a single machine stays alone.
+    JAX detects Cloud TPU pods, SLURM and Open MPI; on a single machine this is a no-op.
     """
     if coordinator:
         jax.distributed.initialize(
@@ -46,12 +46,15 @@ def start_distributed(
     on_tpu = chips and importlib.util.find_spec("libtpu")
     tasks = os.environ.get("SLURM_NTASKS") or os.environ.get("OMPI_COMM_WORLD_SIZE") or "1"
     if on_tpu or int(tasks) > 1:
-        with contextlib.suppress(ValueError):  # a TPU without a pod around it, such as Colab's
+        with contextlib.suppress(ValueError):  # a TPU outside a pod, such as Colab's
             jax.distributed.initialize(heartbeat_timeout_seconds=FROZEN)
 
 
 def use_compilation_cache() -> str:
-    """Keep compiled programs in $JAX_COMPILATION_CACHE_DIR or ~/.cache/vitdiff_jax; says where."""
+    """Enable JAX's persistent compilation cache; returns its directory.
+
+    $JAX_COMPILATION_CACHE_DIR, else ~/.cache/vitdiff_jax.
+    """
     where = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "vitdiff_jax"
     )
@@ -61,31 +64,30 @@ def use_compilation_cache() -> str:
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """Devices (None: all) as ("data", "fsdp"), `fsdp` along the second axis, which must divide."""
+    """Mesh ("data", "fsdp") of devices (None: all); `fsdp` must divide their number."""
     count = jax.device_count() if devices is None else len(devices)
     if fsdp < 1 or count % fsdp:
         raise ValueError(f"fsdp: {fsdp} does not divide the {count} devices")
-    # Auto, not make_mesh's default Explicit: flax.linen does not know explicit shardings.
+    # Auto, not make_mesh's default Explicit: flax.linen does not support explicit sharding.
     auto = (jax.sharding.AxisType.Auto,) * 2
     shape, names = (count // fsdp, fsdp), ("data", "fsdp")
     return jax.make_mesh(shape, names, axis_types=auto, devices=devices)
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Whole on every device."""
+    """A full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis cut over all devices."""
+    """The first axis sharded over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def state_shardings(mesh: Mesh | AbstractMesh, shapes: Any, *, zero: bool = False) -> Any:
-    """A sharding for each array of a state: its largest divisible dimension cut over "fsdp".
+    """The sharding of each array of a state: largest divisible dimension over "fsdp".
 
-    zero: its first one, over all devices, as ZeRO-1 keeps it between steps: what is gathered then
-    lies together.
+    zero: the first divisible dimension over all devices, for ZeRO-1: shards are then contiguous.
     """
     axes = mesh.axis_names if zero else ("fsdp",)
     size = math.prod(mesh.shape[axis] for axis in axes)
@@ -101,69 +103,70 @@ def state_shardings(mesh: Mesh | AbstractMesh, shapes: Any, *, zero: bool = Fals
 
 
 Gradient = Callable[..., tuple[jax.Array, Any]]
-"""(parameters, batch, key, share) -> (loss, gradient), means over the batch times its share.
+"""(parameters, batch, key, share) -> (loss, gradient): means over the batch, times `share`.
 
-The share of a device's part of a batch is known before its gradient: to divide afterwards would be
-one more pass over it (0.15 of a JiT-B step's 41.7 ms on a v5e, by the compiler's count).
+`share`, the fraction of the global batch on this device, is applied to the loss: dividing the
+gradients afterwards would be another pass over them (0.15 ms of a JiT-B step's 41.7 ms on a v5e, by
+the compiler's estimate).
 """
 
 
 def by_shard_map(mesh: Mesh, params: Any, *, zero: bool) -> Callable[[Gradient], Gradient]:
-    """What makes a device's gradient, of its part of a batch, that of the global batch.
+    """A transformation of a per-device gradient function into that of the global batch.
 
-    params: their shapes. zero: they come cut over all devices, are gathered, and so is the gradient
-    cut; else both are whole. XLA's partitioner does the same by itself, but then cuts the products
-    of weight gradients into rings, which breaks their fusions: a fifth of DiT-XL's step on a v5e,
-    by the compiler's count.
+    params: shapes of the parameters. zero: parameters and gradients are sharded over all devices
+    (all-gather, reduce-scatter); otherwise both are replicated (all-reduce). XLA's partitioner
+    could do the same, but splits the weight-gradient products into ring steps, which prevents
+    fusion and costs a fifth of DiT-XL's step on a v5e, by the compiler's estimate.
     """
     axes = mesh.axis_names
     specs = jax.tree.map(lambda s: s.spec, state_shardings(mesh, params, zero=zero))
 
-    def cut(spec):
+    def sharded_axis(spec):
         return next((i for i, names in enumerate(spec) if names), None)
 
-    def gathered(a, spec):
-        i = cut(spec)
+    def all_gather(a, spec):
+        i = sharded_axis(spec)
         return a if i is None else jax.lax.all_gather(a, axes, axis=i, tiled=True)
 
-    def total(a, spec):
-        i = cut(spec)
+    def reduce(a, spec):
+        i = sharded_axis(spec)
         if i is None:
             return jax.lax.psum(a, axes)
         return jax.lax.psum_scatter(a, axes, scatter_dimension=i, tiled=True)
 
-    def spread(gradient):
-        def on_each(params, batch, key):
-            whole = jax.tree.map(gathered, params, specs)
-            value, grads = gradient(whole, batch, key, 1 / mesh.size)
-            return jax.lax.psum(value, axes), jax.tree.map(total, grads, specs)
+    def data_parallel(gradient):
+        def per_device(params, batch, key):
+            params = jax.tree.map(all_gather, params, specs)
+            value, grads = gradient(params, batch, key, 1 / mesh.size)
+            return jax.lax.psum(value, axes), jax.tree.map(reduce, grads, specs)
 
-        same = PartitionSpec()
+        full = PartitionSpec()
         return jax.shard_map(
-            on_each, mesh=mesh, in_specs=(specs, PartitionSpec(axes), same),
-            out_specs=(same, specs), check_vma=False,
+            per_device, mesh=mesh, in_specs=(specs, PartitionSpec(axes), full),
+            out_specs=(full, specs), check_vma=False,
         )  # fmt: skip
 
-    return spread
+    return data_parallel
 
 
 def by_pmap(gradient: Gradient) -> Gradient:
-    """The same under `Pmapped`: everything is whole on every device."""
+    """The same for `Pmapped`, where parameters and gradients are replicated."""
 
-    def on_each(params, batch, key):
+    def per_device(params, batch, key):
         share = 1 / jax.lax.axis_size("data")
         return jax.lax.psum(gradient(params, batch, key, share), "data")
 
-    return on_each
+    return per_device
 
 
-def agree(value: int) -> int:
-    """Process 0's value, in every process."""
+def broadcast(value: int) -> int:
+    """The value of process 0, on every process; also a barrier."""
     return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a batch as its part of one global array."""
+    """Global arrays from this process's rows of a batch."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, a) for name, a in batch.items()}
 
@@ -171,7 +174,7 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 def prefetch(
     mesh: Mesh, batches: Iterator[dict[str, np.ndarray]]
 ) -> Iterator[dict[str, jax.Array]]:
-    """`put_batch` of each, one batch ahead: it travels to the devices while they compute."""
+    """`put_batch` of each, one batch ahead: transfers overlap with computation."""
     ahead = put_batch(mesh, next(batches))
     for batch in batches:
         here, ahead = ahead, put_batch(mesh, batch)
@@ -179,10 +182,10 @@ def prefetch(
 
 
 def compile_step(step: Callable, mesh: Mesh, shardings: Any, compiler: str) -> Callable:
-    """Compile step(state, batch) -> (state, metrics) for `put_batch`'s batches.
+    """Compile step(state, batch) -> (state, metrics) for batches from `put_batch`.
 
-    compiler: "jit", or "pmap" (whole state on every device; `step` must have been made with
-    `by_pmap`). The state's buffers are donated: do not use the old one again.
+    compiler: "jit", or "pmap" (state replicated on every device; `step` must use `by_pmap`). The
+    buffers of the old state are donated.
     """
     if compiler == "jit":
         jitted = jax.jit(
@@ -192,14 +195,14 @@ def compile_step(step: Callable, mesh: Mesh, shardings: Any, compiler: str) -> C
             donate_argnums=0,
             compiler_options=TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None,
         )
-        return InMesh(mesh, jitted)
+        return WithMesh(mesh, jitted)
     return Pmapped(step, mesh)
 
 
-class InMesh:
-    """A jitted function that is called and lowered with the mesh in use: what is within can see it.
+class WithMesh:
+    """A jitted function that is called and lowered under `jax.set_mesh`.
 
-    Attention by a Pallas kernel has to: XLA does not cut kernels over devices.
+    The Pallas attention kernel looks up the mesh: XLA does not partition kernels by itself.
     """
 
     def __init__(self, mesh: Mesh, jitted: Any):
@@ -210,13 +213,13 @@ class InMesh:
             return self.jitted(*arguments)
 
     def lower(self, *arguments: Any) -> Any:
-        """As that of a jitted function; arguments may be shapes."""
+        """Like the method of a jitted function; arguments may be shapes."""
         with jax.set_mesh(self.mesh):
             return self.jitted.lower(*arguments)
 
 
 class Pmapped:
-    """A step compiled by pmap that takes and gives what one compiled by jit does."""
+    """A step compiled by pmap, with the signature of one compiled by jit."""
 
     def __init__(self, step: Callable, mesh: Mesh):
         self.mesh = mesh
@@ -227,27 +230,27 @@ class Pmapped:
 
     def __call__(self, state: Any, batch: dict[str, jax.Array]) -> Any:
         outputs = self.mapped(state, {name: _per_device(a) for name, a in batch.items()})
-        # pmap's outputs lie on this process's devices only; whatever comes next wants all of them.
-        whole = replicated(self.mesh)
-        return jax.tree.map(lambda a: _everywhere(a, whole), outputs)
+        # pmap's outputs are on this process's devices only; the rest of the code expects globals.
+        sharding = replicated(self.mesh)
+        return jax.tree.map(lambda a: _as_global(a, sharding), outputs)
 
     def lower(self, state: Any, batch: dict[str, jax.ShapeDtypeStruct]) -> Any:
-        """As that of a jitted step, for global shapes."""
+        """Like the method of a jitted step, for global shapes."""
         count = self.mesh.size
-        cut = {
+        shapes = {
             name: jax.ShapeDtypeStruct((count, a.shape[0] // count, *a.shape[1:]), a.dtype)
             for name, a in batch.items()
         }
-        return self.mapped.lower(state, cut)
+        return self.mapped.lower(state, shapes)
 
 
-def _everywhere(a: jax.Array, whole: NamedSharding) -> jax.Array:
-    """An array that every device of every process holds, as one global array; nothing is copied."""
+def _as_global(a: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """One global array from replicas on every device of every process, without copying."""
     parts = [shard.data for shard in a.addressable_shards]
-    return jax.make_array_from_single_device_arrays(a.shape, whole, parts)
+    return jax.make_array_from_single_device_arrays(a.shape, sharding, parts)
 
 
 def _per_device(a: jax.Array) -> np.ndarray:
-    """This process's part of a global array [B, ...], as pmap wants it: [devices, rows, ...]."""
+    """This process's part of a global array [B, ...] in pmap's layout [devices, rows, ...]."""
     shards = sorted(a.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.stack([np.asarray(shard.data) for shard in shards])

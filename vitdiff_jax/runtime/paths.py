@@ -1,7 +1,7 @@
-"""Where files lie: in folders of this machine, or in buckets: gs:// of Google, s3:// of Amazon.
+"""Paths in the local filesystem and in buckets: gs:// (Google), s3:// (Amazon), az:// (Azure).
 
-`epath.Path` is used as pathlib's is, in both places; where a `pathlib.Path` is asked for, it is of
-this machine. A bucket has no folders, no renaming and no appending: an object is written whole.
+An `epath.Path` may be either and is used like pathlib's; a `pathlib.Path` is always local. A bucket
+has no folders, no renaming and no appending: objects are written in one piece.
 """
 
 import importlib.util
@@ -13,131 +13,131 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-Given = str | os.PathLike[str]
+PathLike = str | os.PathLike[str]
 Path = TypeVar("Path", bound=pathlib.Path | epath.Path)
-BUCKETS = {  # how their addresses begin -> what fsspec reaches them by, and the extra with it
+BUCKETS = {  # URL scheme -> the fsspec implementation, and the pip extra that installs it
     "gs://": ("gcsfs", "gcs"),
     "s3://": ("s3fs", "s3"),
     "az://": ("adlfs", "az"),
 }
 SECONDS = 60
-"""How often what is appended goes into a bucket, at least, unless that takes 1 % of the time."""
+"""Interval of uploads of appended files, longer where they would take over 1 % of the time."""
 if any(importlib.util.find_spec(package) for package, _ in BUCKETS.values()):
-    # Else epath takes TensorFlow where there is one; it decides at the first path that it sees.
+    # Otherwise epath uses TensorFlow if installed; it decides at the first path that it sees.
     os.environ.setdefault("EPATH_USE_TF", "0")
-_COPIES: list[tempfile.TemporaryDirectory] = []  # they go with this process
+_COPIES: list[tempfile.TemporaryDirectory] = []  # deleted when this process exits
 
 
-def remote(path: Given) -> bool:
-    """Whether a path is not one of this machine."""
+def remote(path: PathLike) -> bool:
+    """Whether a path is in a bucket."""
     return "://" in os.fspath(path)
 
 
-def reached(path: Given) -> epath.Path:
-    """A path whose bucket, if it lies in one, is there and may be listed. Raises OSError if not."""
+def resolve(path: PathLike) -> epath.Path:
+    """The path as an epath.Path; OSError if it is in a bucket that cannot be listed."""
     if not remote(path):
         return epath.Path(path)
     text = os.fspath(path)
     kind, rest = text[: text.index("://") + 3], text.partition("://")[2]
     if kind not in BUCKETS:
-        raise OSError(f"{text}: only {', '.join(BUCKETS)} and folders are known; mount it as one")
+        raise OSError(f"{text}: only {', '.join(BUCKETS)} and local paths are supported; mount it")
     package, extra = BUCKETS[kind]
     if importlib.util.find_spec(package) is None:
-        raise OSError(f'{text}: to reach such buckets: pip install "vitdiff_jax[{extra}]"')
+        raise OSError(f'{text}: needs {package}: pip install "vitdiff_jax[{extra}]"')
     bucket = rest.partition("/")[0]
     try:
         _list_one(_files(text), bucket)
     except FileNotFoundError as error:
         raise OSError(f"{text}: there is no bucket {bucket}") from error
-    except Exception as error:  # of fsspec's packages, of authentication, of the network
+    except Exception as error:  # of the fsspec implementation, authentication or the network
         line = " ".join(str(error).split())[:300] or type(error).__name__
-        raise OSError(f"{text}: cannot be reached: {line}") from error
+        raise OSError(f"{text}: cannot be accessed: {line}") from error
     return epath.Path(text)
 
 
-def _files(path: Given) -> Any:
-    """What fsspec reaches a remote path by, without lists that are kept."""
+def _files(path: PathLike) -> Any:
+    """The fsspec filesystem of a remote path, without listings cache."""
     import fsspec.config
 
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks for more rights
-    for name in ("gcs", "s3", "az"):  # others write too: a list that was kept would not know
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it needs more permissions
+    for name in ("gcs", "s3", "az"):  # others write too: a cached listing would be stale
         fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
     return fsspec.filesystem(os.fspath(path).partition("://")[0])
 
 
 def _list_one(files: Any, bucket: str) -> None:
-    """Ask for one object of a bucket; a bucket may have millions."""
+    """List a single object of a bucket, which may have millions."""
     if "gs" in files.protocol:
         files.call("GET", "b/{}/o", bucket, maxResults=1)
     elif "s3" in files.protocol:
         files.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
     else:
-        files.ls(bucket)  # adlfs has nothing shorter
+        files.ls(bucket)  # adlfs has no limit
 
 
-def local(path: Given) -> pathlib.Path:
-    """A path of this machine with the same files: that path, or a copy of what is in a bucket."""
+def local_copy(path: PathLike) -> pathlib.Path:
+    """A local path with the same contents: the path itself, or a copy of what is in a bucket."""
     if not remote(path):
         return pathlib.Path(path)
-    source = reached(path)
+    source = resolve(path)
     if not source.exists():
         raise OSError(f"{source}: there is no such object or folder")
     _COPIES.append(tempfile.TemporaryDirectory(prefix="vitdiff_jax-"))
     copy = pathlib.Path(_COPIES[-1].name, str(source).partition("://")[2])
-    fetch(source, copy)
+    download(source, copy)
     return copy
 
 
-def fetch(source: epath.Path, copy: Given) -> None:
-    """Copy an object, or all that lies below a path, out of a bucket."""
+def download(source: epath.Path, copy: PathLike) -> None:
+    """Copy an object, or everything below a path, from a bucket."""
     files = _files(source)
     files.get(str(source), os.fspath(copy), recursive=files.isdir(str(source)))
 
 
-def send(file: Given, target: epath.Path) -> None:
-    """Copy a file into a bucket."""
+def upload(file: PathLike, target: epath.Path) -> None:
+    """Upload a file to a bucket."""
     _files(target).put_file(os.fspath(file), str(target))
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a folder; in a bucket it is copied, then deleted."""
+    """Rename a folder; in a bucket: copy, then delete."""
     if not remote(source):
         source.rename(target)
         return
-    files = _files(source)  # whose own `mv` asks S3 for the folder itself, which is no object
+    files = _files(source)  # its own `mv` requests the folder itself, which is no object in S3
     files.copy(str(source), str(target), recursive=True)
     files.rm(str(source), recursive=True)
 
 
-def mounted(path: Given, key: str) -> pathlib.Path:
-    """A path of this machine, of data. Raises ValueError for others; key: what named it."""
+def require_local(path: PathLike, key: str) -> pathlib.Path:
+    """A local path to data; ValueError if it is in a bucket. key: names it in the message."""
     if remote(path):
         raise ValueError(
-            f"{key}: {path}: training reads in random order, which a bucket is too slow for; mount"
-            " it as a folder (gcsfuse, mountpoint-s3) and give that"
+            f"{key}: {path}: training reads in random order, for which a bucket is too slow; mount"
+            " it as a folder (gcsfuse, mountpoint-s3) and give that path"
         )
     return pathlib.Path(path).expanduser()
 
 
-def partial_of(path: Path) -> Path:
-    """Where a file, or a folder, is until it is whole."""
+def partial_path(path: Path) -> Path:
+    """The temporary name of a file or folder until it is complete."""
     return path.with_name(path.name + ".partial")
 
 
 def write(path: pathlib.Path | epath.Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     if remote(path):
         path.write_bytes(data)
         return
-    partial = partial_of(path)
+    partial = partial_path(path)
     partial.write_bytes(data)
     partial.replace(path)
 
 
 class Spool:
-    """A folder of this machine to append in, for what belongs into `home`.
+    """A local folder for appending to files that belong in `home`.
 
-    It is `home` itself, or if that is in a bucket a temporary one, from which `send` copies.
+    It is `home` itself or, if that is in a bucket, a temporary folder that `upload` copies from.
     """
 
     def __init__(self, home: pathlib.Path | epath.Path):
@@ -149,11 +149,11 @@ class Spool:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to `send`."""
+        """Whether it is time to `upload`."""
         return self._temporary is not None and time.monotonic() > self._next
 
-    def send(self) -> None:
-        """Copy the files that have changed since."""
+    def upload(self) -> None:
+        """Upload the files that have changed since the last time."""
         if self._temporary is None:
             return
         began = time.monotonic()

@@ -1,9 +1,8 @@
-"""The other processes of a run: where one ends before its time, all end, and each says why.
+"""Failure detection between the processes of a run: if one dies, all exit, and each says why.
 
-Every process holds a connection to process 0. When a process dies, however that happens, the
-kernel closes its connection at once, and process 0 tells the others: they end within 0.3 s. Left to
-JAX they wait for heartbeats and for each other, 55 s after a `kill -9`, and what they say then is a
-page of C++.
+Every process holds a TCP connection to process 0. When a process dies, for whatever reason, the
+kernel closes its connection at once and process 0 notifies the others, which exit within 0.3 s. JAX
+alone would wait for heartbeats, 55 s after a `kill -9`, and then print a page of C++ stack traces.
 """
 
 import contextlib
@@ -19,27 +18,27 @@ from typing import Any
 import jax
 
 DEATH = 5
-"""Seconds from the death of a process to the end of the others, at most."""
+"""Maximum seconds from the death of a process to the exit of the others."""
 SILENCE = 30
-"""The same where a machine vanishes: nothing is closed then, it only answers no more."""
+"""The same if a machine vanishes: no connection is closed, it only stops answering."""
 FROZEN = 60
-"""The same where a process stands still, or the machine with it: JAX's heartbeats stay out."""
+"""The same if a process or its machine hangs: JAX's heartbeat timeout."""
 GRACE = 2
-"""Seconds in which a process may come itself to the error that another one has reported."""
+"""Seconds for a process to hit by itself the error that another one has reported."""
 FAILED = 1
 KEY, JOINING = "vitdiff_jax/peers", 60
 
 
 class Peers:
-    """The connections of this process: of process 0 to all others, of these to process 0."""
+    """The connections of this process: to all others on process 0, to process 0 elsewhere."""
 
     def __init__(self):
         self.process = 0
         self.connections: dict[int, socket.socket] = {}
-        self._lines: dict[int, Iterator[str]] = {}  # what comes through them
+        self._lines: dict[int, Iterator[str]] = {}  # received through them
         self._done, self._finished = threading.Semaphore(0), False
         self._gone: set[int] = set()
-        self._ending = threading.Lock()  # held to the end by what ends this process
+        self._ending = threading.Lock()  # held by whoever exits this process
 
     @property
     def alone(self) -> bool:
@@ -47,10 +46,10 @@ class Peers:
         return not self.connections
 
     def join(self) -> None:
-        """Connect with the others after `jax.distributed.initialize`; alone, do nothing."""
+        """Connect to the others after `jax.distributed.initialize`; no-op for a single process."""
         if jax.process_count() == 1:
             return
-        # JAX has no public door to its store and to the address of process 0.
+        # JAX has no public API for its key-value store and the address of process 0.
         from jax._src import distributed
 
         state: Any = distributed.global_state
@@ -68,7 +67,7 @@ class Peers:
             threading.Thread(target=self._listen, args=(other,), daemon=True).start()
 
     def _accept(self, processes: int, store: Any) -> None:
-        """Wait for all others; who does not know the token is none of them."""
+        """Accept the connections of all others, authenticated by a token."""
         token, both = secrets.token_hex(8), socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
         with socket.create_server(("", 0), family=family, dualstack_ipv6=both) as listener:
@@ -84,8 +83,8 @@ class Peers:
                     self._lines[int(process)] = lines
 
     def _listen(self, other: int) -> None:
-        """Hear what another process says, and that it says nothing more."""
-        told = False
+        """Read the messages of another process, and notice when its connection closes."""
+        reported = False
         with contextlib.suppress(OSError):
             for line in self._lines[other]:
                 what, _, text = line.strip().partition(" ")
@@ -93,26 +92,26 @@ class Peers:
                     self._finished |= other == 0
                     self._done.release()
                 elif what == "failed":
-                    told = True
+                    reported = True
                     threading.Timer(GRACE, self._follow, [text]).start()
                 else:
                     self._follow(text)
         self._gone.add(other)
-        if not told:
+        if not reported:
             self._follow(f"process {other} died")
 
     def _follow(self, text: str) -> None:
-        """End because another process did."""
+        """Exit because another process did."""
         with self._ending:
             if self._finished:
                 return
-            line = f"error: {text}; so does this one; the same command goes on from what was saved"
+            line = f"error: {text}; this process exits too; run the same command to resume"
             os.write(2, f"{line}\n".encode())
             self._end(f"ended {text}", FAILED)
 
     def _end(self, line: str, code: int) -> None:
         self._say(line)
-        # Process 0 last: without it JAX ends the others before they can say why.
+        # Process 0 exits last: without it JAX aborts the others before they can say why.
         last = time.monotonic() + GRACE + 1
         while self.process == 0 and len(self._gone) < len(self.connections):
             if time.monotonic() > last:
@@ -126,7 +125,7 @@ class Peers:
                 connection.sendall(f"{line}\n".encode())
 
     def finish(self) -> None:
-        """Wait until all processes have come to the end of their work."""
+        """Wait until all processes have finished."""
         if self.process == 0:
             for _ in self.connections:
                 self._done.acquire()
@@ -137,7 +136,7 @@ class Peers:
             self._done.acquire()
 
     def fail(self, code: int, error: object) -> None:
-        """End this process, and by that the others, for an error; alone, do nothing."""
+        """Exit this process, and thereby the others, with an error; no-op for a single process."""
         if not self.alone:
             with self._ending:
                 sys.stdout.flush()
@@ -145,18 +144,18 @@ class Peers:
                 text = " ".join(str(error).split())
                 self._end(f"failed process {self.process} failed ({text})", code)
 
-    def expect_cause(self) -> None:
-        """After an error that another's end may have caused: end as `_follow` says, if so."""
+    def await_cause(self) -> None:
+        """After an error that the death of a peer may have caused: wait for it to be reported."""
         if not self.alone:
             time.sleep(GRACE + 1)
 
 
 def _keep_alive(connection: socket.socket) -> None:
-    """Notice after `SILENCE` seconds that the other machine does not answer."""
+    """Notice within `SILENCE` seconds that the other machine has stopped answering."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", SILENCE // 3), ("TCP_KEEPINTVL", SILENCE // 6)):
-        if hasattr(socket, name):  # not on every system
+        if hasattr(socket, name):  # not on all systems
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     if hasattr(socket, "TCP_KEEPCNT"):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)

@@ -61,35 +61,40 @@ def of_restoration(rows: list[dict[str, Any]]) -> list[list[str]]:
     names = list(rows[0]["results"])
     lines = [["task", "method", *names, "seconds", "network calls"]]
     for row in rows:
-        values = [
-            f"{r['value']:.3f} ± {1.96 * r['standard_error']:.3f}" for r in row["results"].values()
-        ]
+        values = [_interval(r["value"], r["standard_error"]) for r in row["results"].values()]
         costs = [str(row.get(key, "")) for key in ("seconds", "network_calls")]
         lines.append([row["task"], row["method"], *values, *costs])
     return lines
 
 
+def _interval(value: float | None, standard_error: float | None) -> str:
+    """A mean with its 95 % confidence interval; None stands in JSON for what is not finite."""
+    if value is None or standard_error is None or not math.isfinite(value + standard_error):
+        return "not finite"
+    return f"{value:.3f} ± {1.96 * standard_error:.3f}"
+
+
 def of_plan(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a plan says, by name."""
     size = {name: value / chips.GIB for name, value in plan["bytes_per_device"].items()}
-    memory, messages = plan["memory_per_device"] / chips.GIB, plan["collectives"]
+    memory, collectives = plan["memory_per_device"] / chips.GIB, plan["collectives"]
     parts = ", ".join(f"{name} {size[name]:.2f}" for name in size if name != "total")
     flops = plan["flops_per_image"] / 1e9
     return [
         ("chips", f"{plan['topology']}, {plan['chips']} devices; step {plan['how']}"),
-        ("parameters", f"{plan['parameters']:,}; {flops:.1f} GFLOP an image"),
-        ("memory", f"{size['total']:.2f} of {memory:.0f} GiB a device: {parts}"),
-        ("fits", "yes" if plan["fits"] else "NO: --search looks for a way that does"),
-        ("a step", f"{plan['seconds_per_step'] * 1e3:.1f} ms for {plan['batch']} images"
-                   f" ({plan['images_per_second']:,.0f} images/s); {plan['estimate']}"),
+        ("parameters", f"{plan['parameters']:,}; {flops:.1f} GFLOP per image"),
+        ("memory", f"{size['total']:.2f} of {memory:.0f} GiB per device: {parts}"),
+        ("fits", "yes" if plan["fits"] else "NO: --search looks for a layout that does"),
+        ("step time", f"{plan['seconds_per_step'] * 1e3:.1f} ms for {plan['batch']} images"
+                      f" ({plan['images_per_second']:,.0f} images/s); {plan['estimate']}"),
         ("estimated MFU", f"{plan['estimated_mfu']:.3f} of the bf16 peak;"
-                          f" {plan['estimated_mfu_with_messages']:.3f} with messages"),
-        ("messages", f"{sum(messages['bytes'].values()) / 2**20:.0f} MiB a step and device,"
-                     f" {messages['seconds'] * 1e3:.1f} ms on the links, of which"
-                     f" {messages['hidden_seconds'] * 1e3:.1f} beside other work"),
-        ("the whole run", f"{plan['steps']:,} steps: {plan['hours']:.1f} hours,"
-                          f" {plan['chip_hours']:,.0f} chip hours"
-                          + ("" if plan["price"] is None else f", costs {plan['price']:,.0f}")),
+                          f" {plan['estimated_mfu_with_communication']:.3f} with communication"),
+        ("communication", f"{sum(collectives['bytes'].values()) / 2**20:.0f} MiB per device,"
+                          f" {collectives['seconds'] * 1e3:.1f} ms on the links,"
+                          f" {collectives['hidden_seconds'] * 1e3:.1f} ms of it overlapped"),
+        ("whole run", f"{plan['steps']:,} steps: {plan['hours']:.1f} hours,"
+                      f" {plan['chip_hours']:,.0f} chip hours"
+                      + ("" if plan["price"] is None else f", costs {plan['price']:,.0f}")),
     ]  # fmt: skip
 
 

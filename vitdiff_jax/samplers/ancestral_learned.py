@@ -1,9 +1,8 @@
-"""Ancestral sampling with a variance that the network puts out (arXiv:2102.09672), as DiT does it.
+"""Ancestral sampling with a learned variance (arXiv:2102.09672), as in DiT.
 
-The mean is that of `ancestral`; the log-variance of a step from t to s lies between those of a
-posterior and of white data, see `diffusion.reverse`. With `respaced` times on `DiscreteVP` the
-bounds are the posterior variance and the beta of the respaced chain. No noise is added by the step
-that ends in the data.
+The mean is that of `ancestral`; the network interpolates the log-variance of a step between bounds,
+see `diffusion.reverse`. With `respaced` times on `DiscreteVP` these are the posterior variance and
+the beta of the respaced chain. The step to the data adds no noise.
 """
 
 from collections.abc import Callable
@@ -13,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitdiff_jax.diffusion import Denoise
-from vitdiff_jax.diffusion.reverse import log_variances, mean_weights
+from vitdiff_jax.diffusion.reverse import log_variances, posterior_mean_coefficients
 from vitdiff_jax.diffusion.schedules import Schedule, per_image
-from vitdiff_jax.samplers import fresh_noise, walk
+from vitdiff_jax.samplers import fresh_noise, sampling_loop
 
 
-def calls(steps: int, **_) -> int:
-    """One a step: the estimate and its variance come from the same call."""
+def nfe(steps: int, **_) -> int:
+    """One per step, for both the estimate and its variance."""
     return steps
 
 
@@ -34,17 +33,17 @@ def sample(
 ) -> jax.Array:
     """See `samplers`.
 
-    variance: (x_t [B, H, W, C], t [B]) -> the fraction [B, H, W, C] of the way from the smallest to
-        the largest log-variance, `Process.variance` of the network that `denoise` is of. It is not
-        guided: in DiT's samples it is that of the conditional network.
+    variance: (x_t [B, H, W, C], t [B]) -> interpolation weight [B, H, W, C] between the smallest
+        and the largest log-variance: `Process.variance` of the network of `denoise`. It is not
+        guided: DiT uses that of the conditional network.
     """
 
     def step(x, t, s, i):
-        a, b = mean_weights(schedule, t, s)
+        a, b = posterior_mean_coefficients(schedule, t, s)
         low, high = log_variances(schedule, t, s)
         log_variance = per_image(low) + variance(x, t) * per_image(high - low)
-        # Where no noise is left the smallest variance is 0, its logarithm infinite.
+        # At sigma_s = 0 the smallest variance is 0 and its logarithm infinite.
         tau = jnp.where(per_image(jnp.isfinite(low)), jnp.exp(log_variance / 2), 0)
         return per_image(a) * denoise(x, t) + per_image(b) * x + tau * fresh_noise(keys, i, x)
 
-    return walk(step, denoise, schedule, times, x)
+    return sampling_loop(step, denoise, schedule, times, x)

@@ -1,7 +1,7 @@
 """Euler's method on the probability-flow ODE dx/dt = alpha' x_hat + sigma' eps_hat. First order.
 
-The step is in the schedule's own t: sigma for EDM, the straight line for rectified flow (where it
-equals DDIM).
+The step is in the schedule's own t: in sigma for EDM, along the straight path for rectified flow
+(where it equals DDIM).
 """
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 
 from vitdiff_jax.diffusion import Denoise
 from vitdiff_jax.diffusion.schedules import Schedule, derivatives, per_image
-from vitdiff_jax.samplers import walk
+from vitdiff_jax.samplers import sampling_loop
 
 
 def velocity(denoise: Denoise, schedule: Schedule, x: jax.Array, t: jax.Array) -> jax.Array:
@@ -21,8 +21,8 @@ def velocity(denoise: Denoise, schedule: Schedule, x: jax.Array, t: jax.Array) -
     return per_image(rate) * x + per_image(d_alpha - rate * alpha) * denoise(x, t)
 
 
-def calls(steps: int, **_) -> int:
-    """One a step."""
+def nfe(steps: int, **_) -> int:
+    """One per step."""
     return steps
 
 
@@ -34,4 +34,4 @@ def sample(
     def step(x, t, s, i):
         return x + per_image(s - t) * velocity(denoise, schedule, x, t)
 
-    return walk(step, denoise, schedule, times, x)
+    return sampling_loop(step, denoise, schedule, times, x)

@@ -5,9 +5,9 @@ Its reverse, with the score (alpha x_hat - x) / sigma^2, is
 
     dx = (f x - g^2 score) dt + g dw,    dt < 0
 
-The step is in the schedule's own t. At the ends the equation is singular: f is -infinity where
-alpha = 0, and Euler's last step would carry -sigma eps over to sigma = 0. A step from the one or to
-the other is therefore the exact posterior's, alpha_s x_hat + sigma_s z; the last one has no noise.
+The step is in the schedule's own t. The SDE is singular at the ends: f is -infinity at alpha = 0,
+and the last Euler step would leave an error of -sigma eps at sigma = 0. Steps from or to these ends
+therefore sample the exact posterior, alpha_s x_hat + sigma_s z; the last one has no noise.
 """
 
 import jax
@@ -16,11 +16,11 @@ import numpy as np
 
 from vitdiff_jax.diffusion import Denoise
 from vitdiff_jax.diffusion.schedules import Schedule, derivatives, per_image
-from vitdiff_jax.samplers import fresh_noise, walk
+from vitdiff_jax.samplers import fresh_noise, sampling_loop
 
 
-def calls(steps: int, **_) -> int:
-    """One a step."""
+def nfe(steps: int, **_) -> int:
+    """One per step."""
     return steps
 
 
@@ -42,4 +42,4 @@ def sample(
         drifted = per_image(on_x) * x + per_image(on_x_hat) * denoise(x, t)
         return drifted + per_image(on_z) * fresh_noise(keys, i, x)
 
-    return walk(step, denoise, schedule, times, x)
+    return sampling_loop(step, denoise, schedule, times, x)

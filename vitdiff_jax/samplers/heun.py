@@ -1,7 +1,7 @@
 """Heun's method on the probability-flow ODE (arXiv:2206.00364, algorithm 1). Second order.
 
-Two network calls a step; a step that ends at sigma = 0, where the velocity is 0/0, is an Euler
-step, as in EDM and JiT.
+Two network calls per step; a step to sigma = 0, where the velocity is 0/0, is an Euler step, as in
+EDM and JiT.
 """
 
 import jax
@@ -9,12 +9,12 @@ import numpy as np
 
 from vitdiff_jax.diffusion import Denoise
 from vitdiff_jax.diffusion.schedules import Schedule, per_image
-from vitdiff_jax.samplers import walk
+from vitdiff_jax.samplers import sampling_loop
 from vitdiff_jax.samplers.euler import velocity
 
 
-def calls(steps: int, **_) -> int:
-    """Two a step but in the last, which ends at the data on every schedule."""
+def nfe(steps: int, **_) -> int:
+    """Two per step, one in the last, which ends at the data on every schedule."""
     return 2 * steps - 1
 
 
@@ -34,4 +34,4 @@ def sample(
 
         return jax.lax.cond(sigma_s[0] > 0, correct, lambda: end)
 
-    return walk(step, denoise, schedule, times, x)
+    return sampling_loop(step, denoise, schedule, times, x)

@@ -1,1 +1,1 @@
-"""The training loop, one functional step, and what watches over a run."""
+"""The training loop, one functional training step, monitoring and fine-tuning."""

@@ -1,9 +1,9 @@
-"""Starting from given parameters: `config.train.init_from`, with a fresh optimiser.
+"""Fine-tuning: initialising parameters from `config.train.init_from`, with a fresh optimiser.
 
-A parameter of the same shape is kept, positions learned on a grid of patches are resized to another
-grid, classes and attributes are kept by their names, and what is new or of another shape (the
-patches of other channels, more blocks) keeps its first, random value. All that is said before
-training.
+Parameters of the same shape are copied, learned position embeddings are resized to the new grid of
+patches, rows of class and attribute tables are matched by name, and whatever is new or of another
+shape (patch embeddings of other channels, additional blocks) keeps its random initial value. A
+report of this is printed before training.
 """
 
 import re
@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vitdiff_jax.experiment import config as config_lib
-from vitdiff_jax.experiment.build import Experiment, named
+from vitdiff_jax.experiment.build import Experiment, config_errors
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import model as model_lib
 from vitdiff_jax.interop import families
@@ -25,64 +25,62 @@ from vitdiff_jax.runtime import logs, parallel, paths
 from vitdiff_jax.training.step import TrainState
 
 GRID = "positions"
-"""Parameters of this name with three axes are learned positions [rows, columns, width]."""
-KEPT, PARTLY, RESIZED, NEW = "kept", "kept in part, by name", "resized", "newly initialised"
+"""Parameters of this name and three axes are position embeddings [rows, columns, width]."""
+COPIED, PARTLY, RESIZED = "copied", "partly copied, by name", "resized"
+NEW = "newly initialised"
 
 
 def check(config: ConfigDict, workdir: epath.Path) -> None:
-    """Refuse a source that is not there before the new workdir is; a run that goes on needs none.
-
-    Raises ConfigError.
-    """
+    """Raise ConfigError if the source of a new run is missing, before its workdir is created."""
     source = config.train.init_from
     if source is None or (workdir / "checkpoints").exists():
         return
-    path = paths.reached(source)
-    with named("config.train.init_from: "):
+    path = paths.resolve(source)
+    with config_errors("config.train.init_from: "):
         if path.is_file():
-            raise ConfigError(f"{path} is a file; --mode=import makes a workdir of it")
+            raise ConfigError(f"{path} is a file; convert it to a workdir with --mode=import")
         config_lib.read(path / "config.json")
-        kept = path / "checkpoints"
-        if not (kept.is_dir() and any(step.name.isdigit() for step in kept.iterdir())):
-            raise ConfigError(f"{path}: no checkpoints here")
+        saved = path / "checkpoints"
+        if not (saved.is_dir() and any(step.name.isdigit() for step in saved.iterdir())):
+            raise ConfigError(f"{path}: contains no checkpoints")
 
 
-def start(state: TrainState, experiment: Experiment, workdir: epath.Path) -> TrainState:
-    """A first state with the parameters of the model in config.train.init_from, averages too.
+def init_from(state: TrainState, experiment: Experiment, workdir: epath.Path) -> TrainState:
+    """Initialise the parameters and EMAs of a new state from config.train.init_from.
 
-    They are those of the average that its config.sample names. Their licence comes along.
+    The source is the EMA that its config.sample selects. Its licence file is copied too.
     """
-    source = paths.reached(experiment.config.train.init_from)
-    with named("config.train.init_from: "):
-        own = config_lib.read(source / "config.json")
-        own.sample.guide_with = None  # only its parameters count
-        model = model_lib.load(source, own)
-    given = families.flatten(families.unrolled(jax.tree.map(np.asarray, model.params)))
-    whole = jax.jit(lambda a: a, out_shardings=parallel.replicated(model.mesh))(state.params)
-    first = families.flatten(families.unrolled(jax.tree.map(np.asarray, whole)))
+    source = paths.resolve(experiment.config.train.init_from)
+    with config_errors("config.train.init_from: "):
+        config = config_lib.read(source / "config.json")
+        config.sample.guide_with = None  # only the parameters are needed
+        model = model_lib.load(source, config)
+    given = families.flatten(families.unstack_blocks(jax.tree.map(np.asarray, model.params)))
+    initial = jax.jit(lambda a: a, out_shardings=parallel.replicated(model.mesh))(state.params)
+    first = families.flatten(families.unstack_blocks(jax.tree.map(np.asarray, initial)))
     rows = _rows(experiment.conditions), _rows(model.experiment.conditions)
-    found, lists = {}, {KEPT: [], PARTLY: [], RESIZED: [], NEW: []}
+    found, lists = {}, {COPIED: [], PARTLY: [], RESIZED: [], NEW: []}
     for name, value in first.items():
         of_name = rows[0].get(name), rows[1].get(name)
-        kind, found[name] = _fitted(name, value, given.get(name), *of_name)
+        kind, found[name] = _transferred(name, value, given.get(name), *of_name)
         lists[kind].append(name)
-    logs.say(f"starting from {source}, step {model.step}")
+    logs.say(f"initialising from {source}, step {model.step}")
     for kind, names in lists.items():
         _say(kind, names, first)
-    _say("left out", [name for name in given if name not in first], given)
+    _say("not used", [name for name in given if name not in first], given)
     _compare(model.experiment.config, experiment.config)
     if (source / model_lib.LICENCE).is_file() and jax.process_index() == 0:
         (source / model_lib.LICENCE).copy(workdir / model_lib.LICENCE, overwrite=True)
-    params = families.rolled(families.nested(found), state.params)
+    params = families.stack_blocks(families.unflatten(found), state.params)
     params = jax.tree.map(lambda a, old: jax.device_put(a, old.sharding), params, state.params)
     copies = {name: jax.tree.map(jnp.copy, params) for name in state.ema}
     return state.replace(params=params, ema=copies)
 
 
-def _fitted(
+def _transferred(
     name: str, first: np.ndarray, given: np.ndarray | None, rows: Any, given_rows: Any
 ) -> tuple[str, np.ndarray]:
-    """What becomes of a parameter, and its value; rows: what those of a table stand for."""
+    """How a parameter is initialised, and its value; rows: names of the rows of a table."""
     if given is None:
         return NEW, first
     if rows != given_rows and given.shape[1:] == first.shape[1:]:
@@ -92,7 +90,7 @@ def _fitted(
             found[i] = given[old]
         return PARTLY if here else NEW, found
     if given.shape == first.shape:
-        return KEPT, given
+        return COPIED, given
     on_grid = name.rpartition("/")[2] == GRID and given.ndim == 3
     if on_grid and given.shape[2] == first.shape[2]:
         return RESIZED, np.asarray(jax.image.resize(given, first.shape, "bicubic"))
@@ -100,7 +98,7 @@ def _fitted(
 
 
 def _rows(conditions: Mapping[str, Any]) -> dict[str, list]:
-    """What the rows of the tables of classes and of attributes stand for, see `conditions`."""
+    """Names of the rows of class and attribute tables, by parameter; see `models.conditions`."""
     found = {}
     if "label" in conditions:
         found["conditions/label/table/embedding"] = [*conditions["label"], "no class"]
@@ -111,14 +109,14 @@ def _rows(conditions: Mapping[str, Any]) -> dict[str, list]:
 
 
 def _compare(old: ConfigDict, new: ConfigDict) -> None:
-    """Say what the network will be asked for that it was not trained for."""
+    """Report differences of the diffusion process from the one the source was trained with."""
     lines = [line for line in config_lib.differences(old, new) if line.startswith("diffusion.")]
     if lines:
-        logs.say(f"trained with another process: {'; '.join(lines)}")
+        logs.say(f"the source was trained with another diffusion process: {'; '.join(lines)}")
 
 
 def _say(what: str, names: list[str], every: Mapping[str, Any]) -> None:
-    """A line with how many parameters these are, and which."""
+    """Print how many parameters these are, and which."""
     if names:
         count = sum(every[name].size for name in names)
         shown = ", ".join(shortened(names, every))
@@ -126,9 +124,9 @@ def _say(what: str, names: list[str], every: Mapping[str, Any]) -> None:
 
 
 def shortened(names: Collection[str], every: Collection[str]) -> list[str]:
-    """Paths, all below one by that alone ("time"), those of blocks in a row as "block_2..5/mod".
+    """Abbreviated paths: a complete subtree by its root ("time"), consecutive blocks as a range.
 
-    every: all paths that there are.
+    Such a range is "block_2..5/mod". every: all paths of the model.
     """
     chosen, found, blocks = set(names), {}, {}
     for name in names:

@@ -1,7 +1,7 @@
-"""The training loop: `--mode=train`, and `vitdiff_jax.fit` for Python.
+"""The training loop: `--mode=train`, and `vitdiff_jax.fit` from Python.
 
-Read it from top to bottom: prepare, restore or create the state, then step after step. What a step
-sees and draws follows from (seed, step), so nothing but the state is saved.
+From top to bottom: set up, restore or initialise the state, then train. The data and the randomness
+of a step are functions of (seed, step), so only the state is saved.
 """
 
 import time
@@ -15,9 +15,9 @@ from vitdiff_jax.data import pipeline
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.inference import model as model_lib
-from vitdiff_jax.runtime import logs, parallel, paths
+from vitdiff_jax.runtime import logs, parallel, paths, tables
 from vitdiff_jax.runtime.checkpoint import Checkpoints
-from vitdiff_jax.training import finetune, monitor, profiling
+from vitdiff_jax.training import finetune, monitor, profiling, summary
 from vitdiff_jax.training import program as program_lib
 from vitdiff_jax.training import step as step_lib
 from vitdiff_jax.training.signals import StopRequest
@@ -26,33 +26,38 @@ FINISHED, STOPPED = "finished", "stopped"
 
 
 class TrainingError(RuntimeError):
-    """Training that cannot go on; the message is one line."""
+    """Training that cannot continue; the message is one line."""
 
 
 def train(
-    config: ConfigDict | dict[str, Any], workdir: paths.Given, *, profile: str | None = None
+    config: ConfigDict | dict[str, Any],
+    workdir: paths.PathLike,
+    *,
+    profile: str | None = None,
+    verbose: bool = False,
 ) -> str:
-    """Train, or resume, until config.train.steps; "finished", or "stopped" by a signal.
+    """Train, or resume, until config.train.steps; returns "finished", or "stopped" by a signal.
 
-    config: complete (from `config.load`), or a part, which is completed with the defaults.
-    profile: "first:last", the steps to trace into `<workdir>/profile`, see `profiling`.
+    config: complete (from `config.load`), or partial, to be completed with the defaults. profile:
+    "first:last", the steps to trace into `<workdir>/profile`, see `profiling`. verbose: print the
+    table of parameters.
     """
-    config, workdir = config_lib.complete(config), paths.reached(workdir)
+    config, workdir = config_lib.complete(config), paths.resolve(workdir)
     traced = profiling.Profile(profiling.parse(profile, config.train.steps), workdir / "profile")
     if (workdir / model_lib.IMPORTED).exists():
         raise TrainingError(
-            f"{workdir}: holds imported weights; to train them further, name it as"
-            " config.train.init_from and give another --workdir"
+            f"{workdir}: holds imported weights; to fine-tune them, set config.train.init_from to"
+            " it and use another --workdir"
         )
     finetune.check(config, workdir)
     dataset = experiment_lib.dataset(config)
     experiment = experiment_lib.build(config, dataset.shape, dataset.conditions)
-    with experiment_lib.named("config.parallel."):
+    with experiment_lib.config_errors("config.parallel."):
         mesh = parallel.make_mesh(config.parallel.fsdp)
     _check_devices(config, dataset)
     watch = monitor.Monitor(config, workdir, dataset, experiment, mesh)
-    _open_workdir(workdir, config)
-    logs.say(f"data: {dataset.origin}")
+    _open_workdir(workdir, config, dataset, experiment.image_shape)
+    logs.say("\n".join(summary.lines(config, workdir, dataset, experiment)))
     checkpoints = Checkpoints(
         workdir / "checkpoints",
         keep=config.checkpoint.keep,
@@ -61,46 +66,56 @@ def train(
     )
     with StopRequest(checkpoints) as stop:
         run = Run(config, workdir, dataset, experiment, mesh, checkpoints)
+        if verbose:
+            logs.say(logs.parameter_table(run.shapes.params))
         try:
-            return run.go(stop, watch, traced)
+            return run.train(stop, watch, traced)
         finally:
             traced.close()
             checkpoints.close()
 
 
-def main(config: ConfigDict, workdir: epath.Path, *, profile: str | None = None) -> str:
-    """`--mode=train`; --profile: see `train`."""
-    return train(config, workdir, profile=profile)
+def main(
+    config: ConfigDict, workdir: epath.Path, *, profile: str | None = None, verbose: bool = False
+) -> str:
+    """`--mode=train`; --profile, --verbose: see `train`."""
+    return train(config, workdir, profile=profile, verbose=verbose)
 
 
 def _check_devices(config: ConfigDict, dataset: pipeline.Dataset) -> None:
-    """Refuse batches that cannot be cut over the devices; sampling does not mind."""
+    """Reject batches that cannot be sharded over the devices."""
     if not len(dataset.train):
-        raise config_lib.ConfigError("config.data: there are no images to train on")
+        raise config_lib.ConfigError("config.data: there are no training images")
     devices, batch, parts = jax.device_count(), config.train.batch, config.train.accumulate
     if batch % (devices * parts):
         raise config_lib.ConfigError(
-            f"config.train.batch: {batch} does not divide by {devices} devices x"
-            f" {parts} parts (config.train.accumulate)"
+            f"config.train.batch: {batch} is not divisible by {devices} devices x"
+            f" {parts} microbatches (config.train.accumulate)"
         )
     count = min(config.log.heldout_images, len(dataset.heldout))
     if config.log.heldout_every and count < devices:
         raise config_lib.ConfigError(
             f"config.log.heldout_images: {count} held-out images are too few for {devices} devices;"
-            " config.log.heldout_every=0 does without"
+            " config.log.heldout_every=0 turns the held-out loss off"
         )
 
 
-def _open_workdir(workdir: epath.Path, config: ConfigDict) -> None:
-    """Make the workdir with its config.json; refuse one of another config, or a read-only one."""
-    model_lib.check_same(workdir, config)
+def _open_workdir(
+    workdir: epath.Path, config: ConfigDict, dataset: pipeline.Dataset, shape: tuple[int, ...]
+) -> None:
+    """Create the workdir, config.json and data.json; reject one of another config, or read-only."""
+    model_lib.check_config(workdir, config)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         config_lib.save(config, workdir / "config.json")
+        known = {"images": len(dataset.train), "heldout": len(dataset.heldout), "shape": shape}
+        for key, condition in (("classes", "label"), ("attributes", "attributes")):
+            known |= {key: len(dataset.conditions.get(condition, ())) or None}
+        tables.write(workdir / "data.json", known)
 
 
 class Run:
-    """One training run: what the loop needs, prepared."""
+    """A training run that has been set up."""
 
     def __init__(self, config, workdir, dataset, experiment, mesh, checkpoints):
         self.config, self.workdir, self.dataset = config, workdir, dataset
@@ -110,37 +125,35 @@ class Run:
         self.step = program.step
 
     def state(self) -> step_lib.TrainState:
-        """The newest undamaged checkpoint's state, or a new one, made in place on the mesh."""
+        """The state of the latest intact checkpoint, or an initial one, sharded over the mesh."""
         step = self.checkpoints.newest(set_aside=True)
         if step is None:
             state = jax.jit(self.init, out_shardings=self.shardings)()
             given = self.config.train.init_from is not None
-            return finetune.start(state, self.experiment, self.workdir) if given else state
+            return finetune.init_from(state, self.experiment, self.workdir) if given else state
         target = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
             self.shapes,
             self.shardings,
         )
         model_lib.check_data(self.checkpoints.meta(step), self.dataset)
-        state = self.checkpoints.restore(step, target)
-        logs.say(f"resuming at step {step} of {self.config.train.steps}")
-        return state
+        return self.checkpoints.restore(step, target)
 
-    def go(self, stop: StopRequest, monitor: monitor.Monitor, profile: profiling.Profile) -> str:
-        """Train to the end, or to a signal."""
+    def train(self, stop: StopRequest, monitor: monitor.Monitor, profile: profiling.Profile) -> str:
+        """Train until config.train.steps or a signal."""
         state, steps = self.state(), self.config.train.steps
         start = int(state.step)
         if start >= steps:
             logs.say(
-                f"finished already, at step {start}: draw images with --mode=sample, or go on with"
-                " a larger --config.train.steps"
+                f"already trained for {start:,} steps (config.train.steps={steps}): sample with"
+                " --mode=sample, or continue with a larger --config.train.steps"
             )
             return FINISHED
-        if start == 0:
-            logs.say(logs.parameter_table(state.params))
+        if start:
+            logs.say(f"resuming at step {start} of {steps}")
         if profile.steps and start >= profile.steps[-1]:
-            logs.say(f"no profile: steps {profile.text} are done, this run goes on at {start}")
-        flops = self.experiment.forward_flops() if logs.peak_flops() else 0.0
+            logs.say(f"no profile: steps {profile.text} are already done, resuming at step {start}")
+        flops = self.experiment.forward_flops()
         metrics = logs.Metrics(self.workdir, start, steps, self.config.train.batch, flops)
         try:
             return self._loop(state, start, steps, metrics, stop, monitor, profile)
@@ -148,7 +161,7 @@ class Run:
             metrics.close()
 
     def _loop(self, state, start, steps, metrics, stop, monitor, profile) -> str:
-        """Step after step; metrics are read one step late, so that the device never waits."""
+        """The loop; metrics are read one step late, so that the device never waits for the host."""
         source = self.dataset.train
         host_batches = pipeline.batches(
             source, self.config.train.batch, seed=self.config.seed, start=start,
@@ -156,40 +169,42 @@ class Run:
             threads=self.config.parallel.data_threads,
         )  # fmt: skip
         batches = parallel.prefetch(self.mesh, host_batches)
-        before = None
+        previous = None
         for step in range(start + 1, steps + 1):
             with profile.begin(step):
-                asked = time.monotonic()
+                began = time.monotonic()
                 batch = next(batches)
-                waited = time.monotonic() - asked
+                waited = time.monotonic() - began
                 state, values = self.step(state, batch)
             profile.end(step, values)
-            if before is not None:
-                self._check(step - 1, before)
-            before = values
+            if previous is not None:
+                self._check_finite(step - 1, previous)
+            previous = values
             metrics.tick(step, waited)
             stopping = stop()
             last = step == steps or stopping
             if last or step % self.config.log.every == 0:
-                self._check(step, values)
-                metrics.line(step, {name: float(value) for name, value in values.items()})
-            monitor.look(step, state.ema, metrics, step == steps)
+                self._check_finite(step, values)
+                metrics.log(step, {name: float(value) for name, value in values.items()})
+            monitor.after_step(step, state.ema, metrics, step == steps)
             if last or step % self.config.checkpoint.every == 0:
-                metrics.send()  # before: a run that goes on from there has all lines up to it
+                metrics.upload()  # first: a run resumed from the checkpoint has all lines up to it
                 self._save(step, state)
             if stopping and step < steps:
-                logs.say(f"stopped by a signal at step {step}, saved; the same command goes on")
+                logs.say(
+                    f"stopped by a signal at step {step}, saved; run the same command to resume"
+                )
                 return STOPPED
         logs.say(f"finished at step {steps}; samples in {self.workdir / 'samples'}")
         return FINISHED
 
-    def _check(self, step: int, values: dict[str, jax.Array]) -> None:
-        """Stop a run whose losses or gradients stay non-finite; its parameters are still good."""
+    def _check_finite(self, step: int, values: dict[str, jax.Array]) -> None:
+        """Stop a run whose losses or gradients stay non-finite; its parameters are unaffected."""
         bad, most = int(values["bad_steps"]), self.config.train.max_bad_steps
         if bad >= most:
             raise TrainingError(
-                f"loss or gradient was not finite {bad} steps in a row, up to step {step}; nothing"
-                " of it entered the parameters; try a lower config.optimizer.learning_rate or"
+                f"non-finite loss or gradient for {bad} consecutive steps, up to step {step}; these"
+                " steps were skipped; try a lower config.optimizer.learning_rate or"
                 " config.optimizer.clip=1.0"
             )
 

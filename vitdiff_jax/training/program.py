@@ -1,6 +1,6 @@
-"""What training compiles: the first state and the step of a config, laid out on a mesh.
+"""The compiled program of training: initial state and step of a config, sharded over a mesh.
 
-Training runs it; `--mode=plan` compiles the very same for devices that are not there.
+Training runs it; `--mode=plan` compiles the same program ahead of time.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Program:
 def build(
     config: ConfigDict, experiment: experiment_lib.Experiment, mesh: jax.sharding.Mesh
 ) -> Program:
-    """The program of a complete config on this mesh; nothing is compiled or computed yet."""
+    """The program of a complete config on this mesh; nothing is compiled or executed yet."""
     kind, (optimizer, rate) = config.parallel, _optimizer(config)
     model, process = experiment.model, experiment.process
     init = make_init(config, experiment)
@@ -43,33 +43,33 @@ def build(
         accumulate=config.train.accumulate,
         gradient_dtype=config.train.gradient_dtype,
         degradation=experiment_lib.degradation_of(config, experiment.shape, "train"),
-        **_spread(kind, mesh, shapes.params),
+        **_data_parallel(kind, mesh, shapes.params),
     )  # fmt: skip
     return Program(
         init, shapes, shardings, parallel.compile_step(step, mesh, shardings, kind.compiler)
     )
 
 
-def _spread(kind: Any, mesh: jax.sharding.Mesh, params: Any) -> dict[str, Any]:
-    """How gradients go over devices; {}: XLA sees to it, as FSDP needs, or there is one device."""
+def _data_parallel(kind: Any, mesh: jax.sharding.Mesh, params: Any) -> dict[str, Any]:
+    """How gradients are reduced over devices; {}: by XLA, as FSDP needs, or on a single device."""
     if kind.compiler == "pmap":
-        return {"spread": parallel.by_pmap}
+        return {"data_parallel": parallel.by_pmap}
     if kind.fsdp > 1 or mesh.size == 1:
         return {}
-    return {"spread": parallel.by_shard_map(mesh, params, zero=kind.zero1)}
+    return {"data_parallel": parallel.by_shard_map(mesh, params, zero=kind.zero1)}
 
 
 def make_init(
     config: ConfigDict, experiment: experiment_lib.Experiment
 ) -> Callable[[], step_lib.TrainState]:
-    """A function of nothing that makes the first state."""
+    """A function that returns the initial state."""
     names = experiment_lib.tracked_emas(config)
     optimizer, _ = _optimizer(config)
     return step_lib.make_init(experiment.model, optimizer, names, config.seed, experiment.shape)
 
 
 def _optimizer(config: ConfigDict):
-    """(config.optimizer, its learning rate)."""
+    """(optimiser, learning-rate schedule) of config.optimizer."""
     options = config.optimizer.to_dict()
     rate = step_lib.learning_rate(
         peak=options.pop("learning_rate"), warmup=options.pop("warmup"),
@@ -81,11 +81,12 @@ def _optimizer(config: ConfigDict):
 def batch_shapes(
     config: ConfigDict, experiment: experiment_lib.Experiment
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of a global batch, as the data pipeline makes it."""
+    """Shapes and dtypes of a global batch from the data pipeline."""
     size, shape = config.train.batch, experiment.shape
     kind = jnp.float32 if config.latent.factor > 1 else jnp.uint8
-    cond = jax.eval_shape(lambda: conditions.blank(experiment.model.conditions, size, *shape[:2]))
-    if config.degradation.operators:  # made within the step
+    known = experiment.model.conditions
+    cond = jax.eval_shape(lambda: conditions.null_batch(known, size, *shape[:2]))
+    if config.degradation.operators:  # computed inside the step
         cond.pop("hint")
     image = jax.ShapeDtypeStruct((size, *shape), kind)
     return {"image": image, "index": jax.ShapeDtypeStruct((size,), "int32")} | cond

@@ -1,18 +1,18 @@
-"""Published weights: our parameters from the authors' tensors, and the way back, exactly.
+"""Published weights: exact conversion between the authors' tensors and our parameters.
 
-A module of this folder is a family of networks, as its authors call and shape their tensors:
+A module of this folder is a family of networks, with the names and shapes of its authors' tensors:
 
-    SOURCE, LICENCE   where the weights come from, and what may be done with them
-    read(shapes)      -> Found: sizes, config and conditions from the tensors' shapes alone;
-                      keyword options say what shapes cannot tell (heads=16)
-    rules(found)      -> Rules: how each tensor becomes ours, and back
-    AVERAGES          (optional) the entries of the authors' training checkpoints that hold
-                      averages of the parameters, with their decay; the first is the one to use
-    PREFIXES          (optional) what may stand before the names of all tensors
+    SOURCE, LICENCE   where the weights come from, and under which licence
+    read(shapes)      -> NetworkSpec: sizes, config and conditions from the tensors' shapes;
+                      keyword options give what shapes do not determine (heads=16)
+    rules(spec)       -> Rules: how each tensor is converted, in both directions
+    EMAS              (optional) the entries of the authors' training checkpoints with EMAs of the
+                      parameters, and their decays; the first one is used
+    PREFIXES          (optional) prefixes that the names of all tensors may have
 
-Our parameters are nested dicts, here spoken of by paths ("block_0/attention/q_kernel"). What the
-authors' convention has otherwise (time that runs the other way, packed or turned queries, keys and
-values) is taken into the weights. No code of a file is run and no other network is needed.
+Our parameters are nested dicts, named by paths here ("block_0/attention/q_kernel"). Differing
+conventions (reversed time, packed queries, keys and values, other rotary pairs) are converted in
+the weights. No code of a file is run, and no other network is needed.
 """
 
 import dataclasses
@@ -26,33 +26,33 @@ from typing import Any
 
 import numpy as np
 
-from vitdiff_jax.interop.rules import Constant, Found, Rule, Shapes, some
+from vitdiff_jax.interop.rules import Constant, NetworkSpec, Rule, Shapes, preview
 
 Tensors = Mapping[str, np.ndarray]
 
 FIXED_TOLERANCE = 5e-3
-"""Of fixed tensors: an average taken in float32 lets constants drift by 3e-4, bfloat16 by 2e-3."""
+"""For constant tensors: an EMA in float32 lets them drift by 3e-4, bfloat16 by 2e-3."""
 
 
-def from_torch(family: str, tensors: Mapping[str, Any], **known: Any) -> tuple[Found, dict]:
-    """(what the network is, our parameters as nested dict of float32) from their tensors.
+def from_torch(family: str, tensors: Mapping[str, Any], **known: Any) -> tuple[NetworkSpec, dict]:
+    """(the network's spec, our parameters as a nested dict of float32) from the authors' tensors.
 
-    family: a module of this folder. tensors: a state dict, or a checkpoint that holds several
-    (the first average is taken). known: what shapes cannot tell, see the family's `read`.
-    Raises ValueError in one line that names what is missing, unknown or of another shape.
+    family: a module of this folder. tensors: a state dict, or a checkpoint with several, of which
+    the first EMA is used. known: what shapes do not determine, see the family's `read`.
+    Raises ValueError that names missing or unknown tensors, or wrong shapes, in one line.
     """
     module = find(family)
-    tensors, prefix = _without_prefix(module, next(iter(sets(family, tensors).values())))
+    tensors, prefix = _without_prefix(module, next(iter(state_dicts(family, tensors).values())))
     options = list(inspect.signature(module.read).parameters)[1:]
     for name in known:
         if name not in options:
             raise ValueError(f"{name}: {family} has no such option, only {', '.join(options)}")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     try:
-        found = dataclasses.replace(module.read(shapes, **known), prefix=prefix)
+        spec = dataclasses.replace(module.read(shapes, **known), prefix=prefix)
     except ValueError as error:
         raise ValueError(f"{family}: {error}") from error
-    rules = module.rules(found)
+    rules = module.rules(spec)
     _compare(family, shapes, {rule.theirs: tuple(rule.shape) for rule in rules})
     flat = {}
     for rule in rules:
@@ -61,18 +61,18 @@ def from_torch(family: str, tensors: Mapping[str, Any], **known: Any) -> tuple[F
             parts = map(np.ascontiguousarray, rule.to_ours(tensor))
             flat |= dict(zip(rule.ours, parts, strict=True))
         elif not np.allclose(tensor, rule.value, rtol=0, atol=FIXED_TOLERANCE):
-            raise ValueError(f"{family}: {rule.theirs} is not what this family always has there")
-    return found, nested(flat)
+            raise ValueError(f"{family}: {rule.theirs} differs from the constant of this family")
+    return spec, unflatten(flat)
 
 
-def to_torch(family: str, found: Found, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Their tensors, with their names, from our parameters (scanned blocks too).
+def to_torch(family: str, spec: NetworkSpec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The authors' tensors from our parameters, which may have scanned blocks.
 
-    found: from `from_torch`, or made from a config of ours. Raises ValueError where the
-    parameters do not fit the family.
+    spec: from `from_torch`, or made from a config. Raises ValueError where the parameters do not
+    match the family.
     """
-    flat = flatten(unrolled(params))
-    rules = find(family).rules(found)
+    flat = flatten(unstack_blocks(params))
+    rules = find(family).rules(spec)
     used = {path for rule in rules if isinstance(rule, Rule) for path in rule.ours}
     _complain(f"{family} as it is published", used - flat.keys(), flat.keys() - used, [])
     tensors = {}
@@ -87,27 +87,27 @@ def to_torch(family: str, found: Found, params: Mapping[str, Any]) -> dict[str, 
         if tensor.shape != tuple(rule.shape):
             wrong = [f"{rule.theirs}: {tensor.shape}, not {tuple(rule.shape)}"]
             _complain(family, (), (), wrong)
-        tensors[found.prefix + rule.theirs] = np.ascontiguousarray(tensor, np.float32)
+        tensors[spec.prefix + rule.theirs] = np.ascontiguousarray(tensor, np.float32)
     return tensors
 
 
-def sets(family: str, file: Mapping[str, Any]) -> dict[str, Tensors]:
-    """The sets of tensors in a file, by entry, averages first; {"": file} where it is one itself.
+def state_dicts(family: str, file: Mapping[str, Any]) -> dict[str, Tensors]:
+    """The state dicts in a training checkpoint by entry, EMAs first; {"": file} for a state dict.
 
-    What a training checkpoint holds besides the network's tensors is left out.
+    Other entries of a training checkpoint are left out.
     """
     if all(hasattr(value, "shape") for value in file.values()):
         return {"": file}
-    known = [*averages(family), "ema", "model", "state_dict"]
+    known = [*ema_decays(family), "ema", "model", "state_dict"]
     entries = {name: file[name] for name in known if isinstance(file.get(name), Mapping)}
     if not entries:
-        raise ValueError(f"{family}: tensors expected, but the file has {some(file)}")
+        raise ValueError(f"{family}: tensors expected, but the file has {preview(file)}")
     return entries
 
 
-def averages(family: str) -> dict[str, float]:
-    """The entries of the authors' training checkpoints that are averages, and their decays."""
-    return dict(getattr(find(family), "AVERAGES", {}))
+def ema_decays(family: str) -> dict[str, float]:
+    """The entries of the authors' training checkpoints with EMAs, and their decays."""
+    return dict(getattr(find(family), "EMAS", {}))
 
 
 def available() -> list[str]:
@@ -116,14 +116,14 @@ def available() -> list[str]:
 
 
 def find(family: str) -> ModuleType:
-    """The module of a family; ValueError names those that there are."""
+    """The module of a family. Raises ValueError for an unknown one."""
     if family not in available():
-        raise ValueError(f"family: {family!r} is none of {', '.join(available())}")
+        raise ValueError(f"family: {family!r} is not one of {', '.join(available())}")
     return importlib.import_module(f"{__name__}.{family}")
 
 
 def _without_prefix(module: ModuleType, tensors: Mapping[str, Any]) -> tuple[Tensors, str]:
-    """Tensors without what wrappers put before every name, and that prefix."""
+    """Tensors without the common prefix added by wrappers, and that prefix."""
     found = ""
     while tensors:
         for prefix in ("module.", "_orig_mod.", *getattr(module, "PREFIXES", ())):
@@ -147,9 +147,9 @@ def _compare(family: str, found: Shapes, wanted: Shapes) -> None:
 
 
 def _complain(what: str, missing: Iterable, unknown: Iterable, wrong: Iterable) -> None:
-    """Raise the one line that names the first few of each kind, if there are any."""
-    kinds = {"missing": missing, "unknown": unknown, "of another shape": wrong}
-    parts = [f"{kind}: {some(names)}" for kind, names in kinds.items() if names]
+    """Raise a ValueError that names the first few of each kind, if there are any."""
+    kinds = {"missing": missing, "unknown": unknown, "wrong shape": wrong}
+    parts = [f"{kind}: {preview(names)}" for kind, names in kinds.items() if names]
     if parts:
         raise ValueError(f"{what}: {'; '.join(parts)}")
 
@@ -165,7 +165,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `flatten`."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
@@ -177,8 +177,8 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def unrolled(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters with the stacks of `scan`, `blocks_<first>_to_<last>`, as `block_<i>` each."""
+def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Unstack the parameters of scanned blocks, `blocks_<first>_to_<last>`, into `block_<i>`."""
     found = {}
     for name, value in params.items():
         if not (run := re.fullmatch(r"blocks_(\d+)_to_(\d+)", name)):
@@ -186,15 +186,15 @@ def unrolled(params: Mapping[str, Any]) -> dict[str, Any]:
             continue
         for place, i in enumerate(range(int(run[1]), int(run[2]) + 1)):
             flat = {path: leaf[place] for path, leaf in flatten(value).items()}
-            found[f"block_{i}"] = nested(flat)
+            found[f"block_{i}"] = unflatten(flat)
     return found
 
 
-def rolled(params: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The inverse of `unrolled`; names: those of the wanted parameters (blocks_0_to_3, ...)."""
+def stack_blocks(params: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The inverse of `unstack_blocks`; names: of the stacked parameters (blocks_0_to_3, ...)."""
     found = dict(params)
     for name in names:
         if run := re.fullmatch(r"blocks_(\d+)_to_(\d+)", name):
             blocks = [flatten(found.pop(f"block_{i}")) for i in range(int(run[1]), int(run[2]) + 1)]
-            found[name] = nested({p: np.stack([b[p] for b in blocks]) for p in blocks[0]})
+            found[name] = unflatten({p: np.stack([b[p] for b in blocks]) for p in blocks[0]})
     return found

@@ -1,17 +1,17 @@
 """The autoencoder of Stable Diffusion (arXiv:2112.10752), as diffusers' AutoencoderKL stores it.
 
-Its network is `models/autoencoder.py`, whose options are all that the config has. The factor of its
-latents is in no tensor: 0.18215 is Stable Diffusion's. Older files have other names for the layers
-of the attention; both are read, and written back as they came.
+The network is `models/autoencoder.py`, whose options are the whole config. The scaling factor of
+the latents is not in the file: 0.18215 is Stable Diffusion's. Older files name the layers of the
+attention differently; both are read, and written with the same names.
 """
 
 from vitdiff_jax.interop import rules as make
-from vitdiff_jax.interop.rules import Constant, Found, Rule, Shapes
+from vitdiff_jax.interop.rules import Constant, NetworkSpec, Rule, Shapes
 
 SOURCE = "https://huggingface.co/stabilityai/sd-vae-ft-mse"
 LICENCE = (
-    "MIT as sd-vae-ft-mse and sd-vae-ft-ema; as a part of Stable Diffusion 1.x"
-    " CreativeML OpenRAIL-M, which restricts uses"
+    "MIT for sd-vae-ft-mse and sd-vae-ft-ema; CreativeML OpenRAIL-M, which restricts uses, as a"
+    " part of Stable Diffusion 1.x"
 )
 PREFIXES = ("vae.", "first_stage_model.")
 
@@ -21,8 +21,8 @@ ATTENTION = {  # old_names -> our names -> theirs
 }
 
 
-def read(shapes: Shapes) -> Found:
-    """config["autoencoder"] are the options of the network; the shape is its smallest image's."""
+def read(shapes: Shapes) -> NetworkSpec:
+    """config["autoencoder"] has the options of the network; shape is that of the smallest image."""
     levels = make.count(shapes, "encoder.down_blocks.")
     names = [f"encoder.down_blocks.{i}.resnets.0.conv1.weight" for i in range(levels)]
     options = dict(
@@ -32,14 +32,14 @@ def read(shapes: Shapes) -> Found:
     )
     old = "encoder.mid_block.attentions.0.query.weight" in shapes
     side = 2 ** (levels - 1)
-    return Found(dict(autoencoder=options, old_names=old), (side, side, 3), {})
+    return NetworkSpec(dict(autoencoder=options, old_names=old), (side, side, 3), {})
 
 
-def rules(found: Found) -> list[Rule | Constant]:
-    """Every tensor's."""
-    options = found.config["autoencoder"]
+def rules(spec: NetworkSpec) -> list[Rule | Constant]:
+    """The rules of all tensors."""
+    options = spec.config["autoencoder"]
     channels, blocks, latent = (options[k] for k in ("channels", "blocks", "latent_channels"))
-    names = ATTENTION[found.config.get("old_names", False)]
+    names = ATTENTION[spec.config.get("old_names", False)]
     levels, top = len(channels), channels[-1]
     found_rules: list[Rule | Constant] = [
         *make.conv("quant_conv", "to_moments", (1, 1), 2 * latent, 2 * latent),
@@ -88,7 +88,7 @@ def _block(theirs: str, ours: str, inputs: int, outputs: int) -> list[Rule]:
 
 
 def _middle(theirs: str, ours: str, width: int, names: dict[str, str]) -> list[Rule]:
-    """Two blocks and the attention between, of one head."""
+    """Two blocks with single-head attention in between."""
     layers, attention = f"{theirs}.attentions.0", f"{ours}/attention"
     rules = [
         *_block(f"{theirs}.resnets.0", f"{ours}/block_0", width, width),

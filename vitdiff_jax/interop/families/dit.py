@@ -1,18 +1,18 @@
-"""DiT, facebookresearch/DiT (arXiv:2212.09748): latents of Stable Diffusion's autoencoder.
+"""DiT, facebookresearch/DiT (arXiv:2212.09748), on latents of Stable Diffusion's autoencoder.
 
-Their network is `models/dit.py` with time 0 .. 999, the step of the chain of `DiscreteVP`. It
-predicts eps, then as many channels for the variances (arXiv:2102.09672).
+The network is `models/dit.py` with times 0 to 999, the timesteps of `DiscreteVP`. It predicts eps
+and, in as many channels, the variance (arXiv:2102.09672).
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from vitdiff_jax.interop import rules as make
-from vitdiff_jax.interop.rules import Constant, Found, Rule, Shapes
+from vitdiff_jax.interop.rules import Constant, NetworkSpec, Rule, Shapes
 
 SOURCE = "https://github.com/facebookresearch/DiT"
-LICENCE = "CC BY-NC 4.0, code and weights: not for commercial use"
-AVERAGES = {"ema": 0.9999}
+LICENCE = "CC BY-NC 4.0, code and weights: non-commercial use only"
+EMAS = {"ema": 0.9999}
 
 SIZES = {  # published: (width, depth, heads)
     "S": (384, 12, 6),
@@ -22,8 +22,10 @@ SIZES = {  # published: (width, depth, heads)
 }
 
 
-def read(shapes: Shapes, *, heads: int | None = None, size: tuple[int, int] | None = None) -> Found:
-    """heads: where the width is none of the published; size: (H, W) of latents, if not square."""
+def read(
+    shapes: Shapes, *, heads: int | None = None, size: tuple[int, int] | None = None
+) -> NetworkSpec:
+    """heads: needed for an unpublished width; size: (H, W) of the latents, if not square."""
     model, shape, conditions = network(shapes, heads, size)
     diffusion: dict[str, Any] = dict(
         schedule=dict(name="DiscreteVP"), prediction="eps", loss_space="eps",
@@ -34,13 +36,13 @@ def read(shapes: Shapes, *, heads: int | None = None, size: tuple[int, int] | No
     sampler = "ancestral_learned" if model.get("learned_sigma") else "ancestral"
     sample = dict(sampler=dict(name=sampler), grid=dict(name="respaced"), steps=250)
     config = dict(model=model, diffusion=diffusion, sample=sample)
-    return Found(config | latents(sample, shape, conditions), shape, conditions)
+    return NetworkSpec(config | latents(sample, shape, conditions), shape, conditions)
 
 
 def latents(
     sample: dict[str, Any], shape: tuple[int, int, int], conditions: dict[str, Any]
 ) -> dict[str, Any]:
-    """More of the config: published FIDs are with guidance 1.5 of three of the four channels."""
+    """More of the config: the published FIDs use guidance 1.5 on three of the four channels."""
     if conditions:
         sample |= dict(guidance=1.5, guidance_channels=3)
     return dict(sample=sample) | (dict(latent=dict(factor=8)) if shape[2] == 4 else {})
@@ -66,21 +68,21 @@ def network(
     if outputs == 2 * patch**2 * channels:
         model["learned_sigma"] = True
 
-    table = "y_embedder.embedding_table.weight"  # its last row is "no class"
+    table = "y_embedder.embedding_table.weight"  # its last row is the null class
     conditions = make.classes(make.sizes(shapes, table, 2)[0] - 1) if table in shapes else {}
     return model, (*make.grid_of(patches, patch, size), channels), conditions
 
 
-def rules(found: Found) -> list[Rule | Constant]:
-    """Every tensor's."""
-    model = make.model_of(found, "dit", "eps", ["DiscreteVP"])
-    return network_rules(model, found.shape, found.conditions)
+def rules(spec: NetworkSpec) -> list[Rule | Constant]:
+    """The rules of all tensors."""
+    model = make.model_of(spec, "dit", "eps", ["DiscreteVP"])
+    return network_rules(model, spec.shape, spec.conditions)
 
 
 def network_rules(
     model: dict[str, Any], shape: tuple[int, int, int], conditions: Mapping[str, Any]
 ) -> list[Rule | Constant]:
-    """Those of a network of this config.model."""
+    """The rules of a network with this config.model."""
     height, width, channels = shape
     published = SIZES[model.get("size") or "B"]
     dims = zip(("width", "depth", "heads"), published, strict=True)

@@ -1,17 +1,17 @@
-"""JiT, LTH14/JiT (arXiv:2511.13720): ImageNet in pixels.
+"""JiT, LTH14/JiT (arXiv:2511.13720): ImageNet in pixel space.
 
-Their network is `models/vit.py`, inside a `Denoiser` as `net`. A checkpoint holds the parameters
-and two averages of them. Their time runs from noise (0) to data (1), as `RectifiedFlow` gives it.
+The network is `models/vit.py`, stored as `net` of a `Denoiser`. A checkpoint has the parameters and
+two EMAs of them. Time runs from noise (0) to data (1), as in `RectifiedFlow.network_input`.
 """
 
 from typing import Any
 
 from vitdiff_jax.interop import rules as make
-from vitdiff_jax.interop.rules import Constant, Found, Rule, Shapes
+from vitdiff_jax.interop.rules import Constant, NetworkSpec, Rule, Shapes
 
 SOURCE = "https://github.com/LTH14/JiT"
 LICENCE = "MIT"
-AVERAGES = {"model_ema1": 0.9999, "model_ema2": 0.9996}
+EMAS = {"model_ema1": 0.9999, "model_ema2": 0.9996}
 PREFIXES = ("net.",)
 
 SIZES = {  # published: (width, depth, heads, bottleneck, class_tokens_from)
@@ -22,7 +22,7 @@ SIZES = {  # published: (width, depth, heads, bottleneck, class_tokens_from)
 }
 DIMS = ("width", "depth", "heads", "bottleneck", "class_tokens_from")
 GUIDANCE = {"B": 3.0, "L": 2.4, "H": 2.2}
-"""Published, at t from 0 to 0.9 of ours."""
+"""As published, for t from 0 to 0.9, where t = 1 is noise."""
 
 
 def read(
@@ -30,11 +30,8 @@ def read(
     *,
     class_tokens_from: int | None = None,
     size: tuple[int, int] | None = None,
-) -> Found:
-    """class_tokens_from: their first block, where the size is none of the published.
-
-    size: (H, W) of the images, if not square.
-    """
+) -> NetworkSpec:
+    """class_tokens_from: needed for an unpublished size; size: (H, W), if not square."""
     bottleneck, channels, patch, _ = make.sizes(shapes, "x_embedder.proj1.weight", 4)
     width = make.sizes(shapes, "x_embedder.proj2.weight", 4)[0]
     patches = make.sizes(shapes, "pos_embed", 3)[1]
@@ -53,21 +50,21 @@ def read(
         model["class_tokens_from"] = class_tokens_from
     elif tokens and not known:
         raise ValueError(
-            "class_tokens_from: not told by the shapes at an unpublished size; give it"
+            "class_tokens_from: not determined by the shapes for an unpublished size; give it"
         )
     if tokens != 32:
         model["class_tokens"] = tokens
     if (ratio := make.mlp_ratio(hidden, width, 2 / 3)) != 4:
         model["mlp_ratio"] = ratio
 
-    table = "y_embedder.embedding_table.weight"  # its last row is "no class"
+    table = "y_embedder.embedding_table.weight"  # its last row is the null class
     conditions = make.classes(make.sizes(shapes, table, 2)[0] - 1) if table in shapes else {}
     shape = (*make.grid_of(patches, patch, size), channels)
-    return Found(_config(model, shape), shape, conditions)
+    return NetworkSpec(_config(model, shape), shape, conditions)
 
 
 def _config(model: dict[str, Any], shape: tuple[int, int, int]) -> dict[str, Any]:
-    """The authors' process and sampler; at 512 px their noise is doubled."""
+    """The authors' process and sampler; the noise scale at 512 px is 2."""
     diffusion: dict[str, Any] = dict(floor=0.05, times=dict(name="logit_normal", mean=0.8, std=0.8))
     if shape[0] >= 512:
         diffusion["schedule"] = dict(name="RectifiedFlow", noise_scale=2.0)
@@ -77,10 +74,10 @@ def _config(model: dict[str, Any], shape: tuple[int, int, int]) -> dict[str, Any
     return dict(model=model, diffusion=diffusion, sample=sample)
 
 
-def rules(found: Found) -> list[Rule | Constant]:
-    """Every tensor's."""
-    model = make.model_of(found, "vit", "x", ["RectifiedFlow"])
-    height, width, channels = found.shape
+def rules(spec: NetworkSpec) -> list[Rule | Constant]:
+    """The rules of all tensors."""
+    model = make.model_of(spec, "vit", "x", ["RectifiedFlow"])
+    height, width, channels = spec.shape
     published = dict(zip(DIMS, SIZES[model.get("size") or "B"], strict=True))
     given = {name: model[name] for name in DIMS if model.get(name) is not None}
     dim, depth, heads, bottleneck, _ = (published | given).values()
@@ -95,8 +92,8 @@ def rules(found: Found) -> list[Rule | Constant]:
         *make.linear("t_embedder.mlp.0", "time/in", 256, dim),
         *make.linear("t_embedder.mlp.2", "time/out", dim, dim),
     ]
-    if "label" in found.conditions:
-        found_rules += make.label_table(found.conditions, dim)
+    if "label" in spec.conditions:
+        found_rules += make.label_table(spec.conditions, dim)
         if tokens:
             found_rules.append(
                 Rule(
@@ -116,11 +113,11 @@ def rules(found: Found) -> list[Rule | Constant]:
 
 def _block(theirs: str, ours: str, dim: int, heads: int, hidden: int) -> list[Rule]:
     size = dim // heads
-    turn = make.turned(size)
+    order = make.rotary_order(size)
     norms = [
         Rule(
             f"{theirs}.attn.{name}_norm.weight", (size,), (f"{ours}/attention/{name}_norm",),
-            lambda a: (a[turn],), lambda a: a[turn.argsort()],
+            lambda a: (a[order],), lambda a: a[order.argsort()],
         )
         for name in "qk"
     ]  # fmt: skip

@@ -1,8 +1,8 @@
-"""SiT, willisma/SiT (arXiv:2401.08740): DiT's network as a velocity, on latents.
+"""SiT, willisma/SiT (arXiv:2401.08740): DiT's network with velocity prediction, on latents.
 
-Their time runs from noise (0) to data (1), which is what `RectifiedFlow` and `GVP` give a network;
-so their velocity is minus ours, and the last layer is negated. The published SiT-XL/2 also puts out
-the channels of DiT's learned variances, which were not trained and are not looked at.
+Time runs from noise (0) to data (1), as in `network_input` of `RectifiedFlow` and `GVP`; so the
+velocity has the opposite sign, and the last layer is negated. The published SiT-XL/2 also outputs
+DiT's channels for learned variances, which were not trained and are ignored.
 """
 
 import dataclasses
@@ -12,11 +12,11 @@ import numpy as np
 
 from vitdiff_jax.interop import rules as make
 from vitdiff_jax.interop.families import dit
-from vitdiff_jax.interop.rules import Constant, Found, Rule, Shapes
+from vitdiff_jax.interop.rules import Constant, NetworkSpec, Rule, Shapes
 
 SOURCE = "https://github.com/willisma/SiT"
 LICENCE = "MIT"
-AVERAGES = {"ema": 0.9999}
+EMAS = {"ema": 0.9999}
 
 PATHS = {"linear": "RectifiedFlow", "gvp": "GVP"}
 
@@ -27,28 +27,28 @@ def read(
     heads: int | None = None,
     size: tuple[int, int] | None = None,
     path: str = "linear",
-) -> Found:
-    """heads, size: as in `dit`; path: "linear" (the published one) or "gvp", which no shape tells.
+) -> NetworkSpec:
+    """heads, size: as in `dit`; path: "linear" (published) or "gvp", not determined by shapes.
 
-    The network is taken for a velocity, SiT's default.
+    Velocity prediction, SiT's default, is assumed.
     """
     if path not in PATHS:
-        raise ValueError(f"path: {path!r} is none of {', '.join(PATHS)}")
+        raise ValueError(f"path: {path!r} is not one of {', '.join(PATHS)}")
     model, shape, conditions = dit.network(shapes, heads, size)
     diffusion = dict(
         schedule=dict(name=PATHS[path]), prediction="u", loss_space="u", times=dict(name="uniform")
     )
     sample: dict[str, Any] = dict(sampler=dict(name="euler_maruyama"), steps=250)
     config = dict(model=model, diffusion=diffusion, sample=sample)
-    return Found(config | dit.latents(sample, shape, conditions), shape, conditions)
+    return NetworkSpec(config | dit.latents(sample, shape, conditions), shape, conditions)
 
 
-def rules(found: Found) -> list[Rule | Constant]:
-    """DiT's, with the last layer negated."""
-    model = make.model_of(found, "dit", "u", PATHS.values())
+def rules(spec: NetworkSpec) -> list[Rule | Constant]:
+    """The rules of DiT with the last layer negated."""
+    model = make.model_of(spec, "dit", "u", PATHS.values())
     return [
         _negated(rule) if rule.theirs.startswith("final_layer.linear.") else rule
-        for rule in dit.network_rules(model, found.shape, found.conditions)
+        for rule in dit.network_rules(model, spec.shape, spec.conditions)
     ]
 
 

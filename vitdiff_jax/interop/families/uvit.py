@@ -1,8 +1,8 @@
 """U-ViT, baofff/U-ViT (arXiv:2209.12152): CIFAR-10, CelebA-64, ImageNet-64, and latents (L).
 
-Their network is `models/uvit.py` with time 999 t, on a continuous VP-SDE. It predicts eps. The
-pixel models of ImageNet were trained without dropping classes: their table has 1000 rows and none
-for "no class". Those of latents have it as the last of 1001.
+The network is `models/uvit.py` with time 999 t, on a continuous VP-SDE. It predicts eps. The pixel
+models of ImageNet were trained without class dropout: their table has 1000 rows and no null class.
+For latents the null class is the last of 1001 rows.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitdiff_jax.interop import rules as make
-from vitdiff_jax.interop.rules import Constant, Found, Rule, Shapes
+from vitdiff_jax.interop.rules import Constant, NetworkSpec, Rule, Shapes
 
 SOURCE = "https://github.com/baofff/U-ViT"
 LICENCE = "MIT"
@@ -31,14 +31,14 @@ def read(
     heads: int | None = None,
     size: tuple[int, int] | None = None,
     no_class: bool | None = None,
-) -> Found:
-    """heads: where the width is none of the published; size: (H, W), if not square.
+) -> NetworkSpec:
+    """heads: needed for an unpublished width; size: (H, W), if not square.
 
-    no_class: whether the table's last row stands for "no class"; None: as published, if it has 1001
-    rows. Without it the network cannot be guided.
+    no_class: whether the last row of the table is the null class; None: if it has 1001 rows, as
+    published. Without a null class there is no guidance.
     """
     if "context_embed.weight" in shapes:
-        raise ValueError("context_embed.weight: models with CLIP's texts are not read")
+        raise ValueError("context_embed.weight: models conditioned on CLIP are not supported")
     width, channels, patch, _ = make.sizes(shapes, "patch_embed.proj.weight", 4)
     tokens = make.sizes(shapes, "pos_embed", 3)[1]
     depth = 2 * make.count(shapes, "in_blocks.")
@@ -48,7 +48,7 @@ def read(
     known = next((name for name, published in SIZES.items() if published == dims), None)
     if known == "H":
         raise ValueError(
-            "size: U-ViT-H was trained on the betas of Stable Diffusion, which no schedule here has"
+            "size: U-ViT-H was trained with Stable Diffusion's betas, which no schedule has"
         )
     model: dict[str, Any] = dict(name="uvit", patch=patch)
     model |= dict(size=known) if known else dict(zip(DIMS, dims, strict=True))
@@ -66,11 +66,11 @@ def read(
     config = _config(model, rows, no_class)
     if channels == 4:
         config["latent"] = dict(factor=8)
-    return Found(config, shape, conditions)
+    return NetworkSpec(config, shape, conditions)
 
 
 def _config(model: dict[str, Any], rows: int | None, no_class: bool | None) -> dict[str, Any]:
-    """The authors' process, and their sampler or the nearest to it that is here."""
+    """The authors' process, and their sampler or the closest one available."""
     diffusion: dict[str, Any] = dict(
         schedule=dict(name="LinearVP", time_scale=999.0), prediction="eps", loss_space="eps",
         times=dict(name="uniform"),
@@ -81,30 +81,30 @@ def _config(model: dict[str, Any], rows: int | None, no_class: bool | None) -> d
     diffusion["label_dropout"] = 0.15 if no_class else 0.0
     sample = dict(
         sampler=dict(name="dpmpp_2m"), steps=50,
-        grid=dict(name="uniform_logsnr", high=11.5),  # down to their t = 1e-4
+        grid=dict(name="uniform_logsnr", high=11.5),  # to the authors' t = 1e-4
     )  # fmt: skip
     if no_class:
-        sample["guidance"] = 1.4  # their 0.4, which counts from 0
+        sample["guidance"] = 1.4  # 0.4 in the authors' convention
     return dict(model=model, diffusion=diffusion, sample=sample)
 
 
-def rules(found: Found) -> list[Rule | Constant]:
-    """Every tensor's."""
+def rules(spec: NetworkSpec) -> list[Rule | Constant]:
+    """The rules of all tensors."""
     model, (height, width, channels) = (
-        make.model_of(found, "uvit", "eps", ["LinearVP"]), found.shape
+        make.model_of(spec, "uvit", "eps", ["LinearVP"]), spec.shape
     )  # fmt: skip
     published = zip(DIMS, SIZES[model.get("size") or "S"], strict=True)
     dim, depth, heads = (model.get(name) or default for name, default in published)
     patch, hidden = model.get("patch", 4), int(dim * model.get("mlp_ratio", 4.0))
-    before = 2 if "label" in found.conditions else 1
+    before = 2 if "label" in spec.conditions else 1
 
     found_rules: list[Rule | Constant] = [
         *make.patches("patch_embed.proj", "patches", patch, channels, dim),
         _positions(before, height // patch, width // patch, dim),
     ]
-    if "label" in found.conditions:
-        no_class = found.config["diffusion"].get("label_dropout", 0.1) > 0
-        found_rules.append(_table(len(found.conditions["label"]), no_class, dim))
+    if "label" in spec.conditions:
+        no_class = spec.config["diffusion"].get("label_dropout", 0.1) > 0
+        found_rules.append(_table(len(spec.conditions["label"]), no_class, dim))
     for i in range(depth + 1):
         half = depth // 2
         theirs = "mid_block" if i == half else f"in_blocks.{i}"
@@ -130,7 +130,7 @@ def _block(theirs: str, ours: str, dim: int, heads: int, hidden: int) -> list[Ru
 
 
 def _positions(before: int, rows: int, cols: int, dim: int) -> Rule:
-    """One table of all tokens' positions; ours has those of the patches apart, as an image."""
+    """One table of positions for all tokens; ours are separate for the patches, as an image."""
     return Rule(
         "pos_embed", (1, before + rows * cols, dim), ("token_positions", "positions"),
         lambda a: (a[0, :before], a[0, before:].reshape(rows, cols, dim)),
@@ -139,7 +139,7 @@ def _positions(before: int, rows: int, cols: int, dim: int) -> Rule:
 
 
 def _table(classes: int, no_class: bool, dim: int) -> Rule:
-    """The classes; our table always has a row for "no class", zero where theirs has none."""
+    """The class table; ours always has a row for the null class, zero where theirs has none."""
     ours = ("conditions/label/table/embedding",)
     if no_class:
         return make.copied("label_emb.weight", ours[0], (classes + 1, dim))[0]

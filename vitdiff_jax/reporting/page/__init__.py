@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 HOME = pathlib.Path(__file__).parent
 MOST_SIDE = 1200
@@ -25,28 +25,60 @@ MOST_BYTES = 250_000
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture as a page holds it. name: how it differs from others under the same slider."""
+    """A picture as a page holds it. width, height: CSS pixels at zoom 1.
+
+    pixelated: enlarged by integers, its pixels as squares.
+    """
 
     uri: str
     width: int
     height: int
     alt: str
-    name: str = ""
-
-    @property
-    def pixelated(self) -> bool:
-        """Whether it is so small that it is shown enlarged, its pixels as squares."""
-        return max(self.width, self.height) < 400
+    pixelated: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class Slider:
-    """Pictures of which one is shown, the last at first. label: of what they are a series."""
+class Zoom:
+    """How far the pictures of a figure are enlarged, on narrow and on wide screens.
 
-    label: str
-    pictures: Sequence[Picture]
-    caption: str = ""
-    kind: str = "slider"
+    side: CSS pixels beside them, for names of rows.
+    """
+
+    narrow: float
+    wide: float
+    side: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """A picture with names of the columns and rows of images in it, "" for none."""
+
+    picture: Picture
+    columns: Sequence[str] = ()
+    rows: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """Bands, beside each other where there is room. name: what differs from other frames."""
+
+    bands: Sequence[Band]
+    name: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """Frames, of which one is shown, the last at first; a slider changes it, if there are more.
+
+    label: of what they are a series. full: over the whole width of the page.
+    """
+
+    frames: Sequence[Frame]
+    zoom: Zoom
+    caption: str
+    label: str = ""
+    full: bool = False
+    kind: str = "gallery"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +88,10 @@ class Compare:
     label: str
     before: Picture
     after: Picture
+    names: tuple[str, str]
+    zoom: Zoom
     caption: str = ""
     kind: str = "compare"
-
-
-@dataclasses.dataclass(frozen=True)
-class Shown:
-    """A picture."""
-
-    picture: Picture
-    caption: str = ""
-    kind: str = "shown"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +132,7 @@ class Problem:
     kind: str = "problem"
 
 
-Part = Slider | Compare | Shown | Plot | Table | Facts | Problem
+Part = Gallery | Compare | Plot | Table | Facts | Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,13 +153,22 @@ def careful(what: str, parts: Iterator[Part]) -> Iterator[Part]:
     try:
         yield from parts
     except Exception as error:
-        yield Problem(f"{what}: {type(error).__name__}: {error}")
+        yield problem(what, error)
 
 
-def picture(source: epath.Path | np.ndarray, alt: str, name: str = "") -> Picture:
-    """A file, or uint8 [H, W, 1 or 3], within `MOST_SIDE` and `MOST_BYTES`.
+def problem(what: str, error: Exception) -> Problem:
+    """What went wrong with something."""
+    if isinstance(error, UnidentifiedImageError):  # whose text holds an address in memory
+        return Problem(f"{what}: not an image")
+    return Problem(f"{what}: {type(error).__name__}: {error}")
 
-    Raises OSError or ValueError for what is no picture.
+
+def picture(
+    source: epath.Path | np.ndarray, alt: str, most: int = MOST_BYTES, pixelated: bool | None = None
+) -> Picture:
+    """A file, or uint8 [H, W, C] as of `images.save_png`, within `MOST_SIDE` and `most` bytes.
+
+    pixelated: None: where it is small. Raises OSError or ValueError for what is no picture.
     """
     if isinstance(source, np.ndarray):
         image = Image.fromarray(source[..., 0] if source.shape[2] == 1 else source)
@@ -142,13 +176,16 @@ def picture(source: epath.Path | np.ndarray, alt: str, name: str = "") -> Pictur
         with Image.open(io.BytesIO(source.read_bytes())) as file:
             image = file.convert("L" if file.mode in ("1", "L") else "RGB")
     image.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.LANCZOS)
+    size = image.size
+    if pixelated is None:
+        pixelated = max(size) < 400
     kind, data = "png", _encoded(image, "PNG", optimize=True)
-    while len(data) > MOST_BYTES:
+    while len(data) > most:
         kind, data = "webp", _encoded(image, "WEBP", quality=85)
-        if len(data) > MOST_BYTES:
+        if len(data) > most:
             image = image.resize((image.width * 4 // 5, image.height * 4 // 5))
     uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return Picture(uri, *image.size, alt, name)
+    return Picture(uri, *size, alt, pixelated)
 
 
 def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:

@@ -1,12 +1,12 @@
 "use strict";
 
-/* A slider shows one picture of a series, and says which. */
-for (const figure of document.querySelectorAll(".slider")) {
+/* A slider shows one frame of a series, and says which. */
+for (const figure of document.querySelectorAll(".gallery")) {
   const input = figure.querySelector("input");
-  const pictures = figure.querySelectorAll("img");
+  const frames = figure.querySelectorAll(".frame");
   const show = () => {
-    const chosen = pictures[input.value];
-    for (const picture of pictures) picture.hidden = picture !== chosen;
+    const chosen = frames[input.value];
+    for (const frame of frames) frame.hidden = frame !== chosen;
     figure.querySelector(".now").textContent = chosen.dataset.name;
     input.setAttribute("aria-valuetext", chosen.dataset.name);
   };
@@ -20,10 +20,9 @@ for (const figure of document.querySelectorAll(".slider")) {
 for (const figure of document.querySelectorAll(".compare")) {
   const input = figure.querySelector("input");
   const pair = figure.querySelector(".pair");
-  const name = figure.querySelectorAll("img")[1].dataset.name;
   const show = () => {
     pair.style.setProperty("--border", `${input.value}%`);
-    input.setAttribute("aria-valuetext", `${100 - input.value} % ${name}`);
+    input.setAttribute("aria-valuetext", `${100 - input.value} % ${input.dataset.name}`);
   };
   const follow = (event) => {
     if (!event.buttons) return;

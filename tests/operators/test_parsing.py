@@ -8,7 +8,7 @@ import pytest
 
 from vitdiff_jax import operators
 from vitdiff_jax.operators import presets
-from vitdiff_jax.operators.spelling import parse
+from vitdiff_jax.operators.parsing import parse
 
 SHAPE = (16, 16, 3)
 
@@ -58,7 +58,7 @@ def test_what_was_parsed_can_be_made():
 
 def test_an_option_that_is_a_text_may_look_like_a_number():
     assert made("jpeg:subsampling=444").subsampling == "444"
-    with pytest.raises(ValueError, match="subsampling: '445' is none of"):
+    with pytest.raises(ValueError, match="subsampling: '445' is not one of"):
         made("jpeg:subsampling=445")
 
 

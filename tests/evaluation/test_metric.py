@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from vitdiff_jax.evaluation import measuring
+from vitdiff_jax.evaluation import metric
 from vitdiff_jax.evaluation.frechet import Moments
 from vitdiff_jax.evaluation.inception_score import Scores
-from vitdiff_jax.evaluation.measuring import Batch, Mean, Measured, Part, Vectors
+from vitdiff_jax.evaluation.metric import Batch, Mean, Measured, Part, Vectors
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (43, 2, 3, 1), np.uint8)
 ABOUT = {"of": "some images", "extractors": ["fake"], "sizes": (2, 3)}
@@ -90,7 +90,7 @@ def test_the_order_of_images_changes_no_mean(parts):
 @pytest.mark.parametrize("cut", [0, 1, 30, 43])
 def test_goes_on_after_an_interruption(monkeypatch, tmp_path, parts, cut, keep):
     """From a file, with other batches behind it: what one go gives, also of a part of vectors."""
-    monkeypatch.setattr(measuring, "KEEP", keep)
+    monkeypatch.setattr(metric, "KEEP", keep)
     first = add(Measured(parts, 43), IMAGES[:cut], 10)
     first.save(tmp_path / "new" / "kept.npz", ABOUT)
     second = Measured(parts, 43)
@@ -127,12 +127,12 @@ def test_a_damaged_file_is_nothing(tmp_path, parts):
 
 
 def test_a_damaged_npz_is_named(tmp_path):
-    measuring.write_npz(tmp_path / "a.npz", {"mu": np.ones(2)})
+    metric.write_npz(tmp_path / "a.npz", {"mu": np.ones(2)})
     whole = (tmp_path / "a.npz").read_bytes()
     for data in (whole[:-10], b"", b"no file of arrays"):
         (tmp_path / "a.npz").write_bytes(data)
-        with pytest.raises(ValueError, match=r"a\.npz: not an \.npz file that can be read"):
-            measuring.read_npz(tmp_path / "a.npz")
+        with pytest.raises(ValueError, match=r"a\.npz: not a readable \.npz file"):
+            metric.read_npz(tmp_path / "a.npz")
 
 
 def test_an_interruption_while_saving_keeps_the_last_file(tmp_path, monkeypatch, parts):
@@ -166,7 +166,7 @@ def test_a_shared_extractor_looks_once(parts):
 def test_what_is_shared_is_made_once():
     """By its maker or by a key; the data set too, and not before it is needed."""
     made = []
-    setting = measuring.Setting(lambda: made.append("dataset") or "read", None)
+    setting = metric.Setting(lambda: made.append("dataset") or "read", None)
     assert made == []
     assert (setting.dataset, setting.dataset) == ("read", "read")
 
@@ -183,7 +183,7 @@ def test_what_is_shared_is_made_once():
 @pytest.mark.parametrize("size", [7, 100, 250])
 def test_of_more_vectors_a_part_is_kept(monkeypatch, size):
     """Of a fixed size, in their order, the same however they come; float32."""
-    monkeypatch.setattr(measuring, "KEEP", 50)
+    monkeypatch.setattr(metric, "KEEP", 50)
     rows = np.arange(250.0)[:, None]
     vectors, whole = Vectors(250), Vectors(250)
     whole.update(rows)
@@ -197,18 +197,18 @@ def test_of_more_vectors_a_part_is_kept(monkeypatch, size):
 
 def test_the_kept_part_is_unbiased():
     """Any place is as likely: its mean and each tenth of it, within five standard errors."""
-    count = 4 * measuring.KEEP
+    count = 4 * metric.KEEP
     chosen = Vectors(count).which
-    assert len(np.unique(chosen)) == measuring.KEEP
-    error = count / 12**0.5 * (0.75 / measuring.KEEP) ** 0.5
+    assert len(np.unique(chosen)) == metric.KEEP
+    error = count / 12**0.5 * (0.75 / metric.KEEP) ** 0.5
     assert abs(chosen.mean() - (count - 1) / 2) < 5 * error
     tenths = np.histogram(chosen, 10, (0, count))[0]
-    expected = measuring.KEEP / 10
+    expected = metric.KEEP / 10
     assert abs(tenths - expected).max() < 5 * (expected * 0.9 * 0.75) ** 0.5
 
 
 def test_up_to_the_limit_all_are_kept(monkeypatch):
-    monkeypatch.setattr(measuring, "KEEP", 50)
+    monkeypatch.setattr(metric, "KEEP", 50)
     vectors = Vectors(50)
     assert vectors.vectors.shape == (0, 0)
     vectors.update(np.arange(50.0)[:, None])
@@ -225,8 +225,8 @@ def test_one_number_has_no_error_and_equal_ones_neither():
 
 
 def test_an_array_that_is_left_out_is_not_read(tmp_path):
-    measuring.write_npz(tmp_path / "a.npz", {"arr_0": IMAGES, "mu": np.ones(2)})
-    found = measuring.read_npz(tmp_path / "a.npz", without="arr_0")
+    metric.write_npz(tmp_path / "a.npz", {"arr_0": IMAGES, "mu": np.ones(2)})
+    found = metric.read_npz(tmp_path / "a.npz", without="arr_0")
     assert found["arr_0"] is None
     np.testing.assert_array_equal(found["mu"], [1, 1])
 

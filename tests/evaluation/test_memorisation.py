@@ -4,12 +4,15 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from tests import tiny
 from vitdiff_jax.data import digits, pipeline
-from vitdiff_jax.evaluation import memorised
+from vitdiff_jax.evaluation import memorisation
 from vitdiff_jax.inference import sampling
+from vitdiff_jax.runtime import logs
+from vitdiff_jax.training import monitor
 
 RATIO = 1 / 3  # Yoon et al., 2023
 
@@ -41,7 +44,7 @@ def brute_force(samples, images):
 def test_distances_are_those_of_a_plain_search(count, shape):
     images, samples = noise(count, shape), noise(9, shape, seed=1)
     samples[:4] = np.clip(images[[0, 1, -2, -1]].astype(int) + 9, 0, 255)
-    found = memorised.compare(samples, source(images))
+    found = memorisation.compare(samples, source(images))
     nearest, (first, second) = brute_force(samples, images)
     np.testing.assert_array_equal(found.images, nearest)
     np.testing.assert_allclose(found.first, first, rtol=1e-4)
@@ -54,7 +57,7 @@ def test_large_images_do_not_lose_the_digits_of_small_distances():
     images = noise(3, (256, 256, 3))
     samples = images[:1].copy()
     samples[0, :, ::2] ^= 4
-    found = memorised.compare(np.concatenate([samples, images[:1]]), source(images))
+    found = memorisation.compare(np.concatenate([samples, images[:1]]), source(images))
     _, (first, second) = brute_force(samples, images)
     np.testing.assert_allclose(found.first[0], first[0], atol=0.1)
     np.testing.assert_allclose(found.first[1], 0, atol=0.3)
@@ -67,11 +70,11 @@ def test_copies_are_found_and_noise_is_not(flipped):
     images = noise(100)
     copies = images[[3, 97]][:, :, :: -1 if flipped else 1]
     samples = np.concatenate([noise(20, seed=1), copies])
-    found = memorised.compare(samples, source(images))
+    found = memorisation.compare(samples, source(images))
     np.testing.assert_array_equal(found.memorised, [False] * 20 + [True] * 2)
     np.testing.assert_array_equal(found.images[-2:], images[[3, 97]])
     np.testing.assert_allclose(found.first[-2:], 0, atol=0.1)
-    assert memorised.verdict(found).startswith("2 of 22 samples look like copies of a training")
+    assert memorisation.summary(found).startswith("2 of 22 samples look like copies of a training")
 
 
 def test_images_that_are_as_near_to_many_are_no_copies():
@@ -79,7 +82,7 @@ def test_images_that_are_as_near_to_many_are_no_copies():
     images = np.clip(128 + np.random.default_rng(0).normal(0, 4, (50, 5, 5, 1)), 0, 255)
     images = images.astype(np.uint8)
     samples = images.mean(0, keepdims=True).round().astype(np.uint8)
-    found = memorised.compare(samples, source(images))
+    found = memorisation.compare(samples, source(images))
     assert found.first[0] < 6
     assert not found.memorised.any()
 
@@ -93,14 +96,15 @@ def test_examples_are_compared_as_they_are():
             return super().example(index)
 
     images = noise(70)
-    found = memorised.compare(images[:3], Plain(images, np.zeros(70, np.int32)))
+    found = memorisation.compare(images[:3], Plain(images, np.zeros(70, np.int32)))
     assert found.memorised.all()
 
 
 def test_the_picture_shows_pairs_the_likeliest_copy_first():
     samples, images = noise(5, (50, 60, 3)), noise(5, (50, 60, 3), seed=1)
     ratio = np.array([0.9, 0.1, 0.5, 0.0, 0.7])
-    sheet = memorised.picture(samples, memorised.Nearest(images, ratio * 8, np.full(5, 8.0)))
+    nearest = memorisation.Nearest(images, ratio * 8, np.full(5, 8.0))
+    sheet = memorisation.sheet(samples, nearest).pixels
     columns, gutter = 2, 2  # pairs are twice as wide as high
     assert sheet.shape == (3 * 52 + 2, columns * (120 + gutter) + gutter, 3)
     for place, i in enumerate([3, 1, 2, 4, 0]):
@@ -109,14 +113,8 @@ def test_the_picture_shows_pairs_the_likeliest_copy_first():
         np.testing.assert_array_equal(sheet[top : top + 50, left + 60 : left + 120], images[i])
 
 
-@pytest.fixture
-def flag(tmp_path):
-    log = dict(every=1, nearest_every=2, images=4)
-    return tiny.write(tmp_path / "tiny.py", train=dict(steps=3), log=log)
-
-
 @pytest.mark.parametrize("copies", [1, 0])
-def test_training_warns_of_copies(tmp_path, monkeypatch, capsys, flag, copies):
+def test_training_warns_of_copies(tmp_path, monkeypatch, capsys, copies):
     """The "model" draws noise, and in its second place a training image, mirrored."""
     images = digits.dataset().train.images
 
@@ -130,8 +128,13 @@ def test_training_warns_of_copies(tmp_path, monkeypatch, capsys, flag, copies):
         return draw
 
     monkeypatch.setattr(sampling, "make_sample_fn", make_sample_fn)
-    workdir = tmp_path / "run"
-    assert tiny.call(flag, f"--workdir={workdir}") == 0
+    workdir = epath.Path(tmp_path)
+    run = tiny.run(tiny.config(log=dict(nearest_every=2, images=4)), workdir)
+    watch = monitor.Monitor(run.config, workdir, run.dataset, run.experiment, run.mesh)
+    metrics = logs.Metrics(workdir, 0, 3, 8, 0.0)
+    for step in (1, 2, 3):
+        watch.after_step(step, {watch.ema: {}}, metrics, last=step == 3)
+    metrics.close()
     said = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert {line["step"]: line["memorised"] for line in lines if "memorised" in line} == {

@@ -1,9 +1,9 @@
-"""What metrics need of a set of images, added up batch by batch.
+"""The interface of metrics, and the statistics that they accumulate batch by batch.
 
-An extractor looks at a batch (Inception, say) and gives arrays, one row an image. A `Part` is one
-of them with the way it is added up: moments, vectors that are kept, a mean. A metric names its
-parts and computes its numbers from those of the samples and, if it compares, of the reference.
-Metrics that name the same part share it.
+An extractor, such as Inception, maps a batch to arrays with one row per image. A `Part` is one of
+its outputs and an accumulator for it: moments, stored vectors, or a mean. A metric declares its
+parts and computes its result from those of the samples and, if it compares, of the reference. Equal
+parts are shared between metrics.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from vitdiff_jax.data.pipeline import Dataset
 from vitdiff_jax.runtime import paths
 
 KEEP = 50_000
-"""Vectors that are kept of a set, at most: of Inception's 2048 numbers these are 410 MB."""
+"""Maximum number of vectors stored for a set of images: 410 MB for Inception's 2048 features."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Images uint8 [N, H, W, C], their conditions, and for pairs the true images."""
+    """Images uint8 [N, H, W, C], their conditions, and the ground truth for paired metrics."""
 
     images: np.ndarray
     cond: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -34,27 +34,27 @@ class Batch:
 
 
 class Extractor(Protocol):
-    """Rows of numbers for images. What has one `name` gives the same numbers."""
+    """Maps a batch to {output: array with one row per image}. Equal names mean equal results."""
 
     name: str
 
     def __call__(self, batch: Batch) -> Mapping[str, np.ndarray]: ...
 
 
-class OfPairs:
-    """An extractor: {name: values [N]} of values(images, truth)."""
+class PairExtractor:
+    """An extractor of {name: values(images, truth) [N]}."""
 
     def __init__(self, name: str, values: Callable[[np.ndarray, np.ndarray], np.ndarray]):
         self.name, self.values = name, values
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
         if batch.truth is None:
-            raise ValueError(f"{self.name} compares pairs of images: --truth is needed")
+            raise ValueError(f"{self.name} compares pairs of images: --truth is required")
         return {self.name: self.values(batch.images, batch.truth)}
 
 
 class Accumulator(Protocol):
-    """Adds up rows [N, ...] of a set of `count` images; its state is `arrays`."""
+    """Accumulates rows [N, ...] of a set of `count` images; its state is `arrays`."""
 
     def __init__(self, count: int): ...
     def update(self, rows: np.ndarray) -> Any: ...
@@ -64,7 +64,7 @@ class Accumulator(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One output of an extractor, and what adds it up."""
+    """One output of an extractor, and its accumulator."""
 
     extractor: Any
     output: str
@@ -72,9 +72,10 @@ class Part:
 
 
 class Measure(Protocol):
-    """What a file of this folder gives as `Metric`; made from a `Setting`, ValueError if it cannot.
+    """The interface of the class `Metric` of each file in this folder.
 
-    name: with the evaluator, as "fid/inception-2015-tf1". compares: needs a reference.
+    It is created with a `Setting`; ValueError where it does not apply.
+    name: with the network, as "fid/inception-2015-tf1". compares: whether it needs a reference.
     """
 
     name: str
@@ -83,15 +84,31 @@ class Measure(Protocol):
     parts: tuple[Part, ...]
 
     def result(self, samples: Sequence[Any], reference: Sequence[Any]) -> dict[str, float]:
-        """The numbers, "value" first, from the accumulators of `parts`, in that order."""
+        """The results, "value" first, from the accumulators of `parts` in their order."""
         ...
 
 
-class Setting:
-    """What metrics are made from.
+class PairMetric:
+    """Base of metrics that are the mean of values(images, truth) over pairs of images."""
 
-    dataset: gives the config's data set, read when it is first needed. inception: the path of the
-    weights, None to fetch them.
+    name: str
+    values: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    compares = False
+
+    def __init__(self, setting: "Setting"):
+        output = self.name.partition("/")[0]
+        extractor = setting.shared(lambda _: PairExtractor(output, self.values), output)
+        self.parts = (Part(extractor, output, Mean),)
+
+    def result(self, samples, reference) -> dict[str, float]:
+        return {"value": samples[0].mean, "standard_error": samples[0].error}
+
+
+class Setting:
+    """What metrics are created with.
+
+    dataset: returns the config's data set, called on first use. inception: the path of the weights;
+    None: download them.
     """
 
     def __init__(
@@ -108,7 +125,7 @@ class Setting:
         return self.shared(lambda setting: setting._dataset(), "dataset")
 
     def shared(self, make: Callable[["Setting"], Any], key: Any = None) -> Any:
-        """make(self), made once for all metrics that ask for it."""
+        """make(self), called once and shared by all metrics."""
         key = make if key is None else key
         if key not in self._made:
             self._made[key] = make(self)
@@ -116,7 +133,7 @@ class Setting:
 
 
 class Measured:
-    """The accumulators of some parts for a set of `count` images."""
+    """The accumulators of parts for a set of `count` images."""
 
     def __init__(self, parts: Iterable[Part], count: int):
         self.count, self.done = count, 0
@@ -135,7 +152,7 @@ class Measured:
         return tuple(self.found[part] for part in metric.parts)
 
     def save(self, path: epath.Path, about: Mapping[str, Any]) -> None:
-        """Write what was added up so far, whole or not at all."""
+        """Save the state atomically."""
         arrays = {
             f"{i} {part.output} {name}": array
             for i, (part, accumulator) in enumerate(self.found.items())
@@ -145,11 +162,11 @@ class Measured:
         write_npz(path, arrays | {"about": np.array(header)})
 
     def load(self, path: epath.Path, about: Mapping[str, Any]) -> bool:
-        """Go on from what `save` wrote for the same `about`; False if there is nothing of it."""
+        """Restore the state that `save` wrote with the same `about`; False if there is none."""
         try:
             arrays = read_npz(path) if path.is_file() else {}
             header = json.loads(str(arrays.pop("about", "{}")))
-        except ValueError:  # damaged: it is measured anew
+        except ValueError:  # damaged: start again
             return False
         wanted = json.loads(json.dumps({**about, "count": self.count}))
         if {name: header.get(name) for name in wanted} != wanted:
@@ -164,7 +181,7 @@ class Measured:
 
 
 class Mean:
-    """Mean of numbers [N], and the standard error of that mean."""
+    """The mean of numbers [N] and its standard error."""
 
     def __init__(self, count: int = 0):
         self.sums = np.zeros(3)
@@ -186,14 +203,14 @@ class Mean:
     @property
     def error(self) -> float:
         count, total, squares = self.sums
-        if not np.isfinite(squares):  # of equal images, whose ratio to their noise is infinite
+        if not np.isfinite(squares):  # identical images have an infinite PSNR
             return float("nan")
         variance = max(squares - total**2 / count, 0) / max(count - 1, 1)
         return float(np.sqrt(variance / count))
 
 
 class Vectors:
-    """The vectors [N, D] themselves as float32, at most `KEEP`: of more a random part, seed 0."""
+    """The vectors [N, D] as float32, or a random subset of `KEEP` (seed 0)."""
 
     def __init__(self, count: int):
         self.which = np.arange(count)
@@ -224,26 +241,26 @@ class Vectors:
 
     @property
     def vectors(self) -> np.ndarray:
-        """Those so far, [K, D]."""
+        """The vectors so far, [K, D]."""
         return np.empty((0, 0), np.float32) if self.kept is None else self.kept[: self.filled]
 
 
 def write_npz(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Arrays into an .npz file, whole or not at all."""
+    """Write arrays to an .npz file, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(file := io.BytesIO(), allow_pickle=False, **arrays)
     paths.write(path, file.getvalue())
 
 
 def read_npz(path: pathlib.Path | epath.Path, without: str = "") -> dict[str, Any]:
-    """All arrays of an .npz file, nothing unpickled. Raises ValueError if it is damaged.
+    """All arrays of an .npz file, without unpickling. Raises ValueError if it is damaged.
 
-    without: an array that is not read, None stands in its place.
+    without: an array that is not read; its value is None.
     """
     try:
         with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:
             return {name: None if name == without else file[name] for name in file.files}
     except (FileNotFoundError, PermissionError):
         raise
-    except Exception as error:  # of damaged files: zipfile's, zlib's, tokenize's and others
-        raise ValueError(f"{path}: not an .npz file that can be read: {error}") from error
+    except Exception as error:  # damaged files raise errors of zipfile, zlib, tokenize and others
+        raise ValueError(f"{path}: not a readable .npz file: {error}") from error

@@ -1,12 +1,12 @@
-"""Operators, and methods of restoration, as a person writes them, in a command or a config.
+"""The syntax of operators and restoration methods in commands and configs.
 
-    mask:kind=random,share=0.7        the name of an operator, its options
-    downsample:factor=2+colourise     one after the other
-    dps/box                           a preset's operator, see `presets`
-    dps/box:side=0.3                  with another option
-    my_package.stripes:width=2        of a module outside of this package
+    mask:kind=random,share=0.7        the name of an operator, and options
+    downsample:factor=2+colourise     a composition, applied in order
+    dps/box                           a preset, see `presets`
+    dps/box:side=0.3                  a preset with a changed option
+    my_package.stripes:width=2        a module outside of this package
 
-The signs + , : = separate; a file's name may have the last two of them only.
+The characters + , : = are separators; a file name may contain only the last two.
 """
 
 from typing import Any
@@ -15,23 +15,23 @@ from vitdiff_jax.operators.presets import PRESETS
 
 
 def parse(text: str) -> dict[str, Any]:
-    """A dict with the "name" and the options of an operator, as `operators.make` takes them.
+    """A dict with the "name" and options of an operator, the arguments of `operators.make`.
 
-    Values become int or float where they are numbers. Several parts become {"name": "compose",
-    "parts": [...]}. Names and options are not looked up, but those of presets, known by their "/".
-    Raises ValueError for what is not written like this.
+    Numbers are converted to int or float. A composition becomes {"name": "compose", "parts":
+    [...]}. Names and options are not checked, except for presets, recognised by their "/".
+    Raises ValueError for invalid syntax.
     """
     parts = [_part(part.strip()) for part in text.split("+")]
     return parts[0] if len(parts) == 1 else {"name": "compose", "parts": parts}
 
 
-def outside(text: str) -> bool:
-    """Whether something of a text is of a module outside of this package."""
+def is_external(text: str) -> bool:
+    """Whether any operator in the text is a module outside of this package."""
     return any("." in part.partition(":")[0] for part in text.split("+"))
 
 
 def _part(part: str) -> dict[str, Any]:
-    """One operator of a text."""
+    """One operator."""
     name, colon, options = part.partition(":")
     if not name.strip():
         raise ValueError("the name of an operator is missing")

@@ -1,17 +1,19 @@
-"""Does the model repeat its training images? Each sample beside the nearest one.
+"""Memorisation: compare samples with their nearest training images.
 
-A sample counts as memorised where it is three times nearer to one training image than to the
-next one, in pixels (Yoon et al., 2023; arXiv:2310.02664). Mirrored images count as the same.
+A sample counts as memorised if its nearest training image is three times closer than the second
+nearest, in pixel space (Yoon et al., 2023; arXiv:2310.02664). Mirror images count as the same.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from vitdiff_jax.data import gather
 from vitdiff_jax.data.pipeline import Source
-from vitdiff_jax.interop.images import grid
+from vitdiff_jax.interop.sheets import Sheet
 
 RATIO = 1 / 3
 BATCH = 64
@@ -19,9 +21,9 @@ BATCH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Nearest:
-    """For each of N samples: the nearest training image, and two root-mean-square distances [N].
+    """For each of N samples the nearest training image, and two root-mean-square distances [N].
 
-    Distances are in grey levels (0 to 255): to the nearest and to the second nearest image.
+    Distances to the nearest and second nearest image, in grey levels (0 to 255).
     """
 
     images: np.ndarray
@@ -30,18 +32,18 @@ class Nearest:
 
     @property
     def memorised(self) -> np.ndarray:
-        """Which samples are copies [N]."""
+        """Which samples are memorised [N]."""
         return self.first < RATIO * self.second
 
 
 def compare(samples: np.ndarray, source: Source) -> Nearest:
-    """Search all of `source` for the images nearest to samples uint8 [N, H, W, C].
+    """Search `source` for the images nearest to the samples, uint8 [N, H, W, C].
 
-    Each process searches a part of it.
+    The search is distributed over the processes.
     """
     processes, count = jax.process_count(), len(samples)
     mine = np.array_split(np.arange(len(source)), processes)[jax.process_index()]
-    found = gather.gathered(_search(samples, source, mine), processes * count)
+    found = gather.allgather(_search(samples, source, mine), processes * count)
     images, nearest, second = (a.reshape(processes, count, *a.shape[1:]) for a in found)
     where = nearest.argmin(0)
     both = np.sort(np.concatenate([nearest, second]), 0)  # [2 processes, N]
@@ -52,7 +54,7 @@ def compare(samples: np.ndarray, source: Source) -> Nearest:
 def _search(
     samples: np.ndarray, source: Source, which: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The nearest of some images [N, H, W, C], squared distances [N] to it and to the next one."""
+    """The nearest images [N, H, W, C], and the two smallest squared distances [N] each."""
     count = len(samples)
     flat = samples.reshape(count, -1).astype(np.float32)
     mirrored = samples[:, :, ::-1].reshape(count, -1).astype(np.float32)
@@ -75,15 +77,19 @@ def _squares(samples: np.ndarray, images: np.ndarray) -> np.ndarray:
     return (samples**2).sum(1, keepdims=True) + (vectors**2).sum(1) - 2 * products
 
 
-def picture(samples: np.ndarray, nearest: Nearest) -> np.ndarray:
-    """Pairs side by side, sample left and training image right, the likeliest copies first."""
+def sheet(samples: np.ndarray, nearest: Nearest, names: Sequence[str] = (), **about: Any) -> Sheet:
+    """Pairs side by side, sample left and training image right, the likeliest copies first.
+
+    names: the class of each sample.
+    """
     order = np.argsort(nearest.first / np.maximum(nearest.second, 1e-6))
-    pairs = np.concatenate([samples[order], nearest.images[order]], 2)  # [N, H, 2W, C]
-    return grid(pairs, max(1, int(np.ceil(np.sqrt(len(pairs) / 2)))))
+    pairs = np.stack([samples, nearest.images], 1)[order]  # [N, 2, H, W, C]
+    columns = max(1, int(np.ceil(np.sqrt(len(pairs) / 2))))
+    return Sheet("nearest", pairs, columns, [names[int(i)] for i in order] if names else (), about)
 
 
-def verdict(nearest: Nearest) -> str:
-    """One line for a person."""
+def summary(nearest: Nearest) -> str:
+    """A one-line summary for the log."""
     copies = int(nearest.memorised.sum())
     return (
         f"{copies} of {len(nearest.first)} samples look like copies of a training image"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitdiff_jax.data import pictures
+from vitdiff_jax.data import image_files
 from vitdiff_jax.data.files import Folder
 from vitdiff_jax.data.pipeline import DataError
 
@@ -48,7 +48,7 @@ def stored(images, kind, home):
 def test_every_image_once_in_order_from_any_place_on(images, tmp_path, kind, channels):
     """`first` is where an interrupted measurement goes on; the last batch is smaller."""
     images = images[..., :channels]
-    found = pictures.open_pictures(stored(images, kind, tmp_path), "--samples")
+    found = image_files.open_images(stored(images, kind, tmp_path), "--samples")
     assert (len(found), found.shape, found.lossy) == (COUNT, (5, 4, channels), False)
     assert f"{COUNT} " in found.origin
     for first in (0, 2, 3, COUNT):
@@ -61,7 +61,7 @@ def test_every_image_once_in_order_from_any_place_on(images, tmp_path, kind, cha
 @pytest.mark.parametrize("processes", [2, 3, 5])
 @pytest.mark.parametrize("kind", ["folder", "npz"])
 def test_processes_share_each_batch(images, tmp_path, kind, processes):
-    found = pictures.open_pictures(stored(images, kind, tmp_path), "--samples")
+    found = image_files.open_images(stored(images, kind, tmp_path), "--samples")
     shares = [found.read(4, 1, process, processes) for process in range(processes)]
     for batch, *parts in zip(found.read(4, 1), *shares, strict=True):
         side_by_side = np.concatenate(parts)
@@ -73,7 +73,8 @@ def test_what_is_no_picture_or_hidden_is_left_out(images, tmp_path):
     home = stored(images, "folder", tmp_path)
     (home / "about.txt").write_text("?")
     (home / ".hidden.png").write_text("?")
-    assert pictures.open_pictures(home, "--samples").names == [f"{i:03d}.png" for i in range(COUNT)]
+    found = image_files.open_images(home, "--samples")
+    assert found.names == [f"{i:03d}.png" for i in range(COUNT)]
 
 
 @pytest.mark.parametrize("name", ["000.jpg", "999.JPEG", "500.webp"])
@@ -81,26 +82,26 @@ def test_one_file_with_loss_is_enough_to_say_so(images, tmp_path, name):
     home = stored(images, "folder", tmp_path)
     kind = "WEBP" if name.endswith("webp") else "JPEG"
     (home / name).write_bytes(encoded(images[0], kind))
-    assert pictures.open_pictures(home, "--samples").lossy
+    assert image_files.open_images(home, "--samples").lossy
 
 
 def test_all_are_of_the_first_ones_colour(images, tmp_path):
     """A grey picture among colours is one with three equal channels."""
     home = stored(images, "folder", tmp_path)
     (home / "003.png").write_bytes(encoded(images[3, :, :, :1]))
-    (part,) = pictures.open_pictures(home, "--samples").read(COUNT)
+    (part,) = image_files.open_images(home, "--samples").read(COUNT)
     np.testing.assert_array_equal(part[3], images[3, :, :, :1].repeat(3, -1))
 
 
 def test_another_size_is_refused_with_both_names(images, tmp_path):
     home = stored(images, "folder", tmp_path)
     (home / "005.png").write_bytes(encoded(images[5].transpose(1, 0, 2)))
-    found = pictures.open_pictures(home, "--samples").read(3)
+    found = image_files.open_images(home, "--samples").read(3)
     next(found)
     with pytest.raises(DataError) as caught:
         next(found)
     assert str(caught.value).startswith(
-        f"{home}: 005.png has 5x4 pixels, but 000.png has 4x5; all must be of one size"
+        f"{home}: 005.png has 5x4 pixels, but 000.png has 4x5; all must have one size"
     )
 
 
@@ -110,16 +111,16 @@ def test_a_broken_picture_is_named(images, tmp_path, name):
     home = stored(images, "folder", tmp_path)
     (home / name).write_bytes((home / name).read_bytes()[:40])
     with pytest.raises(DataError, match=f"{name}: "):
-        list(pictures.Files(Folder(home)).read(3))
+        list(image_files.Files(Folder(home)).read(3))
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(DataError, match="no images in it"):
-        pictures.open_pictures(tmp_path, "--samples")
-    with pytest.raises(DataError, match="there is no such folder or zip file"):
-        pictures.open_pictures(tmp_path / "none", "--samples")
+    with pytest.raises(DataError, match="contains no images"):
+        image_files.open_images(tmp_path, "--samples")
+    with pytest.raises(DataError, match="no such folder or zip file"):
+        image_files.open_images(tmp_path / "none", "--samples")
     with pytest.raises(OSError, match=r"none\.npz"):
-        pictures.open_pictures(tmp_path / "none.npz", "--samples")
+        image_files.open_images(tmp_path / "none.npz", "--samples")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -127,7 +128,7 @@ def test_an_npz_may_be_packed_and_hold_other_arrays(images, tmp_path, packed):
     """ADM's files of samples have their labels in arr_1."""
     path = tmp_path / "images.npz"
     (np.savez_compressed if packed else np.savez)(path, images, np.arange(COUNT))
-    (part,) = pictures.Npz(path).read(COUNT)
+    (part,) = image_files.Npz(path).read(COUNT)
     np.testing.assert_array_equal(part, images, strict=True)
 
 
@@ -148,19 +149,19 @@ def test_an_npz_may_be_packed_and_hold_other_arrays(images, tmp_path, packed):
 def test_other_arrays_are_refused(images, tmp_path, change):
     np.savez(tmp_path / "images.npz", arr_0=change(images))
     with pytest.raises(DataError, match=r"images\.npz: arr_0 is .*, not uint8 \[N, height, width"):
-        pictures.open_pictures(tmp_path / "images.npz", "--samples")
+        image_files.open_images(tmp_path / "images.npz", "--samples")
 
 
 def test_an_npz_without_images(tmp_path):
     np.savez(tmp_path / "images.npz", mu=np.zeros(3))
     with pytest.raises(DataError, match="has no array arr_0 of images"):
-        pictures.open_pictures(tmp_path / "images.npz", "--samples")
+        image_files.open_images(tmp_path / "images.npz", "--samples")
 
 
 def refused(path):
     """The message about an .npz file that is opened and read to its end."""
     with pytest.raises(DataError) as caught:
-        list(pictures.Npz(path).read(2))
+        list(image_files.Npz(path).read(2))
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
 
@@ -193,10 +194,10 @@ def test_fewer_pixels_than_the_header_says(images, tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("arr_0.npy", header.getvalue() + images.tobytes())
     with pytest.raises(DataError, match=f"ends in image {COUNT}"):
-        list(pictures.Npz(path).read(3))
+        list(image_files.Npz(path).read(3))
 
 
 def test_a_path_that_is_a_folder_called_npz(tmp_path):
     (tmp_path / "images.npz").mkdir()
     with pytest.raises((DataError, OSError)):
-        pictures.open_pictures(pathlib.Path(tmp_path / "images.npz"), "--samples")
+        image_files.open_images(pathlib.Path(tmp_path / "images.npz"), "--samples")
