@@ -220,6 +220,7 @@ def test_a_denoiser_that_looks_further_does_notice():
     assert abs(tiled(lambda _: denoise, tiling)(x, t) - denoise(x, t)).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tiling", "batch"),
     covering(itertools.product([TILINGS[-2], TILINGS[0]], [None, 4])),

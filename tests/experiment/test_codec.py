@@ -263,6 +263,7 @@ def test_the_way_of_an_image_is_decoded_too(trained, params):
     assert abs(pixels_of(decoded(params, noise)) - way[:, 0]).max() <= 1
 
 
+@pytest.mark.slow
 def test_without_the_autoencoder_there_are_latents_only(trained):
     none = "--config.latent.autoencoder="
     missing = "config.latent.autoencoder: required to decode the samples of this latent model"

@@ -502,6 +502,7 @@ def test_what_is_asked_for_stands_over_what_heldout_images_have(learner):
         np.testing.assert_array_equal(sheet[:, :50], grid[:, :50])
 
 
+@pytest.mark.slow
 def test_a_restorer_from_python(quick):
     """With hints, with none, and with hints of another shape."""
     flag, workdir = quick

@@ -119,6 +119,7 @@ def test_the_config_chooses_the_width(workdir):
     assert row.which_ema() == {"ema": None, "ema_width": 0.07}
 
 
+@pytest.mark.slow
 def test_a_sweep_over_widths(workdir):
     flags = ["--config.evaluate.sweep.ema_width=(0.05,0.08)"]
     config = config_lib.read(workdir / "config.json", flags)
@@ -128,6 +129,7 @@ def test_a_sweep_over_widths(workdir):
     assert dataclasses.replace(first, ema_width=0.08) == second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -102,6 +102,7 @@ def test_a_ready_vm_is_reused(cloud):
     assert cloud.plans == []  # nothing is created
 
 
+@pytest.mark.slow
 def test_a_vm_in_creation_is_waited_for(cloud):
     waits = ["WAITING_FOR_RESOURCES"] * 3 + ["PROVISIONING", "ACTIVE"]
     cloud.set(request="ACCEPTED", queue=waits)
@@ -111,6 +112,7 @@ def test_a_vm_in_creation_is_waited_for(cloud):
     assert done.stderr.count("WAITING_FOR_RESOURCES; waiting") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", quick(["PREEMPTED"], ["PREEMPTED", "TERMINATED", None]))
 def test_a_dead_vm_is_made_anew(cloud, state):
     cloud.set(request="ACTIVE", node=state)
@@ -134,6 +136,7 @@ def test_a_stopped_vm_is_left_alone(cloud):
     assert cloud.verbs == LOOK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("event", "during"),
     only(
@@ -205,6 +208,7 @@ def test_all_workers_count(cloud, codes, end):
     assert len(cloud.programs) == (4 if 75 in codes else 2)
 
 
+@pytest.mark.slow
 def test_an_earlier_run_is_stopped_first(cloud):
     """Ctrl-C leaves the program going; two of them would fight for the TPU."""
     cloud.ready()

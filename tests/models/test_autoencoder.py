@@ -76,6 +76,7 @@ def test_the_default_is_stable_diffusions():
     assert abs(count / 83.65e6 - 1) < 1e-3
 
 
+@pytest.mark.slow
 def test_latents_are_scaled_in_here_alone():
     """With another factor the same network has the same images, and latents that much larger."""
     weights, factor = variables(), Autoencoder().scaling_factor
@@ -104,6 +105,7 @@ def test_log_variances_stay_finite():
     assert (abs(found[..., 2:]) < 20).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", quick({"decode"}, ["encode", "decode"]))
 def test_bfloat16_is_close(method):
     """bf16 has 8 bits: products are off by 0.4 %, and outputs by a few of these."""

@@ -286,6 +286,7 @@ def test_tokens_after_a_text_are_not_looked_at():
     assert (moved(1) > 0).tolist() == [False, True, False]
 
 
+@pytest.mark.slow
 def test_vectors_of_zeros_are_not_looked_at():
     cond, weights = told("label", "embedding"), params("label", "embedding")
     longer = cond | {"embedding": jnp.pad(cond["embedding"], [(0, 0), (0, 3), (0, 0)])}

@@ -122,7 +122,7 @@ def test_all_are_found():
     assert {shape_of(denoiser(name)) for name in TINY} == {SHAPE}
 
 
-@each
+@pytest.mark.parametrize("name", quick({"vit", "dit"}, DENOISERS))
 @pytest.mark.parametrize(
     ("told", "options"),
     [

@@ -50,6 +50,7 @@ def test_nothing_to_itself_and_as_far_back_as_there(distance, photo):
     np.testing.assert_allclose(there, there[::-1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_noise(distance, photo):
     noise = np.random.default_rng(0).standard_normal(middle(photo).shape)
     found = distance(*rows_of(photo, lambda i: middle(photo) + 0.02 * 2**i * noise))

@@ -124,6 +124,7 @@ def test_time_is_waves_cosines_first():
     np.testing.assert_allclose(found, wanted, atol=3e-4)  # 999 in float32 is 6e-5 wide
 
 
+@pytest.mark.slow
 def test_final_convolution_mixes_neighbouring_patches():
     """With blocks that are the identity a pixel reaches one pixel beyond its patch, no farther."""
     params = leaves(tiny_params("none"))

@@ -447,6 +447,7 @@ def exports(workdir, *given):
     return max((workdir / "export").iterdir(), key=lambda path: path.stat().st_mtime_ns)
 
 
+@pytest.mark.slow
 def test_an_exported_average_is_that_average_and_comes_back(trained, tmp_path):
     """Its parameters bit by bit, its network, its config, its licence."""
     path = exports(trained)
@@ -520,6 +521,7 @@ def test_what_was_imported_goes_out_as_it_came(copy_of, name):
     assert about["licence"] == f"{module.LICENCE}\n\nFrom {module.SOURCE}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "message"),
     [

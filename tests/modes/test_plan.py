@@ -75,6 +75,7 @@ def test_what_does_not_fit_says_so(planned):
     assert "NO: --search looks for a layout that does" in shown
 
 
+@pytest.mark.slow
 def test_a_search_names_the_fastest_that_fits(planned):
     """Here only the state cut by FSDP does; each layout saves memory until it fits or ends."""
     found, shown = planned(

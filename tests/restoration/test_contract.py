@@ -147,7 +147,7 @@ SERVED = [
     for name in METHODS
     if METHODS[name].TRAITS.supports(degraded(degradation))
 ]
-SERVED_FIRST = [("dps", "jpeg"), ("ddrm", "fourier")]
+SERVED_FIRST = [("pnpflow", "hdr"), ("ddrm", "fourier")]
 
 
 @eager

@@ -58,6 +58,7 @@ def edit(denoise, schedule, times, x, keys, image, kept):
     return sdedit.edit(denoise, schedule, times, jnp.broadcast_to(image, x.shape), keys, kept)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @one_schedule
 def test_moments_on_gaussian_images(schedule):

@@ -123,6 +123,7 @@ def test_a_checkpoint_without_its_last_file_is_none(server):
     test_checkpoint.assert_holds(checkpoints, 30)
 
 
+@pytest.mark.slow
 def test_damage_is_noticed_and_set_aside(server):
     home = paths.resolve("s3://bucket/damaged")
     test_checkpoint.save(home, 10, 20)

@@ -126,11 +126,10 @@ def _gallery(frames: Mapping[str, Found], some: str = "") -> Gallery:
         when, left_out = _when(newest.sheet), _left_out(newest)
     for name, found in frames.items():
         alt = f"{what}, {name}" if series else what
-        known.append(
-            Frame([Band(dataclasses.replace(found, alt=alt))], name)
-            if isinstance(found, Picture)
-            else layout.frame(newest.layout, found.cells, alt, name)
-        )
+        if isinstance(found, Picture):
+            known.append(Frame([Band(dataclasses.replace(found, alt=alt))], name))
+        elif isinstance(newest, Shown):  # all of a series are of one kind
+            known.append(layout.frame(newest.layout, found.cells, alt, name))
     caption = ", ".join([what, *(["the same noise at each step"] if series else when)])
     return Gallery(known, zoom, caption + left_out + some, label, full)
 

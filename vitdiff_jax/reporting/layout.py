@@ -88,7 +88,8 @@ def arrange(
     spread = half * right < ENOUGH and full > half
     return Layout(
         picked.tolist(), rows, per_band, page.Zoom(zoom, full if spread else half, round(side)),
-        size, spread, [column_names[i] for i in picked] if column_names else (), row_names[:rows],
+        size, spread, [column_names[int(i)] for i in picked] if column_names else (),
+        row_names[:rows],
     )  # fmt: skip
 
 
@@ -161,7 +162,7 @@ def _joined(images: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Images [G, R, H, W, C] as one [R (h + gutter), G (w + gutter), C], gutters transparent."""
     if images.shape[2:4] != size:
         scaled = [
-            np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
+            np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS))
             for image in images.reshape(-1, *images.shape[2:])
         ]
         images = np.stack(scaled).reshape(*images.shape[:2], *size, -1)
