@@ -301,6 +301,7 @@ def frechet(a, b):
     return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca) + np.trace(cb) - 2 * roots.sum()
 
 
+@pytest.mark.slow
 def test_pictures_are_what_is_measured(trained, settings):
     """Samples and held-out images of 8x8x3 numbers each, not latents of 4x4x4."""
     code, out, error = homes.run("--mode=evaluate", f"--workdir={trained}", "--npz")

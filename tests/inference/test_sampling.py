@@ -416,6 +416,7 @@ class Cut:
         return self.model.apply(*arguments)[..., : self.channels]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("floats")
 def test_variances_that_are_not_wanted_are_ignored():
     """As of SiT's published network: loss and samples are those of the first channels."""
@@ -462,6 +463,7 @@ def test_frames_from_noise_to_the_image(schedule, prediction, grid):
     np.testing.assert_allclose(both, way[:, [0, -1]], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("floats")
 def test_frames_between_are_those_of_the_loop():
     """x_t of four Euler steps, each at unit contrast; more frames than steps repeat some."""

@@ -163,7 +163,7 @@ def test_output_has_the_images_shape(name, shape, told, options):
     assert (out.shape, out.dtype) == (out_shape(model, 3, shape), jnp.float32)
 
 
-@each
+@pytest.mark.parametrize("name", quick({"vit", "uvit"}, DENOISERS))
 @pytest.mark.parametrize("told", quick({"all"}, SIZES))
 def test_blank_conditions_fit(name, told):
     """What `init` is given elsewhere has the shapes that the network wants, in any batch."""
@@ -268,7 +268,7 @@ def given_all(name):
     return dict(x=x, time=time) | cond, images
 
 
-@each
+@pytest.mark.parametrize("name", quick({"vit", "unet"}, DENOISERS))
 def test_keys_alone_do_nothing(name):
     """They come in training, also where nothing is dropped."""
     apply = compiled(name, "all", **known(name, dict(dropout=0.0)))
@@ -328,7 +328,9 @@ def test_check_names_the_option(name, option, value, shape, message):
         denoiser(name, **{option: value}).check(shape or shape_of(denoiser(name)))
 
 
-@pytest.mark.parametrize("name", [n for n in DENOISERS if hasattr(DENOISERS[n], "block_counts")])
+@pytest.mark.parametrize(
+    "name", quick(["vit"], [n for n in DENOISERS if hasattr(DENOISERS[n], "block_counts")])
+)
 def test_blocks_are_counted_by_kind(name):
     """So that a plan may compile few of them: every further one of a kind is as large."""
     model, given = denoiser(name, "none"), inputs("none")

@@ -38,6 +38,7 @@ def test_tokens_of_a_text_are_cut_off():
     assert not moved[:, :, :4].any()
 
 
+@pytest.mark.slow
 def test_bytes_after_the_end_of_a_text_are_not_there():
     """A text of half the room, whose other half is masked, is the same text in a smaller room."""
     wide, narrow = (denoiser("dit", conditions={"text": (room,)}) for room in (16, 8))

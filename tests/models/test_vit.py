@@ -34,6 +34,7 @@ def rolled():
     return stacked(tiny_params(**DROPPED), param_shapes(denoiser("vit", scan=True, **DROPPED)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", quick([True], [False, True]))
 def test_dropout_is_in_the_middle_half_of_the_blocks(scan):
     """Blocks 1 and 2 of 4, as in JiT: it changes the images through these and no others."""

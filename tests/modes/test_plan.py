@@ -119,6 +119,7 @@ def test_no_data_are_needed_for_shapes_and_conditions(name, monkeypatch, tmp_pat
     assert experiment.forward_flops() > 0
 
 
+@pytest.mark.slow
 def test_operations_do_not_depend_on_what_computes_attention():
     """What a kernel computes in each of its steps would be counted once, and cuDNN's not at all."""
     counts = []

@@ -111,6 +111,7 @@ def test_a_folder_keeps_its_names_apart(workdir, tmp_path):
         assert pixels(home / name).shape == (16, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "method", "size"),
     [("fourier:share=0.5", "ddnm", 8),

@@ -56,7 +56,7 @@ def masked(name):
 
 
 @eager
-@each_method
+@pytest.mark.parametrize("name", quick({"ddnm", "dps", "repaint", "palette"}, METHODS))
 def test_an_image_depends_on_its_own_key_and_measurement_alone(name):
     """The same at any place, beside one of which nothing is known or another of which all is."""
     run, given = masked(name)

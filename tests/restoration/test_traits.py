@@ -88,7 +88,7 @@ MEASURED = [  # every operator that a consistent method serves; one is enough to
     for operator in (OPERATORS if METHODS[name].TRAITS.consistent else ["denoise"])
     if METHODS[name].TRAITS.supports(make(OPERATORS[operator], SHAPE))
 ]
-MEASURED_FIRST = [(name, "average") for name in ("ddnm", "diffpir")]
+MEASURED_FIRST = [("diffpir", "average")]
 MEASURED_FIRST += [("repaint", "mask"), ("dps", "denoise")]
 
 
@@ -121,7 +121,7 @@ def test_the_posterior_of_gaussian_images(name):
 
 
 @eager
-@each_method
+@pytest.mark.parametrize("name", quick({"dps", "pigdm", "ddrm", "pnpflow"}, METHODS))
 def test_gradients_are_declared(name):
     """Whether the method can do without the derivative of the network."""
 

@@ -39,6 +39,7 @@ def assert_traced(workdir, out, names):
     assert f"profile in {workdir / 'profile'}: open it with Perfetto or TensorBoard" in out
 
 
+@pytest.mark.slow
 def test_a_profile_of_some_steps(traced):
     _, workdir, out = traced
     assert_traced(workdir, out, (b"train_step",))

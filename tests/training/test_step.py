@@ -140,7 +140,7 @@ EVERY = dict(
 @pytest.mark.parametrize(
     ("options", "accumulate"),
     [
-        ({}, 1),
+        pytest.param({}, 1, marks=pytest.mark.slow),
         (EVERY, 4),
         pytest.param(EVERY, 1, marks=pytest.mark.slow),
         pytest.param(dict(label_dropout=1.0), 4, marks=pytest.mark.slow),
