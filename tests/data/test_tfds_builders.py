@@ -209,7 +209,7 @@ def test_train_and_sample(prepared, trained, name, wish, count):
     lines = [line for line in said.splitlines() if line.startswith("data: ")]
     assert len(lines) == 1
     assert f"({count} images, " in lines[0]
-    assert lines[0].endswith(f" from {folder.parent}")
+    assert f" from {folder.parent}; 16x16x3, conditions: " in lines[0]
     assert "finished at step 3" in said
     (line,) = (
         json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()

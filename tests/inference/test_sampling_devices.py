@@ -39,14 +39,14 @@ def drawn(tmp_path_factory):
     for devices in (1, 4):
         environment = tiny.environment(devices)
         environment["XLA_FLAGS"] += (
-            f" --xla_dump_to={home / str(devices)} --xla_dump_hlo_module_re=jit_draw$"
+            f" --xla_dump_to={home / str(devices)} --xla_dump_hlo_module_re=jit_sample_batch$"
         )
         path = home / f"{devices}.npz"
         command = [sys.executable, "-m", "tests.inference.test_sampling_devices", path]
         subprocess.run(command, cwd=tiny.REPOSITORY, env=environment, check=True, timeout=300)
         with np.load(path) as file:
             found[devices] = dict(file)
-    texts = sorted((home / "4").glob("*jit_draw*after_optimizations.txt"))
+    texts = sorted((home / "4").glob("*jit_sample_batch*after_optimizations.txt"))
     assert len(texts) == len(CASES)
     return found, [path.read_text() for path in texts]
 

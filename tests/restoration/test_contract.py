@@ -187,6 +187,7 @@ def parameterised(schedule, denoise):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("x64")
 @eager
 @each_method
 def test_the_same_through_every_parameterisation(name):

@@ -390,10 +390,10 @@ def test_training_goes_on_before_the_damage(damaged, config, unbroken, capsys):
 
 @slow
 def test_where_nothing_more_can_be_written_what_was_saved_stays(trained, tmp_path, config, capsys):
-    """Files of 8 KiB at most stand in for a full disk: Orbax meets the same kind of error."""
+    """Files of 12 KiB at most stand in for a full disk: Orbax meets the same kind of error."""
     workdir = shutil.copytree(trained, tmp_path / "run")
     flags = [config, f"--workdir={workdir}", "--config.train.steps=35"]
-    limit = ["bash", "-c", 'ulimit -f 8; exec "$@"', "-"]
+    limit = ["bash", "-c", 'ulimit -f 12; exec "$@"', "-"]
     limited = subprocess.run(
         [*limit, sys.executable, "-m", "vitdiff_jax.main", *flags],
         cwd=tiny.REPOSITORY, env=tiny.environment(), capture_output=True, text=True, timeout=240,

@@ -139,7 +139,7 @@ def test_damage_in_a_bucket_is_noticed_and_set_aside(run, server):
     checkpoints = Checkpoints(home, keep=9, report=said.append)
     assert checkpoints.newest(set_aside=True) == 50
     assert len(said) == 1
-    assert said[0].startswith("checkpoint 60 is damaged (1 of ")
+    assert said[0].startswith("checkpoint 60 is damaged (checksum mismatch in 1 of ")
     assert named(home) == ["40", "50", "60.damaged"]
     assert checkpoints.meta(50)["shape"] == [8, 8, 1]
     checkpoints.close()

@@ -56,7 +56,7 @@ def train(
         mesh = parallel.make_mesh(config.parallel.fsdp)
     _check_devices(config, dataset)
     watch = monitor.Monitor(config, workdir, dataset, experiment, mesh)
-    _open_workdir(workdir, config, dataset, experiment.image_shape)
+    _open_workdir(workdir, config)
     logs.say("\n".join(summary.lines(config, workdir, dataset, experiment)))
     checkpoints = Checkpoints(
         workdir / "checkpoints",
@@ -100,18 +100,12 @@ def _check_devices(config: ConfigDict, dataset: pipeline.Dataset) -> None:
         )
 
 
-def _open_workdir(
-    workdir: epath.Path, config: ConfigDict, dataset: pipeline.Dataset, shape: tuple[int, ...]
-) -> None:
-    """Create the workdir, config.json and data.json; reject one of another config, or read-only."""
+def _open_workdir(workdir: epath.Path, config: ConfigDict) -> None:
+    """Create the workdir with its config.json; reject one of another config, or read-only."""
     model_lib.check_config(workdir, config)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         config_lib.save(config, workdir / "config.json")
-        known = {"images": len(dataset.train), "heldout": len(dataset.heldout), "shape": shape}
-        for key, condition in (("classes", "label"), ("attributes", "attributes")):
-            known |= {key: len(dataset.conditions.get(condition, ())) or None}
-        tables.write(workdir / "data.json", known)
 
 
 class Run:
@@ -142,6 +136,7 @@ class Run:
     def train(self, stop: StopRequest, monitor: monitor.Monitor, profile: profiling.Profile) -> str:
         """Train until config.train.steps or a signal."""
         state, steps = self.state(), self.config.train.steps
+        self._describe_data()  # only now: the data fit the checkpoint
         start = int(state.step)
         if start >= steps:
             logs.say(
@@ -159,6 +154,15 @@ class Run:
             return self._loop(state, start, steps, metrics, stop, monitor, profile)
         finally:
             metrics.close()
+
+    def _describe_data(self) -> None:
+        """Write data.json, for the report."""
+        data, shape = self.dataset, self.experiment.image_shape
+        known = {"images": len(data.train), "heldout": len(data.heldout), "shape": shape}
+        for key, condition in (("classes", "label"), ("attributes", "attributes")):
+            known |= {key: len(data.conditions.get(condition, ())) or None}
+        if jax.process_index() == 0:
+            tables.write(self.workdir / "data.json", known)
 
     def _loop(self, state, start, steps, metrics, stop, monitor, profile) -> str:
         """The loop; metrics are read one step late, so that the device never waits for the host."""
