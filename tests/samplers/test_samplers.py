@@ -201,8 +201,8 @@ def test_compiled_alone_is_the_same(name):
     with jax.disable_jit():
         found, (path,) = recorded(name, schedule, times, x, k)
     alone, (steps,) = jax.jit(lambda x, k: recorded(name, schedule, times, x, k))(x[:1], k[:1])
-    np.testing.assert_allclose(alone, found[:1], atol=1e-5)
-    np.testing.assert_allclose(steps, path[:, :1], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(alone, found[:1], atol=1e-9)
+    np.testing.assert_allclose(steps, path[:, :1], rtol=1e-9, atol=1e-9)
 
 
 def test_nothing_is_recorded_without_request():
