@@ -201,4 +201,4 @@ def test_the_same_through_every_parameterisation(name):
         noise_std=0.1,
     ))  # fmt: skip
     assert np.isfinite(found).all()
-    np.testing.assert_allclose(found, found[:1].repeat(count, 0), atol=1e-5)
+    np.testing.assert_allclose(found, found[:1].repeat(count, 0), atol=1e-6)
