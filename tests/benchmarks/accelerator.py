@@ -77,7 +77,7 @@ def random_batch(shapes):
     return {name: values(name, a) for name, a in shapes.items()}
 
 
-def ours(given: str, trace: pathlib.Path | None) -> None:
+def ours(given: str) -> None:
     """Measure a step of ours and print a line."""
     import jax
 
@@ -103,10 +103,6 @@ def ours(given: str, trace: pathlib.Path | None) -> None:
         jax.block_until_ready(state)
 
     seconds, least, most = timed(step, finish)
-    if trace is not None:
-        with jax.profiler.trace(str(trace)):
-            step()
-            finish()
     flops = 3 * experiment.forward_flops() * config.train.batch / mesh.size
     peak = chips.peak_flops(jax.devices()[0].device_kind) or np.nan
     memory = compiled.memory_analysis()
@@ -179,14 +175,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--step", action="append", default=[], help="config:images[,key=value...]")
     parser.add_argument("--pytorch", type=int, help="images of a step of PyTorch's")
-    parser.add_argument("--trace", type=pathlib.Path, help="folder for profiles of a step")
     arguments = parser.parse_args()
     if arguments.step:
         import jax
 
         print(f"jax {jax.__version__}, {jax.device_count()} x {jax.devices()[0].device_kind}")
-    for number, given in enumerate(arguments.step):
-        ours(given, arguments.trace and arguments.trace / str(number))
+    for given in arguments.step:
+        ours(given)
     if arguments.pytorch:
         pytorch(arguments.pytorch)
 

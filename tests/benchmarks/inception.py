@@ -3,20 +3,17 @@
     python tests/benchmarks/inception.py [--rounds 5]
 
 Both get the same 256x256 images in batches of 32, random weights, and give the last pool; ours also
-the logits and the map for sFID. Each has a process of its own; they take turns, so that whatever
-else the machine does hits both. Medians are printed, and the fastest.
+the logits and the map for sFID. Each has a process of its own; they take turns (`turns.py`).
+Medians are printed, and the fastest.
 """
 
 import argparse
-import multiprocessing
-import os
 import statistics
-import time
 
 import numpy as np
+import turns
 
-BATCH, SIDE, CALLS = 32, 256, 2
-PAUSE = 0.3  # PyTorch's threads spin for a while after their last work
+BATCH, SIDE = 32, 256
 
 
 def images() -> np.ndarray:
@@ -25,7 +22,6 @@ def images() -> np.ndarray:
 
 def ours():
     """Through `Network`, as metrics do."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
     import jax.numpy as jnp
 
@@ -37,7 +33,7 @@ def ours():
     model, batch = Inception(), Batch(images())
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 299, 299, 3)))
     network = Network("random", "", model.apply, params, parallel.make_mesh())
-    return lambda: network(batch)
+    return "ours", {"pool": lambda: network(batch)}
 
 
 def pytorch_fid():
@@ -54,19 +50,7 @@ def pytorch_fid():
         with torch.no_grad():
             return model(batch)[0].numpy()
 
-    return run
-
-
-def serve(make, pipe) -> None:
-    """Time calls on request, in a process of its own."""
-    run = make()
-    run()
-    pipe.send(None)
-    while pipe.recv():
-        start = time.perf_counter()
-        for _ in range(CALLS):
-            run()
-        pipe.send(CALLS * BATCH / (time.perf_counter() - start))
+    return "pytorch_fid", {"pool": run}
 
 
 def main() -> None:
@@ -74,22 +58,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # as main; for both
-    context, pipes, found = multiprocessing.get_context("spawn"), {}, {}
-    workers: list = []
-    for make in (ours, pytorch_fid):
-        pipes[make.__name__], end = context.Pipe()
-        workers.append(context.Process(target=serve, args=(make, end)))
-        workers[-1].start()
-        pipes[make.__name__].recv()
-    for _ in range(rounds):
-        for name, pipe in pipes.items():
-            time.sleep(PAUSE)
-            pipe.send(True)
-            found.setdefault(name, []).append(pipe.recv())
-    for pipe, worker in zip(pipes.values(), workers):
-        pipe.send(False)
-        worker.join()
+    measured = turns.measure({"ours": ours, "pytorch_fid": pytorch_fid}, rounds)
+    found = {side: [BATCH / wall for wall, _ in times] for (_, side), times in measured.items()}
     for name, rates in found.items():
         print(f"{name}: median {statistics.median(rates):.1f} images/s, best {max(rates):.1f}")
     ratio = statistics.median(found["ours"]) / statistics.median(found["pytorch_fid"])

@@ -13,36 +13,29 @@ memory; "dps, kept" keeps what the forward pass computed, as PyTorch does.
 In deepinv's favour: its parameters need no gradients, images are float32 and not its default of
 float64, and DiffPIR is told the noise beforehand, else it makes a table anew in each call.
 
-Each library has a process of its own, see `train_step.py`, and they take turns. On a machine that
+Each library has a process of its own, and they take turns (`turns.py`). On a machine that
 does other things, read the processor times of one core (`taskset -c 0 python ...`): threads of
 PyTorch wait for each other at every layer, and with a core short it takes many times as long.
 """
 
 import argparse
 import functools
-import multiprocessing
 import os
-import pathlib
 import statistics
-import sys
 import time
 from typing import Any
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # as PyTorch here
-os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # as vitdiff_jax.main; for both
+import turns  # isort: skip - sets the platform and the path
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from vitdiff_jax import restoration  # noqa: E402 - needs the path above
-from vitdiff_jax.diffusion.process import Process  # noqa: E402
-from vitdiff_jax.diffusion.schedules import LinearVP  # noqa: E402
-from vitdiff_jax.interop import families  # noqa: E402
-from vitdiff_jax.models import vit  # noqa: E402
-from vitdiff_jax.operators.mask import Mask  # noqa: E402
+from vitdiff_jax import restoration
+from vitdiff_jax.diffusion.process import Process
+from vitdiff_jax.diffusion.schedules import LinearVP
+from vitdiff_jax.interop import families
+from vitdiff_jax.models import vit
+from vitdiff_jax.operators.mask import Mask
 
 SHAPE, SHARE, NOISE = (32, 32, 3), 0.7, 0.1
 SIZE = dict(patch=4, width=128, depth=4, heads=4, bottleneck=64, class_tokens=0)
@@ -51,10 +44,6 @@ SCHEDULE = LinearVP()
 LEVELS = (0.02, 0.2, 0.5, 0.9, 1.0)
 """Times at which the networks are compared."""
 TOLERANCE = 1e-4
-Times = list[tuple[float, float]]
-"""Seconds, and seconds of processor time, of each measurement."""
-PAUSE = 0.3
-"""Seconds between two measurements: PyTorch's threads spin for a while after their last work."""
 
 
 def known() -> np.ndarray:
@@ -239,17 +228,12 @@ class Theirs:
         return self.counts[0], self.counts[1]
 
 
-def serve(make, weights, steps: int, batches: list[int], pipe) -> None:
-    """In a process of its own: time what the pipe asks for, until it asks for None."""
+def started(make, weights, steps: int, batches: list[int]):
+    """What one side says of itself: all that `check` looks at; and its runs."""
     side = make(weights, steps, batches)
     finite = {key: bool(np.isfinite(run()).all()) for key, run in side.runs.items()}
     calls = {method: side.calls(method) for method in METHODS}
-    pipe.send((side.name, side.denoised(), finite, calls, side.compiling))
-    for key in iter(pipe.recv, None):
-        side.runs[key]()  # not timed, it wakes threads
-        start, busy = time.perf_counter(), time.process_time()
-        side.runs[key]()
-        pipe.send((time.perf_counter() - start, time.process_time() - busy))
+    return (side.name, side.denoised(), finite, calls, side.compiling), side.runs
 
 
 def weights_of_both() -> tuple[Any, Any]:
@@ -261,34 +245,17 @@ def weights_of_both() -> tuple[Any, Any]:
     return families.from_torch("jit", state, size=SHAPE[:2])[1], state
 
 
-def start(steps: int, batches: list[int]) -> tuple[dict, dict, list]:
-    """Both processes: pipes and what they say of themselves, by "ours" and "deepinv"."""
-    context, pipes, about, workers = multiprocessing.get_context("spawn"), {}, {}, []
-    for side, make, weights in zip(("ours", "deepinv"), (Ours, Theirs), weights_of_both()):
-        pipes[side], end = context.Pipe()
-        workers.append(
-            context.Process(target=serve, args=(make, weights, steps, batches, end), daemon=True)
-        )
-        workers[-1].start()
-        end.close()  # so that a dead worker is an EOFError here, not silence
-        about[side] = pipes[side].recv()
-        print(about[side][0])
-    return pipes, about, workers
-
-
-def check(about: dict) -> None:
-    """Refuse to time networks that differ, results that are not finite and other calls."""
-    ours, theirs = about["ours"][1], about["deepinv"][1]
+def check(*about) -> None:
+    """Refuse to time networks that differ and results that are not finite; print the rest."""
+    ours, theirs = (denoised for _, denoised, *_ in about)
     away = np.abs(ours - theirs).max() / np.abs(theirs).max()
     print(f"the networks differ by {away:.1e} of the largest output")
     if not away < TOLERANCE:
         raise SystemExit(f"error: more than {TOLERANCE}: these are two networks")
-    for side, (_, _, finite, _, _) in about.items():
+    for name, _, finite, calls, compiling in about:
         if not all(finite.values()):
-            raise SystemExit(f"error: {side} gives what is not finite: {finite}")
-    for method in METHODS:
-        ours, theirs = (about[side][3][method] for side in ("ours", "deepinv"))
-        print(f"{method}: network calls and gradients, ours {ours}, deepinv {theirs}")
+            raise SystemExit(f"error: {name} gives what is not finite: {finite}")
+        print(f"{name}: network calls and gradients {calls}; compiled in seconds {compiling}")
 
 
 def main() -> None:
@@ -301,23 +268,17 @@ def main() -> None:
     load = f", load {os.getloadavg()[0]:.1f}"
     cores = len(os.sched_getaffinity(0))
     print(f"{cores} cores{load}; {args.steps} steps, {args.rounds} rounds; {SHAPE} {SIZE}")
-    pipes, about, workers = start(args.steps, args.batches)
-    check(about)
-    keys = [(method, batch) for method in METHODS for batch in args.batches]
-    seconds: dict = {(key, side): [] for key in keys for side in pipes}
-    for _ in range(args.rounds):
-        for key, side in seconds:
-            time.sleep(PAUSE)
-            pipes[side].send(key)
-            seconds[key, side].append(pipes[side].recv())
-    for pipe, worker in zip(pipes.values(), workers):
-        pipe.send(None)
-        worker.join()
-    for key in keys:
-        report(key, *(seconds[key, side] for side in pipes), about["ours"][4][key])
+    sides = {
+        side: functools.partial(started, make, weights, args.steps, args.batches)
+        for side, make, weights in zip(("ours", "deepinv"), (Ours, Theirs), weights_of_both())
+    }
+    times = turns.measure(sides, args.rounds, check)
+    for method in METHODS:
+        for batch in args.batches:
+            report((method, batch), *(times[(method, batch), side] for side in sides))
 
 
-def report(key: tuple[str, int], ours: Times, theirs: Times, compiling: float) -> None:
+def report(key: tuple[str, int], ours: turns.Times, theirs: turns.Times) -> None:
     """A line: milliseconds an image, medians and ranges, and how many times faster ours is."""
     method, batch = key
 
@@ -332,8 +293,7 @@ def report(key: tuple[str, int], ours: Times, theirs: Times, compiling: float) -
     ]
     print(
         f"{method:9} batch {batch}: an image takes ours {text(wall)}, deepinv {text(their_wall)}:"
-        f" {ratios[0]:.2f} times as fast, {ratios[1]:.2f} in processor time; ours compiled in"
-        f" {compiling:.1f} s"
+        f" {ratios[0]:.2f} times as fast, {ratios[1]:.2f} in processor time"
     )
 
 

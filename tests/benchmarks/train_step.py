@@ -9,46 +9,34 @@ of matrix products can reach; our step; and the step of an independent JiT in ea
 (`tests/parity/jit_torch.py`). Medians are printed, and the fastest. A script and not a test: a time
 is no yes or no.
 
-JAX and PyTorch live in a process each, as in real training. In one process they spoil each other's
-memory: once PyTorch had run, our step spent 4 s of CPU time in the kernel instead of 0.9 (2 cores,
-glibc 2.36; half of that went away with malloc's mmap threshold fixed at 128 KiB).
+JAX and PyTorch live in a process each (`turns.py`).
 """
 
 import argparse
 import functools
-import multiprocessing
 import os
-import pathlib
 import statistics
-import sys
-import time
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # as PyTorch here
-os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # as vitdiff_jax.main; for both
+import turns  # isort: skip - sets the platform and the path
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from tests.parity.jit_torch import JiT  # noqa: E402 - needs the path above
-from vitdiff_jax.diffusion import times  # noqa: E402
-from vitdiff_jax.diffusion.process import Process  # noqa: E402
-from vitdiff_jax.diffusion.schedules import RectifiedFlow  # noqa: E402
-from vitdiff_jax.experiment import ema as ema_lib  # noqa: E402
-from vitdiff_jax.models import vit  # noqa: E402
-from vitdiff_jax.runtime import parallel  # noqa: E402
-from vitdiff_jax.training import step as train_step  # noqa: E402
+from tests.parity.jit_torch import JiT
+from vitdiff_jax.diffusion import times
+from vitdiff_jax.diffusion.process import Process
+from vitdiff_jax.diffusion.schedules import RectifiedFlow
+from vitdiff_jax.experiment import ema as ema_lib
+from vitdiff_jax.models import vit
+from vitdiff_jax.runtime import parallel
+from vitdiff_jax.training import step as train_step
 
 BATCH, SHAPE, CLASSES = 32, (32, 32, 3), 1000
 SIZE = dict(patch=4, width=384, depth=12, heads=6, bottleneck=128)
 RATE, DECAY, FLOOR, LABEL_DROPOUT = 2e-4, 0.9999, 0.05, 0.1
 SIDE = 4096
 """Side of the square matrices whose product gives the machine's rate."""
-PAUSE = 0.3
-"""Seconds between two measurements: PyTorch's threads spin for a while after their last work."""
 
 
 def step_flops() -> float:
@@ -132,54 +120,20 @@ def torch_step():
 
 
 def jax_runs():
-    """What the JAX process measures, and what it is: (runs by name, description)."""
+    """What the JAX process is, and what it measures."""
     a = jnp.asarray(np.random.default_rng(0).standard_normal((SIDE, SIDE), np.float32))
     product = jax.jit(jnp.matmul)
     runs = {"product": lambda: product(a, a).block_until_ready(), "step": our_step()}
-    return runs, f"jax {jax.__version__} on {jax.devices()[0].device_kind}"
+    return f"jax {jax.__version__} on {jax.devices()[0].device_kind}", runs
 
 
 def torch_runs():
-    """What the PyTorch process measures, and what it is."""
+    """What the PyTorch process is, and what it measures."""
     torch.set_num_threads(os.cpu_count())
     torch.manual_seed(0)
     a = torch.from_numpy(np.random.default_rng(0).standard_normal((SIDE, SIDE), np.float32))
     runs = {"product": lambda: a @ a, "step": torch_step()}
-    return runs, f"torch {torch.__version__} with {torch.get_num_threads()} threads"
-
-
-def serve(make, pipe) -> None:
-    """In a process of its own: time what the pipe asks for, until it asks for None."""
-    runs, description = make()
-    for run in runs.values():  # compile
-        run()
-    pipe.send(description)
-    for name in iter(pipe.recv, None):
-        runs[name]()  # not timed: in training, a step follows on a step
-        start = time.perf_counter()
-        runs[name]()
-        pipe.send(time.perf_counter() - start)
-
-
-def measure(rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Seconds of (product or step, "ours" or "PyTorch"), `rounds` times in turn."""
-    context, pipes, workers = multiprocessing.get_context("spawn"), {}, []
-    for system, make in (("ours", jax_runs), ("PyTorch", torch_runs)):
-        pipes[system], end = context.Pipe()
-        workers.append(context.Process(target=serve, args=(make, end), daemon=True))
-        workers[-1].start()
-        end.close()  # so that a dead worker is an EOFError here, not silence
-        print(pipes[system].recv())
-    seconds = {(kind, system): [] for kind in ("product", "step") for system in pipes}
-    for _ in range(rounds):
-        for kind, system in seconds:
-            time.sleep(PAUSE)
-            pipes[system].send(kind)
-            seconds[kind, system].append(pipes[system].recv())
-    for pipe, worker in zip(pipes.values(), workers, strict=True):
-        pipe.send(None)
-        worker.join()
-    return seconds
+    return f"torch {torch.__version__} with {torch.get_num_threads()} threads", runs
 
 
 def main() -> None:
@@ -189,7 +143,8 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     flops = {"product": 2 * SIDE**3, "step": step_flops()}
     print(f"{os.cpu_count()} cores, {rounds} rounds; a step is {flops['step'] / 1e9:.1f} GFLOP")
-    seconds = measure(rounds)
+    measured = turns.measure({"ours": jax_runs, "PyTorch": torch_runs}, rounds)
+    seconds = {name: [wall for wall, _ in values] for name, values in measured.items()}
     for (kind, system), values in seconds.items():
         print(f"{kind + ', ' + system:18} {min(values) * 1e3:6.0f} to {max(values) * 1e3:6.0f} ms")
     for title, choose in (("median", statistics.median), ("fastest", min)):
