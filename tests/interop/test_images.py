@@ -137,20 +137,3 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="no space"):
         images.save_png(tmp_path / "a.png", old + 1)
     assert (tmp_path / "a.png").read_bytes() == before
-
-
-def test_a_file_that_is_there_is_replaced(tmp_path):
-    for level in (3, 200):
-        images.save_png(tmp_path / "a.png", np.full((2, 2, 1), level, np.uint8))
-    with Image.open(tmp_path / "a.png") as picture:
-        assert np.asarray(picture).max() == 200
-
-
-def test_npz_is_adms(tmp_path):
-    """One array, arr_0, uint8 NHWC, without pickle: what guided-diffusion's evaluator reads."""
-    given = some(3, 4, 5, 3)
-    images.save_npz(tmp_path / "a.npz", given)
-    with np.load(tmp_path / "a.npz", allow_pickle=False) as stored:
-        assert stored.files == ["arr_0"]
-        np.testing.assert_array_equal(stored["arr_0"], given)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]

@@ -7,7 +7,6 @@ import pytest
 
 from vitdiff_jax.interop import images
 from vitdiff_jax.interop.images import NpzWriter
-from vitdiff_jax.runtime import paths
 
 GIVEN = np.random.default_rng(0).integers(0, 256, (7, 3, 5, 3), np.uint8)
 
@@ -55,17 +54,7 @@ def test_goes_on_after_a_cut(tmp_path, done):
     assert_written(tmp_path / "a.npz")
 
 
-def test_an_interruption_leaves_no_npz(tmp_path):
-    """What was written is in the file beside it by then, not in this process."""
-    writer = NpzWriter(tmp_path / "a.npz", GIVEN.shape)
-    writer.write(0, GIVEN[:-1])
-    assert list(tmp_path.iterdir()) == [paths.partial_path(tmp_path / "a.npz")]
-    assert paths.partial_path(tmp_path / "a.npz").read_bytes().endswith(GIVEN[:-1].tobytes())
-
-
 def test_an_interruption_while_packing_leaves_no_npz(tmp_path, monkeypatch):
-    """And the images are still there."""
-
     def cut(*_, **__):
         raise KeyboardInterrupt
 

@@ -98,7 +98,6 @@ def test_an_array_of_objects_holds_what_the_rest_may_hold(tmp_path):
 
 
 def test_a_damaged_file_says_so(tmp_path):
-    """Cut anywhere; empty; text."""
     whole = pickle.dumps(TREE, 4)
     path = tmp_path / "a.pkl"
     for data in (*(whole[:end] for end in range(0, len(whole), 7)), b"no pickle\n"):

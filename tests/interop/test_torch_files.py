@@ -43,22 +43,6 @@ def test_bfloat16_becomes_float32(tmp_path):
     np.testing.assert_array_equal(found, [1.5, -(2.0**100)])
 
 
-def test_one_tensor_is_one_array(tmp_path):
-    torch.save(torch.eye(3), tmp_path / "features.pt")
-    np.testing.assert_array_equal(torch_files.read(tmp_path / "features.pt"), np.eye(3))
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_numpy_arrays_that_torch_saved(tmp_path, dtype):
-    """As torch-fidelity keeps mu and sigma."""
-    given = {"mu": np.arange(3).astype(dtype), "sigma": np.eye(3, dtype=dtype)}
-    torch.save(given, tmp_path / "a.pt")
-    found = torch_files.read(tmp_path / "a.pt")
-    for name in given:
-        assert found[name].dtype == dtype
-        np.testing.assert_array_equal(found[name], given[name])
-
-
 def test_numpy_arrays_that_torch_saved_with_numpy_1(tmp_path):
     """Whose module was called otherwise: most files of statistics are older than NumPy 2."""
     torch.save({"mu": np.arange(3.0)}, tmp_path / "new.pt")
@@ -74,7 +58,6 @@ def test_numpy_arrays_that_torch_saved_with_numpy_1(tmp_path):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_is_refused_and_does_not_run(tmp_path, monkeypatch, zipped):
-    """In PyTorch's file format and as a plain pickle."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "a.pt"
     if zipped:
@@ -91,7 +74,6 @@ def test_code_is_refused_and_does_not_run(tmp_path, monkeypatch, zipped):
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
 def test_damaged_files_are_named_in_one_line(tmp_path, suffix):
-    """Empty, cut, text, under every suffix."""
     whole = tmp_path / f"whole{suffix}"
     if suffix == ".safetensors":
         save_file({"a": np.ones(1000)}, whole)

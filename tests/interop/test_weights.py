@@ -133,7 +133,6 @@ def test_a_download_that_breaks_off_leaves_nothing(cache, reader):
 
 
 def test_a_given_path_is_read_and_checked(tmp_path, cache, published, asked, reader):
-    """Nothing is fetched then."""
     mine = tmp_path / "mine.bin"
     mine.write_bytes(FILE)
     assert_tensors(weights.read(published, str(mine)))
@@ -145,18 +144,14 @@ def test_a_given_path_is_read_and_checked(tmp_path, cache, published, asked, rea
     assert asked == []
 
 
-def test_a_given_path_may_start_at_home(tmp_path, monkeypatch, cache, published, reader):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "mine.pth").write_bytes(FILE)
-    assert_tensors(weights.read(published, "~/mine.pth"))
-
-
-def test_a_given_path_needs_no_cache(tmp_path, monkeypatch, cache, published, reader):
+@pytest.mark.usefixtures("cache", "reader")
+def test_a_given_path_may_start_at_home_and_needs_no_cache(tmp_path, monkeypatch, published):
     """Where nothing can be written, weights at hand are still weights."""
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine.pth").write_bytes(FILE)
-    assert_tensors(weights.read(published, str(tmp_path / "mine.pth")))
+    assert_tensors(weights.read(published, "~/mine.pth"))
 
 
 def made(cache, published):
@@ -239,7 +234,6 @@ def test_without_pytorch_it_names_the_extra(monkeypatch, cache, published):
 
 @pytest.mark.extra
 def test_a_file_of_pytorch_and_what_is_made_of_it(tmp_path, cache):
-    """With PyTorch itself, transposed tensors among others."""
     torch = pytest.importorskip("torch", reason='needs PyTorch: pip install -e ".[torch]"')
     path = tmp_path / "real.pth"
     given = {"turned": torch.arange(6.0).reshape(2, 3).T, "number": torch.tensor(3)}

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.parity.jit_torch import LabelEmbedder, TimeEmbedder, fixed_positions, mod
+from tests.parity.jit_torch import FinalLayer, LabelEmbedder, TimeEmbedder, fixed_positions, mod
 
 
 class Patches(nn.Module):
@@ -28,12 +28,12 @@ class Patches(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (arXiv:1706.03762)."""
+    """Multi-head self-attention (arXiv:1706.03762); U-ViT's has no bias before the product."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, bias: bool = True):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,20 +45,21 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two layers and a GELU, by its tanh approximation."""
+    """Two layers and a GELU: DiT's is the approximation by a tanh, U-ViT's is exact ("none")."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, gelu: str = "tanh"):
         super().__init__()
+        self.gelu = gelu
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.gelu))
 
 
-def norm(x: Tensor) -> Tensor:
+def norm(width: int) -> nn.Module:
     """LayerNorm without parameters."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+    return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
 
 
 class Block(nn.Module):
@@ -66,27 +67,15 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int):
         super().__init__()
+        self.norm = norm(width)
         self.attn = Attention(width, heads)
         self.mlp = FeedForward(width, hidden)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, 1)
-        h = h + gate_a[:, None] * self.attn(mod(norm(h), shift_a, scale_a))
-        return h + gate_m[:, None] * self.mlp(mod(norm(h), shift_m, scale_m))
-
-
-class FinalLayer(nn.Module):
-    """[B, N, D] -> the pixels of each patch [B, N, p*p*C], channels fastest."""
-
-    def __init__(self, width: int, outputs: int):
-        super().__init__()
-        self.linear = nn.Linear(width, outputs)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-
-    def forward(self, h: Tensor, c: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(c).chunk(2, 1)
-        return self.linear(mod(norm(h), shift, scale))
+        h = h + gate_a[:, None] * self.attn(mod(self.norm(h), shift_a, scale_a))
+        return h + gate_m[:, None] * self.mlp(mod(self.norm(h), shift_m, scale_m))
 
 
 class DiT(nn.Module):
@@ -114,7 +103,7 @@ class DiT(nn.Module):
         positions = fixed_positions(height // patch, shape[1] // patch, width)
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth))
-        self.final_layer = FinalLayer(width, patch * patch * self.channels)
+        self.final_layer = FinalLayer(width, patch * patch * self.channels, norm(width))
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         """x [B, C, H, W], time [B], label [B] (`classes`: none) -> [B, C or 2C, H, W]."""

@@ -153,9 +153,9 @@ class Block(nn.Module):
 class FinalLayer(nn.Module):
     """[B, N, D] -> the pixels of each patch [B, N, p*p*C], channels fastest."""
 
-    def __init__(self, width: int, outputs: int):
+    def __init__(self, width: int, outputs: int, norm: nn.Module):
         super().__init__()
-        self.norm_final = nn.RMSNorm(width, eps=1e-6)
+        self.norm_final = norm
         self.linear = nn.Linear(width, outputs)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
@@ -193,7 +193,8 @@ class JiT(nn.Module):
                 self.in_context_posemb = nn.Parameter(0.02 * torch.randn(1, class_tokens, width))
         self.register_buffer("pos_embed", fixed_positions(rows, cols, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.final_layer = FinalLayer(width, patch * patch * channels)
+        norm = nn.RMSNorm(width, eps=1e-6)
+        self.final_layer = FinalLayer(width, patch * patch * channels, norm)
         for name, prefix in (("turns", 0), ("turns_with_tokens", self.tokens)):
             table = rotary_table(rows, cols, width // heads, prefix)
             self.register_buffer(name, table, persistent=False)

@@ -1,20 +1,23 @@
-"""Our DiT against an independent one in PyTorch (`dit_torch.py`): same weights, same output."""
+"""Our DiT against independent DiT and SiT in PyTorch (`dit_torch.py`): same weights and output."""
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vitdiff_jax.diffusion import schedules
 from vitdiff_jax.models import dit
 
 torch = pytest.importorskip("torch", reason='needs PyTorch: pip install -e ".[parity]"')
 
-from tests.parity.dit_torch import DiT  # noqa: E402 - needs torch
+from tests.parity.dit_torch import DiT, SiT  # noqa: E402 - needs torch
 from tests.parity.test_vit import (  # noqa: E402
     TOLERANCE,
     difference,
+    gradient_difference,
     imported,
     inputs,
     random_weights,
+    steps,
     torch_apply,
 )
 
@@ -28,11 +31,6 @@ CASES = {  # what is not SMALL's
     "wide": dict(shape=(4, 12, 4), depth=2),
     "tall, in one block": dict(shape=(12, 3, 4), patch=3, depth=1, classes=None),
 }
-
-
-def steps(batch):
-    """Numbers of steps, what DiT's networks see of the time: the first, the last, and others."""
-    return np.append([0, 999], np.random.default_rng(3).uniform(0, 999, batch - 2)).astype("f4")
 
 
 def pair(shape, scan=False, **options):
@@ -55,27 +53,42 @@ def test_output_is_dits(case, scan):
 
 
 def test_gradient_is_dits():
-    """Of a random projection of the output, with respect to the latents."""
     options = SMALL | CASES["square"]
-    x, _, label = inputs(options["shape"], options["classes"])
     ours, theirs = pair(**options)
-    time = steps(len(x))
-    direction = np.random.default_rng(2).standard_normal((*x.shape[:3], 8), np.float32)
-    ours_grad = jax.grad(lambda x: (direction * ours(x, time, label)).sum())(x)
-    leaf = torch.from_numpy(x).requires_grad_()
-    (torch.from_numpy(direction) * theirs(leaf, time, label)).sum().backward()
-    assert difference(ours_grad, leaf.grad) < TOLERANCE
+    x, _, label = inputs(options["shape"], options["classes"])
+    assert gradient_difference(ours, theirs, x, steps(3), label, channels=8) < TOLERANCE
 
 
-def test_published_dimensions_need_nothing_told():
-    """DiT-S/8, two of its blocks: the heads of a published width are known."""
-    shape = (32, 32, 4)
-    dims = dit.SIZES["S"] | dict(depth=2)
-    x, _, label = inputs(shape, 1000, batch=2)
-    theirs = random_weights(
-        DiT(shape, classes=1000, patch=8, hidden=4 * 384, learned_sigma=True, **dims)
-    )
-    _, ours = imported("dit", dit, theirs)
-    time = steps(2)
-    found = difference(ours(x, time, label), torch_apply(theirs, 1000)(x, time, label))
-    assert found < TOLERANCE
+SIT = {  # what is not SMALL's: half of the channels idles
+    "as published": dict(shape=(8, 8, 4), depth=2),
+    "one output": dict(shape=(4, 8, 3), depth=2, learned_sigma=False),
+    "unconditional": dict(shape=(6, 6, 4), depth=2, classes=None),
+}
+
+
+@pytest.mark.parametrize("path", ["linear", "gvp"])
+@pytest.mark.parametrize("case", SIT)
+def test_velocity_is_minus_sits(case, path):
+    """u = dx_t/dt in our t = 1 - their t, which the schedule gives the network as it is."""
+    options = SMALL | SIT[case]
+    shape = options["shape"]
+    x, t, label = inputs(shape, options["classes"])
+    theirs = random_weights(SiT(**options))
+    found, ours = imported("sit", dit, theirs, heads=options["heads"], size=shape[:2], path=path)
+    name = found.config["diffusion"]["schedule"]["name"]
+    scale, time = getattr(schedules, name)().network_input(jnp.asarray(t))
+    np.testing.assert_array_equal(scale, 1)
+    out = ours(x, time, label)
+    wanted = torch_apply(theirs, options["classes"])(x, 1 - t, label)
+    out = out[..., : wanted.shape[-1]]  # without the variances that nobody uses
+    assert difference(-out, wanted) < TOLERANCE
+
+
+def test_paths_are_sits():
+    """x_t of our schedules at our t is theirs at 1 - t: linear and sine (arXiv:2401.08740)."""
+    t = jnp.linspace(0, 1, 11)
+    for found, (alpha, sigma) in (
+        (schedules.RectifiedFlow().alpha_sigma(1 - t), (t, 1 - t)),
+        (schedules.GVP().alpha_sigma(1 - t), (jnp.sin(jnp.pi / 2 * t), jnp.cos(jnp.pi / 2 * t))),
+    ):
+        np.testing.assert_allclose(found, (alpha, sigma), atol=1e-6)

@@ -141,24 +141,3 @@ def test_pytorch_fids_network(monkeypatch, state, images, ours):
     assert_same_blocks(found_blocks, blocks)
     assert difference(found["pool"], pools[0].numpy()) < TOLERANCE
     assert difference(found["logits"], (logits - module.fc.bias).detach().numpy()) < TOLERANCE
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ((32, 32), (299, 299)),
-        ((64, 48), (299, 299)),
-        ((500, 333), (299, 299)),
-        ((298, 300), (299, 299)),
-        ((20, 47), (13, 91)),
-        ((1, 2), (7, 5)),
-    ],
-)
-def test_resize_is_tensorflow_1s(before, after):
-    """To 1e-4 of a grey level, of noise, which is the worst case."""
-    images = np.random.default_rng(1).integers(0, 256, (2, *before, 3), np.uint8)
-    wanted = tensorflow1.interpolate_bilinear_2d_like_tensorflow1x(
-        nchw(images).float(), after, align_corners=False
-    )
-    found = inception.resize(images, *after)
-    np.testing.assert_allclose(found, wanted.permute(0, 2, 3, 1).numpy(), rtol=0, atol=1e-4)

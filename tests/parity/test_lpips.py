@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.parity.test_inception import difference
 from vitdiff_jax.models import lpips
 
 pytestmark = pytest.mark.extra
@@ -50,11 +51,6 @@ def taps(name, layers, images):
             if i in TAPS[name]:
                 found.append(x.clone())
     return found
-
-
-def difference(found, wanted):
-    assert found.shape == wanted.shape
-    return np.abs(found - wanted).max() / np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("size", SIZES)

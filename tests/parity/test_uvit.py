@@ -3,7 +3,6 @@
 The weights are random, all of them, and come to us through `interop.families`.
 """
 
-import jax
 import numpy as np
 import pytest
 
@@ -16,9 +15,11 @@ torch = pytest.importorskip("torch", reason='needs PyTorch: pip install -e ".[pa
 
 from tests.parity.test_vit import (  # noqa: E402 - needs torch
     difference,
+    gradient_difference,
     imported,
     inputs,
     random_weights,
+    steps,
     tensors,
     torch_apply,
 )
@@ -37,11 +38,6 @@ CASES = {  # what is not SMALL's; rows of the label table, of which the last may
     "tall": dict(shape=(12, 3, 4), patch=3, depth=2),
     "one block": dict(shape=(4, 4, 3), depth=2, rows=3, no_class=False),
 }
-
-
-def times(batch):
-    """999 t for t from 0 to 1: the published networks see such times."""
-    return np.append([0, 999], np.random.default_rng(3).uniform(0, 999, batch - 2)).astype("f4")
 
 
 def pair(shape, scan=False, rows=None, no_class=None, **options):
@@ -63,7 +59,7 @@ def test_output_is_uvits(case, scan):
     x, _, label = inputs(options["shape"], classes)
     if options.get("no_class") is False:  # which theirs cannot be told
         label = np.where(label < 0, 0, label)
-    time = times(len(x))
+    time = steps(len(x))
     assert difference(ours(x, time, label), theirs(x, time, label)) < TOLERANCE
 
 
@@ -75,21 +71,15 @@ def test_output_is_uvits_where_tokens_are_small():
         weight.data *= 2e-3
     _, ours = imported("uvit", uvit, small, heads=4)
     x, _, _ = inputs(options["shape"], None)
-    time = times(len(x))
+    time = steps(len(x))
     assert difference(ours(x, time, None), torch_apply(small, None)(x, time, None)) < TOLERANCE
 
 
 def test_gradient_is_uvits():
-    """Of a random projection of the output, with respect to the images."""
     options = SMALL | CASES["no class is a class"]
     classes, ours, theirs = pair(**options)
     x, _, label = inputs(options["shape"], classes)
-    time = times(len(x))
-    direction = np.random.default_rng(2).standard_normal(x.shape, np.float32)
-    ours_grad = jax.grad(lambda x: (direction * ours(x, time, label)).sum())(x)
-    leaf = torch.from_numpy(x).requires_grad_()
-    (torch.from_numpy(direction) * theirs(leaf, time, label)).sum().backward()
-    assert difference(ours_grad, leaf.grad) < TOLERANCE
+    assert gradient_difference(ours, theirs, x, steps(3), label, channels=3) < TOLERANCE
 
 
 def published(size, shape, patch, **options):
@@ -126,18 +116,6 @@ def test_published_sizes_are_found(name):
     assert {rule.theirs: rule.shape for rule in family.rules(found)} == {
         name: t.shape for name, t in tensors.items()
     }
-
-
-def test_published_dimensions_need_nothing_told():
-    """U-ViT-M/4, three of its blocks."""
-    shape, dims = (16, 16, 3), uvit.SIZES["M"] | dict(depth=2)
-    theirs = random_weights(UViT(shape, patch=4, rows=1001, **dims))
-    found, ours = imported("uvit", uvit, theirs)
-    assert found.config["model"]["heads"] == 12
-    x, _, label = inputs(shape, 1000, batch=2)
-    time = times(2)
-    found = difference(ours(x, time, label), torch_apply(theirs, 1000)(x, time, label))
-    assert found < TOLERANCE
 
 
 def test_no_class_is_nothing_where_it_was_not_learned():

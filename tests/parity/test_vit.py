@@ -5,10 +5,10 @@ with which any two networks agree. They come to us through `interop.families`, a
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.tiny_models import param_shapes
 from vitdiff_jax.interop import families
 from vitdiff_jax.models import conditions, vit
 
@@ -86,14 +86,6 @@ def flax_apply(model, params):
     return jax.jit(apply)
 
 
-def param_shapes(model, shape):
-    """Of a denoiser of ours for images of this shape."""
-    cond = conditions.null_batch(model.conditions, 1, *shape[:2])
-    return jax.eval_shape(
-        model.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1), cond
-    )["params"]
-
-
 def imported(family, module, theirs, scan=False, **known):
     """Our network of the module, from a PyTorch model by way of a family: (what it is, function).
 
@@ -133,54 +125,35 @@ def difference(ours, theirs):
     return np.abs(ours - theirs).max() / np.abs(theirs).max()
 
 
+def gradient_difference(ours, theirs, x, time, label, channels):
+    """Of a random projection of the output, with respect to the images."""
+    direction = np.random.default_rng(2).standard_normal((*x.shape[:3], channels), np.float32)
+    ours_grad = jax.grad(lambda x: (direction * ours(x, time, label)).sum())(x)
+    leaf = torch.from_numpy(x).requires_grad_()
+    (torch.from_numpy(direction) * theirs(leaf, time, label)).sum().backward()
+    return difference(ours_grad, leaf.grad)
+
+
+def steps(batch):
+    """Numbers of steps, as DiT's and U-ViT's networks see the time: first, last, and others."""
+    return np.append([0, 999], np.random.default_rng(3).uniform(0, 999, batch - 2)).astype("f4")
+
+
+@pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_output_is_jits(case):
-    """Unrolled, for every shape and place of the class tokens."""
+def test_output_is_jits(case, scan):
+    """For every shape and place of the class tokens; rolled in one body, or in two around them."""
     options = SMALL | CASES[case]
     x, time, label = inputs(options["shape"], options["classes"])
-    ours, theirs = pair(**options)
+    ours, theirs = pair(scan=scan, **options)
     assert difference(ours(x, time, label), theirs(x, time, label)) < TOLERANCE
-
-
-@pytest.mark.parametrize("case", ["tokens in the middle", "tokens never", "unconditional"])
-def test_scanned_output_is_jits(case):
-    """With the blocks in one rolled body, or in two where tokens come in between."""
-    options = SMALL | CASES[case]
-    x, time, label = inputs(options["shape"], options["classes"])
-    ours, theirs = pair(scan=True, **options)
-    assert difference(ours(x, time, label), theirs(x, time, label)) < TOLERANCE
-
-
-def test_checkpoint_of_jit_holds_two_averages():
-    """As its authors save it: the network is `net` of another module, in three copies."""
-    options = SMALL | CASES["tokens in the middle"]
-    names = ("model", "model_ema1", "model_ema2")
-    copies = {
-        name: {f"net.{k}": v for k, v in tensors(random_weights(JiT(**options), seed)).items()}
-        for seed, name in enumerate(names)
-    }
-    checkpoint = copies | {"optimizer": {"state": {}}, "epoch": 599, "args": None}
-    assert families.ema_decays("jit") == {"model_ema1": 0.9999, "model_ema2": 0.9996}
-    for name, copy in families.state_dicts("jit", checkpoint).items():
-        found, params = families.from_torch("jit", copy, class_tokens_from=1)
-        back = families.to_torch("jit", found, params)
-        assert back.keys() == copies[name].keys()
-        assert all((back[key] == copies[name][key]).all() for key in back)
-        if name == "model_ema1":  # what samples are drawn with
-            default = families.from_torch("jit", checkpoint, class_tokens_from=1)[1]
-            assert jax.tree.all(jax.tree.map(np.array_equal, default, params))
 
 
 def test_gradient_is_jits():
-    """Of a random projection of the output, with respect to the images."""
     options = SMALL | CASES["tokens in the middle"]
-    x, time, label = inputs(options["shape"], options["classes"])
-    direction = np.random.default_rng(2).standard_normal(x.shape, np.float32)
     ours, theirs = pair(**options)
-    ours_grad = jax.grad(lambda x: jnp.sum(direction * ours(x, time, label)))(x)
-    leaf = torch.from_numpy(x).requires_grad_()
-    (torch.from_numpy(direction) * theirs(leaf, time, label)).sum().backward()
-    assert difference(ours_grad, leaf.grad) < TOLERANCE
+    given = inputs(options["shape"], options["classes"])
+    assert gradient_difference(ours, theirs, *given, channels=3) < TOLERANCE
 
 
 def test_jit_b16_dimensions():

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.parity.dit_torch import Attention, FeedForward, Patches
+
 
 def waves(time: Tensor, width: int) -> Tensor:
     """[B] -> [B, width]: cosines, then sines; the i-th wave of half of them is 10000^(-i/half)."""
@@ -22,54 +24,15 @@ def waves(time: Tensor, width: int) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], 1)
 
 
-class PatchEmbed(nn.Module):
-    """[B, C, H, W] -> [B, N, width]."""
-
-    def __init__(self, channels: int, patch: int, width: int):
-        super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).mT
-
-
-class Attention(nn.Module):
-    """Self-attention; queries, keys and values have no bias."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # the 3D outputs are ordered (q or k or v, head, place in the head)
-        split = self.qkv(x).unflatten(2, (3, self.heads, -1))  # [B, N, 3, H, K]
-        q, k, v = (part.transpose(1, 2) for part in split.unbind(2))  # [B, H, N, K] each
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class FeedForward(nn.Module):
-    """Two layers and an exact GELU."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class Block(nn.Module):
     """A block before normalisation; with `skip` it first takes in another block's tokens."""
 
     def __init__(self, width: int, heads: int, hidden: int, skip: bool = False):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads)
+        self.attn = Attention(width, heads, bias=False)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = FeedForward(width, hidden)
+        self.mlp = FeedForward(width, hidden, gelu="none")
         if skip:
             self.skip_linear = nn.Linear(2 * width, width)
 
@@ -87,7 +50,7 @@ class UViT(nn.Module):
         super().__init__()
         self.size, self.patch, self.width = shape[:2], patch, width
         channels, hidden = shape[2], 4 * width
-        self.patch_embed = PatchEmbed(channels, patch, width)
+        self.patch_embed = Patches(channels, patch, width)
         if rows is not None:
             self.label_emb = nn.Embedding(rows, width)
         tokens = shape[0] // patch * (shape[1] // patch) + (1 if rows is None else 2)
