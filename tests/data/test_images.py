@@ -176,15 +176,6 @@ def test_measuring_sees_the_centre_however_training_crops():
     assert np.any(random(image, rng) != wanted)
 
 
-def test_impossible_crops():
-    for values, message in [
-        ((0, 0.0), "size: 0 is less"),
-        ((8, 1.5), "random_area: 1.5 is not in"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            images.make_crop(*values, False)
-
-
 def test_attributes_are_hidden_in_a_share_of_the_examples():
     """There all parts are as likely: the hidden share is uniform in [0, 1], so 1/2 on average."""
     given, rng, count = np.array([0, 1] * 50, np.int8), np.random.default_rng(0), 2000
@@ -202,8 +193,6 @@ def test_attributes_are_hidden_in_a_share_of_the_examples():
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("broken", [2, 40])
 def test_training_on_broken_images(tmp_path, monkeypatch, capsys, broken):
-    """A few: it says so and goes on. Too many: one line and exit code 1."""
-
     class Digits:
         def __init__(self, pixels, labels):
             self.pixels, self.labels = pixels[:100], labels[:100]
@@ -239,10 +228,3 @@ def test_training_on_broken_images(tmp_path, monkeypatch, capsys, broken):
 def test_impossible_shares(share):
     with pytest.raises(ValueError, match=r"^hide: "):
         images.attribute_dropout(share)
-    with pytest.raises(ValueError, match=r"^max_broken: "):
-        source([], max_broken=share)
-
-
-def test_a_random_crop_cannot_be_stored():
-    with pytest.raises(ValueError, match=r"^cache: "):
-        images.make_crop(12, 0.1, True)

@@ -3,7 +3,6 @@
 The encoder is arithmetic here; the real one and the command: `tests/experiment/test_codec.py`.
 """
 
-import itertools
 import json
 import re
 import shutil
@@ -13,7 +12,6 @@ import pytest
 
 from vitdiff_jax.data import images as images_lib
 from vitdiff_jax.data import latents as latents_lib
-from vitdiff_jax.data import pipeline
 from vitdiff_jax.data.latents import Latents
 from vitdiff_jax.data.pipeline import DataError
 
@@ -107,7 +105,6 @@ def test_without_random_numbers_it_is_the_mean_with_what_is_known(tmp_path, monk
 
 
 def test_a_latent_has_the_moments_that_the_encoder_gave(tmp_path):
-    """Each number of it, over 4000 draws: 5 standard errors."""
     images, n = pictures(3), 4000
     found = drawn(prepared(tmp_path, images), 1, n).astype(np.float64)
     assert found.dtype == np.float64
@@ -134,44 +131,19 @@ def test_half_of_them_are_of_the_mirrored_picture(tmp_path):
     assert abs(drawn(still, 0, 20) - plain).max() < 1e-3
 
 
-def test_what_a_step_sees_follows_from_seed_and_step(tmp_path):
-    found = prepared(tmp_path, pictures(8, flip=True))
-
-    def steps(seed, start, count):
-        return list(itertools.islice(pipeline.batches(found, 4, seed=seed, start=start), count))
-
-    first, second, other = steps(0, 0, 6), steps(0, 4, 2), steps(1, 0, 2)
-    for batch, again in zip(first[4:], second):
-        np.testing.assert_array_equal(batch["image"], again["image"])
-        np.testing.assert_array_equal(batch["label"], again["label"])
-    assert (first[0]["image"] != other[0]["image"]).any()
-    epochs = [np.concatenate([b["image"] for b in first[i : i + 2]]) for i in (0, 2)]
-    assert abs(epochs[0].reshape(8, 1, -1) - epochs[1].reshape(1, 8, -1)).max(-1).min() > 0.01
-
-
-def test_many_shards_are_as_one(tmp_path, monkeypatch):
-    images = pictures()
-    wanted = means(prepared(tmp_path / "one", images))
-    monkeypatch.setattr(latents_lib, "SHARD", 4)
-    found = prepared(tmp_path / "many", images)
-    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == [
-        "00000", "00001", "00002"
-    ]  # fmt: skip
-    np.testing.assert_array_equal(means(found), wanted)
-    assert [int(found.example(i)["label"]) for i in range(10)] == [i % 3 for i in range(10)]
-
-
 def test_processes_share_the_shards(tmp_path, monkeypatch):
-    """Each makes its own; together they are what one process makes."""
+    """Each makes its own; together they are the one shard of one process."""
     images = pictures()
-    monkeypatch.setattr(latents_lib, "SHARD", 4)
     wanted, made = means(prepared(tmp_path / "one", images)), []
+    monkeypatch.setattr(latents_lib, "SHARD", 4)
     for process in range(2):
         shared = (tmp_path / "two", images, CROP, means_and_log_variances, "one", print)
         latents_lib.write(*shared, process, 2)
         made.append(sorted(path.name for path in (tmp_path / "two").iterdir()))
     assert made == [["00000", "00002"], ["00000", "00001", "00002"]]
-    np.testing.assert_array_equal(means(Latents(tmp_path / "two", images, CROP, "one")), wanted)
+    found = Latents(tmp_path / "two", images, CROP, "one")
+    np.testing.assert_array_equal(means(found), wanted)
+    assert [int(found.example(i)["label"]) for i in range(10)] == [i % 3 for i in range(10)]
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -246,10 +218,7 @@ def test_damaged_latents(tmp_path, monkeypatch, damage):
     images = pictures()
     wanted = means(prepared(tmp_path, images))
     change(tmp_path / "00000", damage)
-    for line in (
-        refused(Latents, tmp_path, images, CROP, "one"),
-        refused(write, tmp_path, images),
-    ):
+    for line in (refused(Latents, tmp_path, images, CROP, "one"), refused(write, tmp_path, images)):
         assert re.fullmatch(
             f"{tmp_path}/00000: damaged latents \\(.+\\); delete it and prepare again", line
         )

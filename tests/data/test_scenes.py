@@ -1,7 +1,6 @@
 """Patches of bundled photographs: split by scene, drawn at many scales, the same for everyone."""
 
 import itertools
-import json
 import pathlib
 
 import numpy as np
@@ -9,11 +8,8 @@ import pytest
 import skimage.data
 from sklearn.datasets import load_sample_image
 
-from tests import tiny
-from vitdiff_jax.data import pipeline, scenes
+from vitdiff_jax.data import scenes
 from vitdiff_jax.data.pipeline import DataError
-from vitdiff_jax.experiment import config as config_lib
-from vitdiff_jax.training import loop
 
 SIZE = 32
 CODES = {name: 20 * i + 10 for i, name in enumerate(scenes.FILES)}
@@ -125,7 +121,6 @@ def test_patches_are_reduced_up_to_four_times(drawn):
 
 
 def test_patches_lie_anywhere(drawn):
-    """From edge to edge of a scene, and evenly between."""
     down, _ = steps_of(drawn)
     whole = drawn[down < 1.2]  # not reduced: 200 x 250 pixels
     for channel, side in ((1, 200), (2, 250)):
@@ -180,16 +175,6 @@ def test_an_example_follows_from_its_random_numbers(dataset):
     assert len(every) == 15
 
 
-def test_batches_do_not_depend_on_threads_or_the_start(dataset):
-    def images(count, **options):
-        found = pipeline.batches(dataset.train, 8, seed=3, **options)
-        return np.stack([batch["image"] for batch in itertools.islice(found, count)])
-
-    wanted = images(6)
-    np.testing.assert_array_equal(images(4, start=2, threads=3), wanted[2:])
-    assert len({patch.tobytes() for patch in wanted.reshape(48, -1)}) > 46
-
-
 def test_heldout_patches_are_a_fixed_grid(dataset):
     """At most 8 x 8 of each scene at each of two scales, from corner to corner."""
     images = dataset.heldout.images
@@ -219,7 +204,6 @@ def test_a_patch_may_be_as_large_as_a_scene():
 
 @pytest.mark.parametrize("size", [8, 128, 300])
 def test_other_sizes(size):
-    """Larger than a scene's smallest reductions: these are left out."""
     dataset = scenes.dataset(size)
     assert dataset.shape == (size, size, 3)
     assert dataset.heldout.example(0)["image"].shape == dataset.shape
@@ -234,7 +218,6 @@ def test_impossible_sizes_are_refused(size):
 
 
 def test_missing_photographs_are_named(tmp_path, monkeypatch):
-    """Whatever of them is not there: the package, the file, its second half."""
     package = tmp_path / "photographs_package"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -250,22 +233,3 @@ def test_missing_photographs_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(scenes.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"^skimage is not installed.* install scikit-image$"):
         scenes.photograph("astronaut")
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("unoptimised")
-def test_the_config_trains(tmp_path):
-    """A few steps of a narrow model, with its held-out loss and a grid of samples."""
-    overrides = [
-        f"--config.{change}"
-        for change in (
-            "model.width=16", "model.depth=1", "model.heads=1", "train.steps=4", "train.batch=4",
-            "log.heldout_images=8", "log.images=4", "log.every=1", "sample.steps=2",
-        )
-    ]  # fmt: skip
-    config = config_lib.load(f"{tiny.REPOSITORY}/configs/scenes.py:small", overrides)
-    assert loop.train(config, tmp_path / "run") == "finished"
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    values = {name: value for line in lines for name, value in json.loads(line).items()}
-    assert np.isfinite(values["heldout/loss"])
-    assert list((tmp_path / "run" / "samples").glob("*.png"))

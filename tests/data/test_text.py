@@ -25,17 +25,11 @@ def test_texts_come_back(given):
 
 @pytest.mark.parametrize("given", TEXTS)
 def test_a_text_too_long_is_cut_between_characters(given):
-    """As many whole characters as there is room for."""
     for length in range(len(given.encode()) + 1):
         fits = next(
             given[:n] for n in range(len(given), -1, -1) if len(given[:n].encode()) <= length
         )
         assert back(text.to_bytes(given, length)) == fits.encode()
-
-
-def test_no_text_is_all_blank():
-    """As `null_cond` makes a dropped condition."""
-    np.testing.assert_array_equal(text.to_bytes("", 5), [-1] * 5)
 
 
 def test_half_a_surrogate_pair_is_no_end_of_training():
