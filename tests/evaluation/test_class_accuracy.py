@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vitdiff_jax.data import pipeline
 from vitdiff_jax.evaluation import class_accuracy
 from vitdiff_jax.evaluation.metric import Batch, Measured, Setting
 from vitdiff_jax.runtime import parallel
@@ -31,22 +30,11 @@ def test_held_out_images_reach_the_ceiling(share, heldout):
     assert result["value"] == result["reference"] > 0.98
 
 
-def test_training_images_are_nearly_all_known(share, dataset):
-    train = pipeline.stacked(dataset.train)
-    assert share(train["image"], train["label"])["value"] > 0.99
-
-
 def test_wrong_labels_score_as_chance(share, heldout):
     """Ten classes: a label drawn blindly is right one time in ten (five standard errors)."""
     labels = np.random.default_rng(0).integers(0, 10, len(heldout["label"]))
     error = 5 * np.sqrt(0.1 * 0.9 / len(labels))
     assert abs(share(heldout["image"], labels)["value"] - 0.1) < error
-
-
-def test_noise_is_not_a_ten_of_all_classes(share):
-    """Samples of nothing get some class, and can be right by chance alone."""
-    images = np.random.default_rng(0).integers(0, 256, (1000, 8, 8, 1), np.uint8)
-    assert share(images, np.arange(1000) % 10)["value"] < 0.2
 
 
 def test_needs_classes(dataset):

@@ -58,21 +58,9 @@ def assert_same(found, wanted):
     np.testing.assert_array_equal(vectors, wanted_vectors)
 
 
-@pytest.mark.parametrize("size", [1, 8, 42, 43, 100])
-def test_batches_of_any_size_give_the_same(parts, size):
-    """The last one is smaller, or holds all there is."""
-    whole = add(Measured(parts, 43), IMAGES, 43)
-    assert whole.done == 43
-    assert_same(add(Measured(parts, 43), IMAGES, size), whole)
-
-
 def test_all_at_once_is_numpys(parts):
-    mean, covariance, scores = numbers(add(Measured(parts, 43), IMAGES, 10))[1:4]
-    pixels = IMAGES.reshape(43, -1) / 255
-    np.testing.assert_allclose(mean, pixels.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(covariance, np.cov(pixels.T), rtol=1e-5, atol=1e-8)
-    assert len(scores) == 11
-    each, found = pixels.mean(1), add(Measured(parts, 43), IMAGES, 10).found[parts[0]]
+    """Moments: `test_frechet`."""
+    found, each = add(Measured(parts, 43), IMAGES, 10).found[parts[0]], IMAGES.mean((1, 2, 3)) / 255
     assert found.mean == pytest.approx(each.mean(), rel=1e-6)
     assert found.error == pytest.approx(each.std(ddof=1) / 43**0.5, rel=1e-5)
 
@@ -124,15 +112,6 @@ def test_a_damaged_file_is_nothing(tmp_path, parts):
         measured = Measured(parts, 43)
         assert not measured.load(path, ABOUT)
         assert_same(add(measured, IMAGES, 10), add(Measured(parts, 43), IMAGES, 10))
-
-
-def test_a_damaged_npz_is_named(tmp_path):
-    metric.write_npz(tmp_path / "a.npz", {"mu": np.ones(2)})
-    whole = (tmp_path / "a.npz").read_bytes()
-    for data in (whole[:-10], b"", b"no file of arrays"):
-        (tmp_path / "a.npz").write_bytes(data)
-        with pytest.raises(ValueError, match=r"a\.npz: not a readable \.npz file"):
-            metric.read_npz(tmp_path / "a.npz")
 
 
 def test_an_interruption_while_saving_keeps_the_last_file(tmp_path, monkeypatch, parts):
@@ -207,14 +186,6 @@ def test_the_kept_part_is_unbiased():
     assert abs(tenths - expected).max() < 5 * (expected * 0.9 * 0.75) ** 0.5
 
 
-def test_up_to_the_limit_all_are_kept(monkeypatch):
-    monkeypatch.setattr(metric, "KEEP", 50)
-    vectors = Vectors(50)
-    assert vectors.vectors.shape == (0, 0)
-    vectors.update(np.arange(50.0)[:, None])
-    np.testing.assert_array_equal(vectors.vectors[:, 0], np.arange(50))
-
-
 def test_one_number_has_no_error_and_equal_ones_neither():
     """Rounding must not make a root of something below zero of it."""
     for count in range(1, 50):
@@ -222,13 +193,6 @@ def test_one_number_has_no_error_and_equal_ones_neither():
         mean.update(np.full(count, 0.1))
         assert mean.mean == pytest.approx(0.1)
         assert mean.error == pytest.approx(0, abs=1e-9)
-
-
-def test_an_array_that_is_left_out_is_not_read(tmp_path):
-    metric.write_npz(tmp_path / "a.npz", {"arr_0": IMAGES, "mu": np.ones(2)})
-    found = metric.read_npz(tmp_path / "a.npz", without="arr_0")
-    assert found["arr_0"] is None
-    np.testing.assert_array_equal(found["mu"], [1, 1])
 
 
 def test_a_header_is_json(tmp_path, parts):

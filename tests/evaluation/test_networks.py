@@ -16,14 +16,12 @@ from vitdiff_jax.runtime import parallel
 PIECE = 4
 
 
-@pytest.fixture(autouse=True)
-def small_pieces(monkeypatch):
-    monkeypatch.setattr(networks, "BATCH", {"cpu": PIECE})
-
-
 @pytest.fixture(scope="module")
 def mesh():
-    return parallel.make_mesh()
+    """Networks that are made on it look at images in small pieces."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "BATCH", {"cpu": PIECE})
+        yield parallel.make_mesh()
 
 
 def noise(count, shape=(5, 6, 3), seed=0):
@@ -38,9 +36,7 @@ def apply(params, images):
 
 @pytest.fixture(scope="module")
 def network(mesh):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "BATCH", {"cpu": PIECE})
-        return networks.Network("fake", "none", apply, {"scale": np.float32(2)}, mesh)
+    return networks.Network("fake", "none", apply, {"scale": np.float32(2)}, mesh)
 
 
 @pytest.mark.parametrize("count", [1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE, 3 * PIECE + 2])
@@ -52,15 +48,6 @@ def test_any_number_of_images(network, count):
     np.testing.assert_allclose(found["mean"], 2 * images.astype(float).mean((1, 2, 3)), rtol=1e-5)
     np.testing.assert_array_equal(found["first"], images[:, 0])
     assert found["mean"].dtype == found["first"].dtype == np.float32
-
-
-def test_batches_do_not_show(network):
-    images = noise(11)
-    whole = network(Batch(images))
-    for size in (1, 3, 6):
-        parts = [network(Batch(images[i : i + size])) for i in range(0, 11, size)]
-        for name, array in whole.items():
-            np.testing.assert_array_equal(np.concatenate([p[name] for p in parts]), array)
 
 
 def test_images_go_in_as_bytes_in_pieces_of_one_size(mesh):
@@ -91,9 +78,7 @@ def pairs(mesh):
     def gap(params, images, truth):
         return {"gap": (images.astype(jnp.float32) - truth.astype(jnp.float32)).mean((1, 2, 3))}
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "BATCH", {"cpu": PIECE})
-        return networks.Network("fake-pairs", "none", gap, {}, mesh, pairs=True)
+    return networks.Network("fake-pairs", "none", gap, {}, mesh, pairs=True)
 
 
 @pytest.mark.parametrize("channels", [(3, 3), (1, 1), (1, 3)])
@@ -111,7 +96,6 @@ def test_pairs_need_the_true_images(pairs):
 
 
 def test_inceptions_weights_come_from_the_given_path(monkeypatch, mesh):
-    """And its outputs are those of the model, by name."""
     asked = []
     monkeypatch.setattr(networks.weights, "read", lambda *given: asked.append(given))
     monkeypatch.setattr(networks.inception_lib, "from_torch", lambda tensors: {})

@@ -31,19 +31,6 @@ def test_equal_sets(make, count):
     assert result(make(count), make(count)) == {"value": 1, "recall": 1}
 
 
-def test_disjoint_sets():
-    assert result(vectors(50), vectors(60, seed=1) + 100) == {"value": 0, "recall": 0}
-
-
-def test_samples_in_a_part_of_the_reference():
-    """One of two far clusters: all of them are right, and half of the reference is found."""
-    first, second = vectors(40), vectors(40, seed=1) + 100
-    real = np.concatenate([first, second])
-    assert result(first[:20], real)["value"] == 1
-    assert result(first, real) == {"value": 1, "recall": 0.5}
-    assert result(real, first) == {"value": 0.5, "recall": 1}
-
-
 @pytest.mark.parametrize("rows", [7, 1000])
 def test_a_plain_search_finds_the_same(monkeypatch, rows):
     """By scikit-learn's neighbours; of which the first is the vector itself."""

@@ -182,7 +182,6 @@ def test_wrong_arrays_are_refused(tmp_path, case):
     "suffix", [".npz", pytest.param(".pt", marks=pytest.mark.extra), ".safetensors"]
 )
 def test_no_files(tmp_path, suffix):
-    """Missing, a folder, empty, text."""
     if suffix == ".pt":
         pytest.importorskip("torch", reason='needs PyTorch: pip install -e ".[torch]"')
     path = tmp_path / f"a{suffix}"

@@ -25,8 +25,8 @@ def tensors():
             continue
         name, axes = ".".join(path[:-1]), (3, 2, 0, 1) if len(kernel.shape) == 4 else (1, 0)
         shape = tuple(kernel.shape[axis] for axis in axes)
-        scale = np.float32(np.sqrt(2 / np.prod(shape[1:])))  # He et al.: for ReLU
-        weight = scale * random.standard_normal(shape, np.float32)
+        scale = np.float32(np.sqrt(2 * 12 / np.prod(shape[1:])))  # He et al.: for ReLU
+        weight = scale * (random.random(shape, np.float32) - np.float32(0.5))
         if name == "fc":
             bias = random.standard_normal(shape[0], np.float32)
             found |= {"fc.weight": weight, "fc.bias": bias}
