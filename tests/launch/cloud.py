@@ -6,14 +6,12 @@ ssh really runs the command, in a folder per worker: both halves of the launcher
 """
 
 import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
-LAUNCH = Path(__file__).parents[2] / "launch"
+from tests.launch.machine import LAUNCH, Stage
+
 SCRIPTS = ("shared.sh", "tpu_vm.sh", "tpu_worker.sh")
 
 # What the real tool says: flags, messages and exit codes were read off gcloud 528 and its source,
@@ -160,11 +158,14 @@ sys.exit(code)
 """
 
 
-class Cloud:
+PROGRAMS = {"bin/gcloud": GCLOUD, "bin/python3": HERE, "worker_bin/python3.13": PYTHON}
+
+
+class Cloud(Stage):
     """The stand-in cloud, its one VM, and a checkout to launch from."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        super().__init__(folder)
         self.checkout = folder / "checkout"
         self.set(
             request=None, node=None, workers=1, queue=[], failure="", refusals=[], events=[],
@@ -173,22 +174,14 @@ class Cloud:
         for worker in range(2):
             (folder / f"home{worker}").mkdir()
         self.codes([], [])
-        python = f"{sys.executable} -IS"
-        self.tool("bin/gcloud", python, GCLOUD)
-        self.tool("bin/python3", python, HERE)
-        self.tool("worker_bin/python3.13", python, PYTHON)
+        for name, text in PROGRAMS.items():
+            self.tool(name, text.format(fake=str(folder)))
         for name, text in SHELL.items():
-            self.tool(f"worker_bin/{name}", "/bin/sh", text)
+            self.tool(f"worker_bin/{name}", text.format(fake=str(folder)), "/bin/sh")
         (self.checkout / "launch").mkdir(parents=True)
         for script in SCRIPTS:
             shutil.copy(LAUNCH / script, self.checkout / "launch")
         subprocess.run(["git", "init", "-q"], cwd=self.checkout, check=True)
-
-    def tool(self, name, interpreter, text):
-        path = self.folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"#!{interpreter}\n" + text.format(fake=str(self.folder)))
-        path.chmod(0o755)
 
     def ready(self, **facts):
         """A VM that is there."""
@@ -205,34 +198,17 @@ class Cloud:
             (self.folder / f"codes{worker}.json").write_text(json.dumps(codes))
 
     def start(self, *arguments, **environment) -> subprocess.Popen:
-        path = f"{self.folder}/bin:{os.environ['PATH']}"
-        return subprocess.Popen(
-            ["bash", str(self.checkout / "launch" / "tpu_vm.sh"), *arguments],
-            env=os.environ | {"PATH": path, "POLL_SECONDS": "0"} | environment,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            # A shell's background jobs ignore Ctrl-C, and so would this, if the tests are one.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+        return self.started(self.checkout / "launch" / "tpu_vm.sh", arguments, environment)
 
     def launch(self, *arguments, **environment) -> subprocess.CompletedProcess:
-        process = self.start(*arguments, **environment)
-        try:
-            out, err = process.communicate(timeout=60)
-        except subprocess.TimeoutExpired:  # an endless loop must not outlive its test
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+        return self.end(self.start(*arguments, **environment))
 
     def run(self, *flags, program=("--config=c.py",), **environment):
         return self.launch("run", "--name=vit", "--zone=z", *flags, "--", *program, **environment)
 
-    def _notes(self, name):
-        path = self.folder / f"{name}.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
     @property
     def calls(self):
-        return self._notes("calls")
+        return self.notes("calls")
 
     @property
     def verbs(self):
@@ -241,19 +217,19 @@ class Cloud:
     @property
     def programs(self):
         """What the program was started with, each time: worker, folder, arguments."""
-        return self._notes("python")
+        return self.notes("python")
 
     @property
     def installs(self):
-        return self._notes("pip")
+        return self.notes("pip")
 
     @property
     def plans(self):
-        return [arguments for _, _, arguments in self._notes("plans")]
+        return [arguments for _, _, arguments in self.notes("plans")]
 
     @property
     def environments(self):
-        return self._notes("environments")
+        return self.notes("environments")
 
     def text(self, name):
         path = self.folder / name

@@ -69,42 +69,28 @@ sys.exit(end)
 """
 
 
-class Machine:
-    """Where the scripts run: the stand-ins are first in PATH."""
+class Stage:
+    """A folder of stand-ins, and the scripts that are started with them first in PATH."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        for name in ("python3", "python3.13"):
-            self.tool(name, PYTHON.format(fake=str(folder)))
-        self.ends()
 
-    def tool(self, name: str, text: str):
-        path = self.folder / "bin" / name
+    def tool(self, name: str, text: str, interpreter=f"{sys.executable} -IS"):
+        path = self.folder / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(f"#!{sys.executable} -IS\n{text}")
+        path.write_text(f"#!{interpreter}\n{text}")
         path.chmod(0o755)
 
-    def gpus(self, *names, cuda="12.4", failure=""):
-        self.tool("nvidia-smi", SMI.format(names=names, cuda=cuda, failure=failure))
-
-    def ends(self, *per_process):
-        """What becomes of the next runs, for each process: lists of exit codes, "stop", "hang"."""
-        for process, ends in enumerate([*per_process, [], [], []]):
-            (self.folder / f"ends{process}.json").write_text(json.dumps(ends))
-
-    def start(self, script, *arguments, **environment) -> subprocess.Popen:
-        clean = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "PYTHON")}
+    def started(self, script: Path, arguments, environment) -> subprocess.Popen:
         path = f"{self.folder}/bin:{os.environ['PATH']}"
+        clean = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "PYTHON")}
         return subprocess.Popen(
-            ["bash", str(LAUNCH / script), *arguments],
-            env=clean | {"PATH": path, "POLL_SECONDS": "0"} | environment, cwd=LAUNCH.parent,
+            ["bash", str(script), *arguments], cwd=LAUNCH.parent,
+            env=clean | {"PATH": path, "POLL_SECONDS": "0"} | environment,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
             # A shell's background jobs ignore Ctrl-C, and so would this, if the tests are one.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
-
-    def run(self, script, *arguments, **environment) -> subprocess.CompletedProcess:
-        return self.end(self.start(script, *arguments, **environment))
 
     def end(self, process, timeout=60) -> subprocess.CompletedProcess:
         """Wait for it; what hangs must not outlive its test."""
@@ -115,11 +101,39 @@ class Machine:
             raise
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
+    def notes(self, name):
+        """What stand-ins have noted under a name."""
+        path = self.folder / f"{name}.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+class Machine(Stage):
+    """Where the scripts run."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        for name in ("python3", "python3.13"):
+            self.tool(f"bin/{name}", PYTHON.format(fake=str(folder)))
+        self.ends()
+
+    def gpus(self, *names, cuda="12.4", failure=""):
+        self.tool("bin/nvidia-smi", SMI.format(names=names, cuda=cuda, failure=failure))
+
+    def ends(self, *per_process):
+        """What becomes of the next runs, for each process: lists of exit codes, "stop", "hang"."""
+        for process, ends in enumerate([*per_process, [], [], []]):
+            (self.folder / f"ends{process}.json").write_text(json.dumps(ends))
+
+    def start(self, script, *arguments, **environment) -> subprocess.Popen:
+        return self.started(LAUNCH / script, arguments, environment)
+
+    def run(self, script, *arguments, **environment) -> subprocess.CompletedProcess:
+        return self.end(self.start(script, *arguments, **environment))
+
     @property
     def calls(self):
         """What was called: name or "plan", arguments, environment."""
-        path = self.folder / "calls.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return self.notes("calls")
 
     def called(self, name):
         return [(arguments, seen) for kind, arguments, seen in self.calls if kind == name]

@@ -45,7 +45,7 @@ def machine(tmp_path):
     found = Machine(tmp_path)
     for name, end in ENDS.items():
         text = NOTE.format(fake=str(tmp_path), name=name) + end.format(state="RUNNING")
-        found.tool(name, text)
+        found.tool(f"bin/{name}", text)
     return found
 
 
@@ -68,7 +68,7 @@ def test_plans_and_submits(machine, tmp_path):
 
 def test_sbatch_refusing_is_passed_on(machine):
     machine.tool(
-        "sbatch", "import sys\nprint('sbatch: error: QOSMax', file=sys.stderr)\nsys.exit(1)"
+        "bin/sbatch", "import sys\nprint('sbatch: error: QOSMax', file=sys.stderr)\nsys.exit(1)"
     )
     done = machine.run("slurm.sbatch", "--no-plan", *PROGRAM)
     assert (done.returncode, done.stderr) == (1, "sbatch: error: QOSMax\n")
@@ -121,7 +121,7 @@ def test_in_the_job(machine, tmp_path, job, devices):
 )
 def test_what_goes_back_into_the_queue(machine, end, state, again):
     """A run that saved, unless somebody has cancelled the job."""
-    machine.tool("squeue", ENDS["squeue"].format(state=state))
+    machine.tool("bin/squeue", ENDS["squeue"].format(state=state))
     machine.ends([end])
     assert machine.run("slurm.sbatch", *PROGRAM, **JOB).returncode == end
     calls = [arguments for arguments, _ in machine.called("scontrol")]

@@ -112,19 +112,21 @@ def test_a_vm_in_creation_is_waited_for(cloud):
     assert done.stderr.count("WAITING_FOR_RESOURCES; waiting") == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("state", quick(["PREEMPTED"], ["PREEMPTED", "TERMINATED", None]))
-def test_a_dead_vm_is_made_anew(cloud, state):
-    cloud.set(request="ACTIVE", node=state)
+@pytest.mark.parametrize(
+    ("request_", "node", "verbs"),
+    only(
+        [("SUSPENDED", None, ["describe request"])],
+        [
+            ("SUSPENDED", None, ["describe request"]),
+            *(("ACTIVE", state, LOOK) for state in ("PREEMPTED", "TERMINATED", None)),
+        ],
+    ),
+)
+def test_a_dead_vm_is_made_anew(cloud, request_, node, verbs):
+    """And what is left of a preempted one after a while, which would count against the quota."""
+    cloud.set(request=request_, node=node)
     assert cloud.run().returncode == 0
-    assert cloud.verbs == [*LOOK, "delete request", *CREATE, *RUN]
-
-
-def test_a_suspended_request_is_made_anew(cloud):
-    """What is left of a preempted VM after a while; it would count against the quota."""
-    cloud.set(request="SUSPENDED")
-    assert cloud.run().returncode == 0
-    assert cloud.verbs == ["describe request", "delete request", *CREATE, *RUN]
+    assert cloud.verbs == [*verbs, "delete request", *CREATE, *RUN]
 
 
 def test_a_stopped_vm_is_left_alone(cloud):
@@ -154,38 +156,27 @@ def test_preemption(cloud, event, during):
     assert len(cloud.programs) == 1
 
 
-def test_exit_75_means_run_me_again(cloud):
+GAVE_UP = "tpu_vm: gave up after 2 retries without progress"
+CODES = [  # of the program, and what comes of them
+    ([75, 75, 0], {}, 0, ""),
+    ([75] * 3, {}, 75, GAVE_UP),
+    ([75] * 3 + [0], dict(PROGRESS_SECONDS="0"), 0, ""),
+    *(([code], {}, code, f"failed with exit code {code}") for code in (1, 3, 137)),
+]
+
+
+@pytest.mark.parametrize(
+    ("codes", "environment", "end", "said"), only([CODES[0], CODES[1], CODES[4]], CODES)
+)
+def test_exit_75_means_run_me_again(cloud, codes, environment, end, said):
+    """So often without progress; any other failure is passed on."""
     cloud.ready()
-    cloud.codes([75, 75, 0])
-    assert cloud.run().returncode == 0
-    assert len(cloud.programs) == 3
+    cloud.codes(codes)
+    done = cloud.run("--retries=2", **environment)
+    assert done.returncode == end
+    assert len(cloud.programs) == len(codes)
     assert len(cloud.installs) == 1
-
-
-def test_retries_are_bounded(cloud):
-    cloud.ready()
-    cloud.codes([75] * 9)
-    done = cloud.run("--retries=2")
-    assert done.returncode == 75
-    assert len(cloud.programs) == 3
-    assert done.stderr.splitlines()[-1] == "tpu_vm: gave up after 2 retries without progress"
-
-
-@pytest.mark.slow
-def test_progress_renews_the_retries(cloud):
-    cloud.ready()
-    cloud.codes([75, 75, 75, 0])
-    assert cloud.run("--retries=1", PROGRESS_SECONDS="0").returncode == 0
-
-
-@pytest.mark.parametrize("code", quick([3], [1, 3, 137]))
-def test_a_failure_is_passed_on(cloud, code):
-    cloud.ready()
-    cloud.codes([code])
-    done = cloud.run()
-    assert done.returncode == code
-    assert len(cloud.programs) == 1
-    assert f"failed with exit code {code}" in done.stderr
+    assert said in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("event", quick(["sent twice"], ["dropped", "sent twice"]))
@@ -287,9 +278,7 @@ def test_a_zone_without_capacity_is_asked_again(cloud):
 def test_a_worker_without_a_fit_python_is_one_clear_line(cloud):
     cloud.ready()
     for name in ("python3.13", "python3.12", "python3.11", "python3"):
-        path = cloud.folder / "worker_bin" / name
-        path.write_text("#!/bin/sh\nexit 1\n")
-        path.chmod(0o755)
+        cloud.tool(f"worker_bin/{name}", "exit 1\n", "/bin/sh")
     done = cloud.run()
     assert done.returncode == 1
     assert "no Python 3.11 or newer" in done.stderr
@@ -459,14 +448,7 @@ def test_wrong_usage_is_one_clear_line(cloud, arguments, word):
 
 def test_arguments_survive_the_shells(cloud):
     cloud.ready()
-    program = (
-        "--config=my configs/a.py",
-        "it's",
-        '"quoted"',
-        "$HOME `x` \\ * ;&|",
-        "two\nlines",
-        "",
-    )
+    program = ("--config=a b/c.py", "it's", '"quoted"', "$HOME `x` \\ * ;&|", "two\nlines", "")
     assert cloud.run(program=program).returncode == 0
     assert cloud.programs[0][2] == ["-m", "vitdiff_jax.main", *program]
 
