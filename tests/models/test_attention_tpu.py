@@ -5,31 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.test_attention import errors, example, plain_attention
+from tests.models.test_attention import compared, example
 from tests.models.tiny_models import denoiser, inputs, shape_of, tiny_params
 from vitdiff_jax.models import attention, attention_tpu, layers
 
 PARTS = 2 * 3 * 40**2 * 4, attention_tpu.CHUNK
 
 
-def with_slopes(attend):
-    """(q, k, v, weight) -> the result, and the gradients of its product with `weight`."""
-
-    def run(q, k, v, weight):
-        out, back = jax.vjp(attend, q, k, v)
-        return [out, *back(weight)]
-
-    return jax.jit(run)
-
-
-def compared(dtype, given, mask=None):
-    """The errors of the result and of the gradients, against float64."""
-    with jax.enable_x64(True):
-        q, k, v, *_, weight = [a if a is None else jnp.asarray(a) for a in (*given[:3], given[-1])]
-        wanted = with_slopes(lambda *qkv: plain_attention(*qkv, mask=mask))(q, k, v, weight)
-    q, k, v, weight = (jnp.asarray(a, dtype) for a in (*given[:3], given[-1]))
-    found = with_slopes(lambda *qkv: attention_tpu.attention(*qkv, mask))(q, k, v, weight)
-    return errors(found, wanted)
+def error(dtype, given, mask=None):
+    """The largest of the result and of the gradients, against float64."""
+    (found,) = compared(dtype, given, mask, [attention_tpu.attention])
+    return found.max()
 
 
 @pytest.mark.parametrize("part", [pytest.param(1, marks=pytest.mark.slow), *PARTS])
@@ -37,8 +23,8 @@ def test_attention_is_a_softmax(part, monkeypatch):
     """One head at a time, two, or all: 1e-5 in float32, 1 % in bfloat16."""
     monkeypatch.setattr(attention_tpu, "CHUNK", part)
     given = example(3, 4, 8, 40)
-    assert compared(jnp.float32, given).max() < 1e-5
-    assert compared(jnp.bfloat16, given).max() < 1e-2
+    assert error(jnp.float32, given) < 1e-5
+    assert error(jnp.bfloat16, given) < 1e-2
 
 
 def test_only_so_many_heads_at_a_time(monkeypatch):
@@ -55,12 +41,12 @@ def test_only_so_many_heads_at_a_time(monkeypatch):
 def test_large_scores_do_not_overflow():
     """Scores of hundreds, and of ten thousands: their own rounding is then that of the result."""
     for scale, least in ((100.0, 1e-4), (1e4, 1e-2)):
-        assert compared(jnp.float32, example(1, 2, 16, 40, scale=scale)).max() < least
+        assert error(jnp.float32, example(1, 2, 16, 40, scale=scale)) < least
 
 
 def test_attention_looks_where_the_mask_says():
     mask = np.arange(40) % np.array([[1], [2], [5]]) == 0
-    assert compared(jnp.float32, example(3, 2, 8, 40), mask).max() < 1e-5
+    assert error(jnp.float32, example(3, 2, 8, 40), mask) < 1e-5
 
 
 def test_attention_to_nothing_is_finite():

@@ -185,6 +185,5 @@ def test_doubling_repeats_pixels():
     ],
 )
 def test_check_names_the_option(options, shape, message):
-    """One line that starts with the key, before anything is compiled."""
     with pytest.raises(ValueError, match=f"^{message}"):
         Autoencoder(**TINY | options).check(shape)

@@ -8,9 +8,9 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 from numpy.lib.stride_tricks import sliding_window_view
 
+from tests.evaluation import weights
 from tests.parts import covering, quick
 from vitdiff_jax.models import inception
 
@@ -20,19 +20,7 @@ RANDOM = np.random.default_rng(0)
 @pytest.fixture(scope="module")
 def tensors():
     """Random tensors by the published names, as they follow from our own parameters' paths."""
-    image = jax.ShapeDtypeStruct((1, 299, 299, 3), np.float32)
-    shapes = jax.eval_shape(inception.Inception().init, jax.random.key(0), image)["params"]
-    found = {"fc.weight": RANDOM.random((1008, 2048), np.float32), "fc.bias": np.ones(1008, "f4")}
-    for path, like in flatten_dict(shapes).items():
-        name = ".".join(path[:-1])
-        if path[-1] == "bias" or name == "fc":
-            continue
-        height, width, before, after = like.shape
-        kernel = RANDOM.random((after, before, height, width), np.float32) - 0.5
-        found[f"{name}.conv.weight"] = kernel
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            found[f"{name}.bn.{part}"] = RANDOM.uniform(0.5, 2, after).astype(np.float32)
-    return found
+    return weights.tensors()
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +90,6 @@ def test_logits_have_no_bias(tensors, params):
 
 @pytest.mark.parametrize("size", quick([(8, 5)], [(3, 3), (8, 5), (7, 10)]))
 def test_pools(size):
-    """Of values below zero too, where a border of zeros would be seen."""
     x = RANDOM.standard_normal((2, *size, 3)).astype(np.float32) - 5
     windows = sliding_window_view(x, (3, 3), (1, 2))
     np.testing.assert_array_equal(inception.max_pool_halve(x), windows[:, ::2, ::2].max((-2, -1)))

@@ -6,6 +6,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_sample_image
 
+from tests.parts import quick
 from vitdiff_jax.evaluation import networks
 from vitdiff_jax.models import lpips
 
@@ -34,12 +35,6 @@ def middle(picture, down=0, right=0):
     return picture[16 + down : 80 + down, 16 + right : 80 + right]
 
 
-def rows_of(photo, change):
-    """One detail, and 4 versions of it that are changed more and more."""
-    same = np.stack([middle(photo)] * 4)
-    return same, np.stack([change(level) for level in range(4)])
-
-
 def test_nothing_to_itself_and_as_far_back_as_there(distance, photo):
     a = np.stack([middle(photo), middle(photo, -9, 7)])
     b = a[::-1].copy()
@@ -50,24 +45,22 @@ def test_nothing_to_itself_and_as_far_back_as_there(distance, photo):
     np.testing.assert_allclose(there, there[::-1], rtol=1e-5)
 
 
-@pytest.mark.slow
-def test_noise(distance, photo):
-    noise = np.random.default_rng(0).standard_normal(middle(photo).shape)
-    found = distance(*rows_of(photo, lambda i: middle(photo) + 0.02 * 2**i * noise))
-    assert (np.diff(np.append(0, found)) > 0).all(), found
+def changed(photo, change, level):
+    """The middle of a photograph, changed the more the higher the level of 0 to 3."""
+    if change == "noise":
+        noise = np.random.default_rng(0).standard_normal(middle(photo).shape)
+        return middle(photo) + 0.02 * 2**level * noise
+    if change == "blur":
+        return middle(gaussian_filter(photo, (0.6 * 1.6**level,) * 2 + (0,)))
+    return middle(photo, level, level)
 
 
-def test_blur(distance, photo):
-    found = distance(
-        *rows_of(photo, lambda i: middle(gaussian_filter(photo, (0.6 * 1.6**i,) * 2 + (0,))))
-    )
-    assert (np.diff(np.append(0, found)) > 0).all(), found
-
-
-def test_shift(distance, photo):
-    found = distance(*rows_of(photo, lambda i: middle(photo, i, i)))
-    assert found[0] == pytest.approx(0, abs=1e-10)
+@pytest.mark.parametrize("change", quick(["blur", "shift"], ["noise", "blur", "shift"]))
+def test_it_grows_with_the_change(distance, photo, change):
+    levels = np.stack([changed(photo, change, level) for level in range(4)])
+    found = distance(np.stack([middle(photo)] * 4), levels)
     assert (np.diff(found) > 0).all(), found
+    assert found[0] == pytest.approx(0, abs=1e-10) if change == "shift" else found[0] > 0
 
 
 @pytest.mark.parametrize("net", NETS)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.models.tiny_models import SHAPE, count, denoiser, param_shapes
+from tests.models.tiny_models import count, denoiser, param_shapes
 from vitdiff_jax.models import unet
 from vitdiff_jax.models.unet import Model
 
@@ -38,23 +38,3 @@ def test_attention_is_where_it_is_chosen():
         assert "middle_0" in attends
         assert len(attends) == wanted + 1
         assert {int(name.split("_")[1]) for name in attends - {"middle_0"}} == set(chosen)
-
-
-@pytest.mark.parametrize(
-    ("options", "shape", "message"),
-    [
-        (dict(), (5, 6, 3), "multipliers: 2 levels downsample by 2, which does not divide"),
-        (dict(multipliers=(1, 2, 2)), SHAPE, "multipliers: 3 levels downsample by 4, which"),
-        (dict(multipliers=()), SHAPE, "multipliers: 0 is less than 1"),
-        (dict(multipliers=(1, 0)), SHAPE, "multipliers: 0 is less than 1"),
-        (dict(attention=(2,)), SHAPE, "attention: there is no level 2, only 0 to 1"),
-        (dict(attention=(-1,)), SHAPE, "attention: -1"),
-        (dict(blocks=0), SHAPE, "blocks: 0"),
-        (dict(head_width=5), SHAPE, "head_width: 5 does not divide 16 channels"),
-        (dict(head_width=0), SHAPE, "head_width: 0"),
-    ],
-)
-def test_check_names_the_option(options, shape, message):
-    """One line that starts with the key, before anything is compiled."""
-    with pytest.raises(ValueError, match=f"^{message}"):
-        denoiser("unet", **options).check(shape)

@@ -8,19 +8,11 @@ import numpy as np
 import pytest
 
 from tests.models import tiny_models
-from tests.models.tiny_models import DROPPED, SHAPE, count, denoiser, inputs, param_shapes, stacked
+from tests.models.tiny_models import DROPPED, denoiser, inputs, param_shapes, stacked
 from tests.parts import quick
-from vitdiff_jax.models.vit import Model
 
 compiled = functools.partial(tiny_models.compiled, "vit")
 tiny_params = functools.partial(tiny_models.tiny_params, "vit")
-
-
-@pytest.mark.parametrize(("size", "published"), [("B", 131e6), ("L", 459e6), ("H", 953e6)])
-def test_sizes_are_the_published_ones(size, published):
-    """Parameters of JiT-B/16, L/16 and H/16 (arXiv:2511.13720, table 4), to 1 %."""
-    model = Model(conditions={"label": (1000,)}, size=size, scan=True)
-    assert abs(count(model, (256, 256, 3)) / published - 1) < 0.01
 
 
 def without_blocks(params, numbers):
@@ -57,33 +49,12 @@ def test_dropout_is_off_without_keys_and_without_a_rate():
 
 
 def test_dropout_belongs_to_the_example():
-    """One example's mask is its key's, in any batch: results do not depend on the devices."""
+    """One example's mask is its key's, whatever is beside it: devices do not matter."""
     apply, params = compiled(scan=True, **DROPPED), rolled()
     (x, time, cond), keys = inputs(), jax.random.split(jax.random.key(0), 3)
     whole = np.asarray(apply(params, x, time, cond, keys))
-    part = apply(params, x[1:2], time[1:2], {"label": cond["label"][1:2]}, keys[1:2])
-    np.testing.assert_allclose(part, whole[1:2], atol=1e-5)
+    rows = np.array([2, 2, 0])
+    part = apply(params, x[rows], time[rows], {"label": cond["label"][rows]}, keys[rows])
+    np.testing.assert_allclose(part, whole[rows], atol=1e-5)
     other = apply(params, x, time, cond, jax.random.split(jax.random.key(1), 3))
     assert (abs(np.asarray(other) - whole).max((1, 2, 3)) > 1e-3).all()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(heads=3), "heads: 3 does not divide the width 16"),
-        (dict(heads=8), "heads: .* = 2 is not a multiple of 4"),
-        (dict(depth=0), "depth: 0"),
-        (dict(bottleneck=-1), "bottleneck: -1"),
-        (dict(class_tokens=-1), "class_tokens: -1"),
-        (dict(class_tokens_from=-1), "class_tokens_from: -1"),
-        (dict(mlp_ratio=0.0), "mlp_ratio: 0.0"),
-        (dict(mlp_ratio=-4.0), "mlp_ratio: -4.0"),
-        (dict(size="XL"), "size: 'XL' is not one of S, B, L, H"),
-        (dict(dropout=1.0), "dropout: 1.0"),
-        (dict(dropout=-0.1), "dropout: -0.1"),
-    ],
-)
-def test_check_names_the_option(options, message):
-    """One line that starts with the key, before anything is compiled."""
-    with pytest.raises(ValueError, match=f"^{message}"):
-        denoiser("vit", **options).check(SHAPE)
