@@ -1,11 +1,9 @@
 """Thresholding of the estimate of x, against its definition image by image."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vitdiff_jax.diffusion.guidance import guide
 from vitdiff_jax.diffusion.threshold import threshold
 
 SCALES = np.array([0.3, 1.0, 3.0])  # of the first image no value is outside
@@ -35,13 +33,6 @@ def test_dynamic_is_imagens(quantile):
 
 def test_none_is_the_denoiser_itself():
     assert threshold(estimate, "none") is estimate
-
-
-def test_it_is_guidance_that_is_brought_back():
-    """Around guidance, not inside: 2 + 3 (0.9 - 2) = -1.3 becomes -1."""
-    guided = guide(lambda x, t: 0 * x + 0.9, lambda x, t: 0 * x + 2.0, 3.0)
-    found = jax.jit(threshold(guided, "static"))(jnp.zeros((1, 2, 2, 1)), jnp.ones(1))
-    np.testing.assert_array_equal(found, -1)
 
 
 @pytest.mark.parametrize(

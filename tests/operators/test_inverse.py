@@ -18,12 +18,7 @@ from tests.operators.test_operators import (
 )
 from tests.parts import quick
 from vitdiff_jax.operators import register, static
-from vitdiff_jax.operators.inverse import (
-    MIN_WEIGHT,
-    conjugate_gradients,
-    prox_l2,
-    squared_norm,
-)
+from vitdiff_jax.operators.inverse import MIN_WEIGHT, conjugate_gradients, prox_l2, squared_norm
 from vitdiff_jax.operators.mask import Mask
 
 SMALL = (6, 6, 2)
@@ -146,7 +141,6 @@ def test_squared_norm_is_that_of_the_dense_matrix(name):
 
 
 def test_squared_norm_of_nothing_and_of_what_is_not_linear():
-    """0, without dividing by it; and 1."""
     zero = Matrix(np.zeros((5, SIZE)))
     for operator in (zero, Mask(np.zeros((6, 6, 1), np.float32), 2)):
         assert (np.asarray(norm_of(operator, images(0))) == 0).all()

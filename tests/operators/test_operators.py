@@ -150,7 +150,6 @@ def test_an_operator_is_an_argument_of_jit(name):
 
 
 def test_a_mask_for_each_image_of_a_batch():
-    """Masks of a batch are one operator."""
     known = np.random.default_rng(6).random((4, *SHAPE[:2], 1)) < 0.5
     x = jnp.ones((4, *SHAPE))
     np.testing.assert_array_equal(Mask(known, 3).forward(x), np.repeat(known, 3, -1))

@@ -16,13 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.operators.test_operators import dense, flat, make
+from tests.samplers.known import keys, numbers
 from vitdiff_jax import restoration, samplers
-from vitdiff_jax.diffusion.schedules import EDM, Cosine, LinearVP, RectifiedFlow
 from vitdiff_jax.samplers import ancestral
 
 SHAPE = (4, 4, 2)
 SIZE = 32
-FOUR_SCHEDULES = [RectifiedFlow(), Cosine(), LinearVP(), EDM()]
 METHODS = restoration.methods()
 OPERATORS = {
     "mask": dict(name="mask", kind="random", share=0.5),
@@ -129,12 +128,6 @@ def problem(name, kind="full", noise_std=0.1, operator=None):
     return Problem(given, operator, matrix, y, noise_std)
 
 
-def numbers(schedule, t):
-    """(alpha, sigma) as floats."""
-    alpha, sigma = schedule.alpha_sigma(jnp.asarray(float(t)))
-    return float(alpha), float(sigma)
-
-
 @contextlib.contextmanager
 def unit_noise():
     """Instead of normal noise: image `key` has a 1 at pixel key % n of draw key // n, else 0."""
@@ -189,10 +182,6 @@ def moments(name, case, schedule, times, fresh=0, start=None, **options):
     arrays = dict(operator=case.operator, y=jnp.asarray(case.y), noise_std=case.noise_std)
     run = METHODS[name].restore
     return affine(run, case.prior, schedule, times, fresh, start, arrays, options)
-
-
-def keys(count, first=0):
-    return jax.random.split(jax.random.key(first), count)
 
 
 def noise(schedule, count, t=1.0):

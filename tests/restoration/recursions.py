@@ -9,7 +9,8 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 
-from tests.restoration.gaussians import SIZE, numbers
+from tests.restoration.gaussians import SIZE
+from tests.samplers.known import numbers
 from vitdiff_jax.diffusion.schedules import EDM
 from vitdiff_jax.operators.inverse import MIN_WEIGHT
 from vitdiff_jax.operators.svd import RTOL

@@ -7,7 +7,8 @@ import pytest
 from tests.operators.test_operators import make
 from tests.parts import quick
 from tests.restoration import recursions
-from tests.restoration.gaussians import OPERATORS, PRIORS, SHAPE, SIZE, draw, keys, noise, problem
+from tests.restoration.gaussians import OPERATORS, PRIORS, SHAPE, SIZE, draw, noise, problem
+from tests.samplers.known import keys
 from vitdiff_jax.diffusion import grids
 from vitdiff_jax.diffusion.schedules import EDM, LinearVP, RectifiedFlow
 from vitdiff_jax.restoration import dps

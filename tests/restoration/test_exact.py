@@ -4,24 +4,13 @@ For every linear operator and kind of covariance its mean and covariance, known 
 error, tend to the closed form at the order of the sampler that walks the posterior's denoiser.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.parts import quick
-from tests.restoration.gaussians import (
-    FOUR_SCHEDULES,
-    METHODS,
-    OPERATORS,
-    PRIORS,
-    SHAPE,
-    SIZE,
-    moments,
-    numbers,
-    problem,
-    program,
-)
+from tests.restoration.gaussians import METHODS, OPERATORS, PRIORS, SIZE, moments, problem
+from tests.samplers.known import FOUR_SCHEDULES, numbers
 from vitdiff_jax.diffusion import grids
 from vitdiff_jax.diffusion.schedules import EDM, Cosine, RectifiedFlow
 
@@ -101,35 +90,3 @@ def test_from_noise_to_data(schedule):
     wanted = case.posterior()
     np.testing.assert_allclose(mean, wanted[0], atol=0.002)
     np.testing.assert_allclose(covariance, wanted[1], atol=0.001)
-
-
-@pytest.mark.slow
-def test_uncertainty_is_calibrated():
-    """The rank of the truth among 19 samples is even: 50 and 90 % of pixels in their intervals.
-
-    An interval between ranks needs no estimate of a spread. Of each image two pixels far apart
-    are looked at: one that is measured and one that is not; to 4.5 binomial standard errors.
-    """
-    images, samples, schedule = 300, 19, RectifiedFlow()
-    case, random = problem("mask", "full", NOISE_STD), np.random.default_rng(0)
-    x = random.multivariate_normal(case.prior.mean, case.prior.covariance, images)
-    x = x.astype(np.float32).reshape(images, 1, *SHAPE)
-    y = case.operator.forward(jnp.asarray(x)) + NOISE_STD * random.standard_normal(x.shape)
-    y = jnp.repeat(y, samples, 1).reshape(-1, *SHAPE).astype(jnp.float32)
-    keys = jax.vmap(jax.random.key)(jnp.arange(len(y)))
-    start = jax.random.normal(jax.random.key(1), y.shape)
-    times = grids.uniform_logsnr(schedule, 24, low=-9, high=9)
-    compiled = program(
-        METHODS["pigdm"].restore, schedule, tuple(times), tuple(tweedie(case).items())
-    )
-    prior = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), case.prior)
-    arrays = dict(operator=case.operator, y=y, noise_std=NOISE_STD)
-    found = np.asarray(compiled(prior, start, keys, arrays)).reshape(images, samples, *SHAPE)
-    ranks = (found < x).sum(1)  # [images, *SHAPE], 0 to 19
-    known = np.asarray(case.operator.known)[..., 0] > 0
-    for which in (known, ~known):
-        row, column = np.argwhere(which)[0]
-        rank = ranks[:, row, column, 0]
-        for low, high, share in ((5, 14, 0.5), (1, 18, 0.9)):
-            inside = ((low <= rank) & (rank <= high)).mean()
-            assert abs(inside - share) < 4.5 * np.sqrt(share * (1 - share) / images)

@@ -17,8 +17,7 @@ from vitdiff_jax.diffusion import grids
 from vitdiff_jax.diffusion.schedules import RectifiedFlow
 
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.slow]
-FLOW, NOISE_STD, ETA, ZETA, STRENGTH = RectifiedFlow(), 0.1, 0.85, 0.3, 8.0
-OPERATORS = ["average", "fourier"]  # some of the image is not measured, and nothing is a pixel
+FLOW, NOISE_STD = RectifiedFlow(), 0.1
 
 
 def away(case, moments, wanted):
@@ -41,49 +40,35 @@ def tends_to(name, case, wanted, within, **options):
     assert (errors[1] < within).all(), errors
 
 
-def posterior(case, noise_std):
-    """Mean and covariance as if the noise in y had been of another size."""
-    return dataclasses.replace(case, noise_std=noise_std).posterior()
-
-
 def heat(share):
     """What replacing this share of the noise's variance in each step leaves of the variance."""
     return (1 + np.sqrt(1 - share)) / 2
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_ddrm_reproduces_the_noise_of_y_and_is_too_cold(operator):
-    """The posterior without noise in y, and (1 + sqrt(1 - eta^2)) / 2 of its covariance."""
-    for noise_std, within in ((0.0, 0.03), (NOISE_STD, 0.15)):
-        case = problem(operator, "full", noise_std)
-        mean, covariance = posterior(case, 0)
-        tends_to("ddrm", case, (mean, heat(ETA**2) * covariance), within, eta=ETA)
+LIMITS = [  # (method, options, noise of y, as how much it counts, share of the variance, error)
+    ("ddrm", dict(eta=0.85), 0.0, 0, heat(0.85**2), 0.03),
+    ("ddrm", dict(eta=0.85), NOISE_STD, 0, heat(0.85**2), 0.15),
+    *(("diffpir", dict(strength=8.0, zeta=0.3), noise_std, np.sqrt(8), heat(0.3), 0.06)
+      for noise_std in (0.0, NOISE_STD)),
+    *(("pnpflow", dict(draws=draws), NOISE_STD, 0, 1 / (2 * draws), 0.12) for draws in (1, 3)),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_diffpir_sees_more_noise_than_there_is_and_is_too_cold(operator):
-    """The posterior for noise sqrt(strength) times as large, times (1 + sqrt(1 - zeta)) / 2."""
-    for noise_std in (0.0, NOISE_STD):
-        case = problem(operator, "full", noise_std)
-        mean, covariance = posterior(case, np.sqrt(STRENGTH) * noise_std)
-        wanted = mean, heat(ZETA) * covariance
-        tends_to("diffpir", case, wanted, 0.06, strength=STRENGTH, zeta=ZETA)
-
-
-@pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("draws", [1, 3])
-def test_pnpflow_reproduces_the_noise_of_y_and_hardly_varies(operator, draws):
-    """The posterior without noise in y, and 1 / (2 draws) of its covariance."""
-    case = problem(operator, "full", NOISE_STD)
-    mean, covariance = posterior(case, 0)
-    tends_to("pnpflow", case, (mean, covariance / (2 * draws)), 0.12, draws=draws)
+@pytest.mark.parametrize("operator", ["average", "fourier"])  # not all is measured, nor any pixel
+@pytest.mark.parametrize("limit", LIMITS, ids=str)
+def test_the_posterior_for_other_noise_and_too_cold(limit, operator):
+    """The noise of y is reproduced where it counts for nothing; the images vary too little."""
+    name, options, noise_std, counts, share, within = limit
+    case = problem(operator, "full", noise_std)
+    mean, covariance = dataclasses.replace(case, noise_std=counts * noise_std).posterior()
+    tends_to(name, case, (mean, share * covariance), within, **options)
 
 
 def test_repaint_needs_resampling():
     """With it, the mean tends to the posterior's without noise in y; alone, or in DDNM, it stays a
     quarter of a standard deviation off, however many steps there are."""
     case = problem("mask", "full", NOISE_STD)
-    wanted = posterior(case, 0)
+    wanted = dataclasses.replace(case, noise_std=0).posterior()
 
     def off(name, steps, **options):
         times = grids.uniform_logsnr(FLOW, steps, low=-8, high=12)

@@ -12,15 +12,8 @@ import pytest
 from tests.operators.test_operators import make
 from tests.parts import only
 from tests.restoration import recursions
-from tests.restoration.gaussians import (
-    METHODS,
-    OPERATORS,
-    PRIORS,
-    SHAPE,
-    moments,
-    numbers,
-    problem,
-)
+from tests.restoration.gaussians import METHODS, OPERATORS, PRIORS, SHAPE, moments, problem
+from tests.samplers.known import numbers
 from vitdiff_jax.diffusion import grids
 from vitdiff_jax.diffusion.schedules import EDM, Cosine, LinearVP, RectifiedFlow
 
@@ -64,10 +57,7 @@ def compare(name, case, schedule, times, **options):
     np.testing.assert_allclose(covariance, wanted[1], atol=atol)
 
 
-@pytest.mark.parametrize(
-    ("name", "operator"),
-    only(FIRST, SERVED),
-)
+@pytest.mark.parametrize(("name", "operator"), only(FIRST, SERVED))
 def test_moments_are_those_of_the_papers_formulas(name, operator):
     """On a schedule that changes from one operator to the next."""
     place = NAMES.index(name) + list(OPERATORS).index(operator)

@@ -7,16 +7,8 @@ import pytest
 
 from tests.parts import quick
 from tests.restoration import recursions
-from tests.restoration.gaussians import (
-    FOUR_SCHEDULES,
-    PRIORS,
-    SHAPE,
-    SIZE,
-    affine,
-    keys,
-    numbers,
-    problem,
-)
+from tests.restoration.gaussians import PRIORS, SHAPE, SIZE, affine, problem
+from tests.samplers.known import FOUR_SCHEDULES, keys, numbers
 from vitdiff_jax.diffusion import grids
 from vitdiff_jax.diffusion.schedules import EDM
 from vitdiff_jax.restoration import sdedit

@@ -12,18 +12,17 @@ from tests.operators.test_operators import make
 from tests.parts import covering, only, quick
 from tests.restoration import recursions
 from tests.restoration.gaussians import (
-    FOUR_SCHEDULES,
     METHODS,
     OPERATORS,
     SHAPE,
     SIZE,
     draw,
-    keys,
     moments,
     noise,
     problem,
 )
 from tests.restoration.test_exact import EXACT
+from tests.samplers.known import FOUR_SCHEDULES, keys
 from vitdiff_jax import restoration
 from vitdiff_jax.diffusion import grids
 from vitdiff_jax.diffusion.schedules import EDM, Cosine, RectifiedFlow
@@ -92,7 +91,6 @@ MEASURED_FIRST = [("diffpir", "average")]
 MEASURED_FIRST += [("repaint", "mask"), ("dps", "denoise")]
 
 
-@eager
 @pytest.mark.parametrize(("name", "operator"), only(MEASURED_FIRST, MEASURED))
 def test_a_measurement_without_noise_is_reproduced(name, operator):
     """In float32 after few steps, if the method says so; else it is missed."""
