@@ -94,6 +94,16 @@ def plain():
         yield
 
 
+@pytest.fixture(scope="module")
+def no_plots():
+    """Every command ends with a report, and its plots take half a second."""
+    from vitdiff_jax.reporting import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "curves", lambda *given: "<svg></svg>")
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forgotten():
     """Hardly any program serves two files; all together take 6 GB in each worker, else 2.5."""

@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 
+import grain  # noqa: F401 - what takes long to import, no test's time counts
 import jax
 import jax.numpy as jnp
-import matplotlib.figure  # noqa: F401 - what takes a second to import, no test's time counts
+import jinja2  # noqa: F401
+import matplotlib.figure  # noqa: F401
 import numpy as np
 import sklearn.datasets  # noqa: F401
+import tensorboardX  # noqa: F401
 
 from vitdiff_jax import main, models
 from vitdiff_jax.experiment import build as experiment_lib
@@ -40,6 +43,10 @@ CONFIG = dict(
 
 PLAIN = dict(name="plain")
 """A model for `config` that compiles in a fifth of a ViT's time; see `plain_network`."""
+WIDE = dict(name="tests.networks.plain", width=64)
+"""The same as external code, for files of configs only; FSDP and ZeRO-1 shard its matrices."""
+UNIFORM = dict(times=dict(name="uniform"))
+"""A diffusion section whose distribution of times compiles nothing."""
 
 
 def config(**changes):

@@ -1,17 +1,20 @@
 """Configs: every value has its place and type, and reading a model runs no code."""
 
 import json
-import subprocess
 import sys
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-import vitdiff_jax
 from tests import tiny
+from tests.networks import plain
+from vitdiff_jax.experiment import build
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.experiment.defaults import defaults
+from vitdiff_jax.inference.model import TrainedModel
+from vitdiff_jax.runtime import parallel
 from vitdiff_jax.training import loop
 
 
@@ -25,7 +28,7 @@ def refused(call, *arguments):
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """A module outside the package, with a schedule, a sampler and a mark that it was run."""
+    """A module outside the package: a schedule, grid, sampler, and a mark that it was run."""
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "__init__.py").touch()
     (tmp_path / "elsewhere" / "mine.py").write_text(
@@ -35,8 +38,10 @@ def elsewhere(tmp_path, monkeypatch):
         "@dataclasses.dataclass(frozen=True)\n"
         "class Mine(RectifiedFlow):\n"
         "    noise_scale: float = 3.0\n"
+        "def halving(schedule, steps, ratio=0.5):\n"
+        "    return [ratio**i for i in range(steps)] + [0.0]\n"
         "def sample(denoise, schedule, times, x, keys, *, strength=0.5):\n"
-        "    return 0 * x + strength\n"
+        "    return 0 * x + strength * times[1]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path / "elsewhere" / "mine.ran"
@@ -88,15 +93,7 @@ def test_values_from_the_command_line_have_their_key_s_type(override, key, value
     [
         (dict(train=dict(stepz=3)), "config.train.stepz: no such key; did you mean config.train."),
         (dict(tarin=dict(steps=3)), "config.tarin.steps: no such key; did you mean config.train.s"),
-        (dict(sede=1), "config.sede: no such key; did you mean config.seed?"),
-        (
-            dict(model=dict(widht=8)),
-            "config.model.widht: no such key; did you mean config.model.wi",
-        ),
-        (
-            dict(sample=dict(sampler=dict(name="euler", eta=1.0))),
-            "config.sample.sampler.eta: no su",
-        ),
+        (dict(sample=dict(sampler=dict(name="euler", eta=1.0))), "config.sample.sampler.eta: no"),
         (dict(qqqqqqqq=1), "config.qqqqqqqq: no such key"),
         (dict(train=3), "config.train: 3 is not a section"),
         (dict(seed=dict(a=1)), "config.seed.a: no such key"),
@@ -110,7 +107,6 @@ def test_values_from_the_command_line_have_their_key_s_type(override, key, value
         (dict(train=dict(ema=0.9)), "config.train.ema: 0.9 is not a list of values"),
         (dict(model=dict(width="wide")), "config.model.width: 'wide' is not an integer"),
         (dict(model=dict(name="vitt")), "config.model.name: unknown name 'vitt'; available: dit,"),
-        (dict(data=dict(name="imagnet")), "config.data.name: unknown name 'imagnet'; available:"),
         (dict(model=dict(name=3)), "config.model.name: 3 is not a string"),
         (dict(diffusion=dict(schedule=dict(name="Schedule"))), "config.diffusion.schedule.name: "),
         (dict(sample=dict(sampler=dict(name="no.such"))), "config.sample.sampler.name: cannot use"),
@@ -128,7 +124,6 @@ def test_what_cannot_be_meant_is_refused(given, message):
         ("--train.steps=3", "train.steps: no such key; did you mean config.train.steps?"),
         ("--n=3", "n: no such key"),
         ("--config.train.steps=many", "config.train.steps"),
-        ("--config.train.steps=2.5", "config.train.steps"),
         ("--config.optimizer.clip=no", "config.optimizer.clip"),
         ("--config.diffusion.stratified=maybe", "config.diffusion.stratified"),
         ("--config.train.steps", ""),
@@ -167,17 +162,21 @@ def test_the_same_component_by_name_keeps_the_options_given():
 
 
 def test_a_users_config_may_name_code_elsewhere(elsewhere):
-    config = config_lib.complete(
-        {
-            "diffusion": {"schedule": {"name": "elsewhere.mine.Mine"}},
-            "sample": {"sampler": {"name": "elsewhere.mine", "strength": 0.25}},
-        }
+    sample = dict(
+        sampler=dict(name="elsewhere.mine", strength=1.0),
+        grid=dict(name="elsewhere.mine.halving", ratio=0.25),
+        steps=2,
     )
+    schedule = dict(name="elsewhere.mine.Mine")
+    given = dict(model=tiny.WIDE, diffusion=dict(schedule=schedule), sample=sample)
+    config = config_lib.complete(given)
     assert elsewhere.exists()
-    make, options = config_lib.component(config, "diffusion.schedule")
-    assert make(**options).noise_scale == 3.0
-    sample, options = config_lib.component(config, "sample.sampler")
-    assert sample(None, None, None, 1.0, None, **options) == 0.25
+    experiment = build.build(config, (8, 8, 1), {"label": tiny.DIGITS})
+    assert isinstance(experiment.model, plain.Model)
+    assert experiment.process.schedule.noise_scale == 3.0
+    params, mesh = tiny.random_params(experiment), parallel.make_mesh()
+    images = TrainedModel(experiment, params, 0, mesh).sample(n=2)
+    np.testing.assert_array_equal(images, np.full((2, 8, 8, 1), 159))  # x = 0.25
     given = {"sample": {"sampler": {"name": "elsewhere.mine", "strenght": 1.0}}}
     assert refused(config_lib.complete, given).endswith(
         "did you mean config.sample.sampler.strength?"
@@ -316,13 +315,6 @@ def test_a_config_that_is_not_here_comes_with_the_package(tmp_path, monkeypatch)
 @pytest.mark.parametrize("file", sorted(tiny.REPOSITORY.glob("configs/*.py")), ids=lambda p: p.stem)
 def test_the_configs_of_the_repository_are_complete(file):
     assert isinstance(config_lib.load(str(file)), ConfigDict)
-
-
-def test_the_package_is_quick_to_import():
-    code = "import sys, vitdiff_jax; assert 'jax' not in sys.modules; vitdiff_jax.load_config"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tiny.REPOSITORY)
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        vitdiff_jax.nothing  # noqa: B018
 
 
 @pytest.mark.parametrize(

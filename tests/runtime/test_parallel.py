@@ -4,12 +4,11 @@ Same means max|difference| / max|parameter| <= 1e-5 for each array, attention's 
 their true gradient is zero, so that Adam turns rounding into steps.
 """
 
-import dataclasses
 import functools
 import itertools
 import pathlib
 import tempfile
-from typing import Any
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,8 @@ import numpy as np
 import pytest
 from jax._src.lib import xla_client
 
-from tests import tiny, toy_network
+from tests import tiny
+from tests.parts import quick
 from vitdiff_jax.data import pipeline
 from vitdiff_jax.inference import model as model_lib
 from vitdiff_jax.runtime import parallel
@@ -27,7 +27,10 @@ TOLERANCE = 1e-5
 STEPS = 5
 SECTIONS = dict(train=dict(steps=STEPS, ema=(0.9, 0.5)))
 NETWORKS = {  # name -> (config, how many arrays parameters and EMAs have at least)
-    "toy": (tiny.config(model=toy_network.MODEL | dict(dropout=0.3), **SECTIONS), 3 * 5),
+    "plain": (
+        tiny.config(model=tiny.WIDE | dict(dropout=0.3), diffusion=tiny.UNIFORM, **SECTIONS),
+        3 * 5,
+    ),
     "vit": (
         # Wide enough that FSDP cuts; depth 4 is the least where a block drops out.
         tiny.config(
@@ -46,12 +49,11 @@ VARIANTS = {  # name -> (config.parallel, parts of a batch)
     "pmap, accumulated": (dict(compiler="pmap"), 2),
 }
 QUICK = ("fsdp 2x2, accumulated", "zero1, accumulated", "pmap")
-SLOW = [("toy", name) for name in VARIANTS if name not in QUICK]
-SLOW += [("vit", name) for name in ("data parallel", "fsdp 4", "zero1, accumulated", "pmap")]
-CASES = [
-    *(("toy", name) for name in QUICK),
-    *(pytest.param(case, marks=pytest.mark.slow) for case in sorted(SLOW)),
-]
+VIT = ("data parallel", "fsdp 4", "zero1, accumulated", "pmap")
+CASES = quick(
+    [*(("plain", name) for name in VARIANTS), *(("vit", name) for name in VIT)],
+    [("plain", name) for name in QUICK],
+)
 
 
 @functools.cache
@@ -61,10 +63,12 @@ def four():
 
 
 def on_four(settings, workdir):
-    """The `train.Run` of a config on these."""
+    """The `train.Run` of a config on these, which begins with no parameter at zero."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "make_mesh", functools.partial(parallel.make_mesh, devices=four()))
-        return tiny.run(settings, workdir)
+        run = tiny.run(settings, workdir)
+    run.init = awake(run.init)
+    return run
 
 
 def settings(network, variant="data parallel"):
@@ -74,8 +78,8 @@ def settings(network, variant="data parallel"):
     return config | dict(train=train, parallel=options)
 
 
-def batches(dataset):
-    return itertools.islice(pipeline.batches(dataset.train, 8, seed=0), STEPS)
+def batches(run):
+    return itertools.islice(pipeline.batches(run.dataset.train, 8, seed=0), run.config.train.steps)
 
 
 def awake(init):
@@ -92,12 +96,21 @@ def awake(init):
     return init_awake
 
 
-def on_one_device(run):
+def taken(run, state):
+    """The states before and after the last step of a run."""
+    old = state
+    for batch in batches(run):
+        old = state
+        state, _ = run.step(state, parallel.put_batch(run.mesh, batch))
+    return old, state
+
+
+def on_one_device(run, change=lambda number, batch: batch):
     """The step itself, compiled by plain jit: no mesh, no shardings, no donation."""
     options = run.config.optimizer.to_dict()
     rate = step_lib.learning_rate(
         peak=options.pop("learning_rate"), warmup=options.pop("warmup"),
-        decay=options.pop("decay"), steps=STEPS,
+        decay=options.pop("decay"), steps=run.config.train.steps,
     )  # fmt: skip
     experiment = run.experiment
     step = jax.jit(step_lib.make_train_step(
@@ -105,8 +118,8 @@ def on_one_device(run):
         step_lib.adamw(rate, **options), rate, seed=0, batch_size=8,
     ))  # fmt: skip
     state = jax.jit(awake(run.init))()
-    for batch in batches(run.dataset):
-        state, _ = step(state, batch)
+    for number, batch in enumerate(batches(run)):
+        state, _ = step(state, change(number, batch))
     return tiny.arrays(state)
 
 
@@ -131,37 +144,24 @@ def assert_equal(found, wanted, least=30):
     assert max(worst.values()) <= TOLERANCE, max(worst, key=worst.get)
 
 
-@dataclasses.dataclass
-class Trained:
-    """What four devices have: a first state, and what five steps make of it."""
-
-    network: str
-    variant: str
-    run: Any
-    state: Any
-    shapes: dict[str, list]
-    donated: bool = False
-
-
 @pytest.fixture(scope="module", params=CASES, ids=": ".join)
 def created(request, tmp_path_factory):
-    run = on_four(settings(*request.param), tmp_path_factory.mktemp("four"))
-    run.init = awake(run.init)
+    """What four devices have: a run and its first state."""
+    network, variant = request.param
+    run = on_four(settings(network, variant), tmp_path_factory.mktemp("four"))
     state = run.state()
-    return Trained(*request.param, run, state, shard_shapes(state))
+    return types.SimpleNamespace(
+        network=network, variant=variant, run=run, state=state, shapes=shard_shapes(state)
+    )
 
 
 @pytest.fixture(scope="module")
 def trained(created):
-    """Saved, too."""
-    run, state = created.run, created.state
-    for batch in batches(run.dataset):
-        old = state
-        state, _ = run.step(state, parallel.put_batch(run.mesh, batch))
-    run.checkpoints.save(STEPS, state, model_lib.meta_of(run.dataset))
-    run.checkpoints.close()
+    """What five steps make of it."""
+    old, state = taken(created.run, created.state)
     donated = all(a.is_deleted() for a in jax.tree.leaves((old.params, old.opt_state, old.ema)))
-    return dataclasses.replace(created, state=state, shapes=shard_shapes(state), donated=donated)
+    later = dict(state=state, shapes=shard_shapes(state), donated=donated)
+    return types.SimpleNamespace(**vars(created) | later)
 
 
 @functools.cache
@@ -218,7 +218,9 @@ def test_other_devices_read_what_four_saved(trained):
     """One, and four on another mesh."""
     fsdp = 2 if VARIANTS[trained.variant][0].get("fsdp") == 4 else 4
     other = settings(trained.network) | dict(parallel=dict(fsdp=fsdp))
-    wanted, workdir = tiny.arrays(trained.state), trained.run.workdir
+    run, wanted, workdir = trained.run, tiny.arrays(trained.state), trained.run.workdir
+    run.checkpoints.save(STEPS, trained.state, model_lib.meta_of(run.dataset))
+    run.checkpoints.close()
     tiny.assert_same(tiny.saved(settings(trained.network), workdir), wanted)
     tiny.assert_same(tiny.arrays(on_four(other, workdir).state()), wanted)
 
