@@ -2,15 +2,29 @@
 
 import dataclasses
 
-from vitdiff_jax.data import digits
-from vitdiff_jax.data.pipeline import InMemory
+import numpy as np
+
+from vitdiff_jax.data import digits, pipeline
 
 
-def dataset(train: int = 40, heldout: int = 30):
+class Moved(pipeline.InMemory):
+    """By up to a pixel at random in training; `read` examples so far, in this process."""
+
+    read = 0
+
+    def example(self, index, rng=None):
+        Moved.read += 1
+        found = super().example(index)
+        if rng is not None:
+            found["image"] = np.roll(found["image"], rng.integers(-1, 2, 2), (0, 1))
+        return found
+
+
+def dataset(train: int = 40, heldout: int = 30, moved: bool = False):
     """So many of each split."""
-    whole = digits.dataset()
+    whole, kind = digits.dataset(), Moved if moved else pipeline.InMemory
     splits = {
-        "train": InMemory(whole.train.images[:train], whole.train.labels[:train]),
-        "heldout": InMemory(whole.heldout.images[:heldout], whole.heldout.labels[:heldout]),
+        "train": kind(whole.train.images[:train], whole.train.labels[:train]),
+        "heldout": kind(whole.heldout.images[:heldout], whole.heldout.labels[:heldout]),
     }
     return dataclasses.replace(whole, **splits)

@@ -13,14 +13,15 @@ import numpy as np
 import optax
 import pytest
 
-from tests import slow_digits, tiny, toy_network
+from tests import slow_digits, tiny
 from vitdiff_jax.runtime.checkpoint import CheckpointError, Checkpoints
 from vitdiff_jax.training import monitor
 from vitdiff_jax.training.step import TrainState
 
 SLOW = dict(  # 80 ms a step in a process of its own, so that there is a middle to stop in
-    model=toy_network.MODEL,
+    model=tiny.WIDE,
     data=dict(name="tests.slow_digits"),
+    diffusion=tiny.UNIFORM,
     train=dict(steps=30, ema=(0.99, 0.5)),
     checkpoint=dict(every=10),
     log=dict(every=1),
@@ -28,11 +29,8 @@ SLOW = dict(  # 80 ms a step in a process of its own, so that there is a middle 
 slow = pytest.mark.slow
 
 
-# --- Stopping and going on ------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _quick_here():
+def _quick_here(no_plots):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slow_digits, "SECONDS", 0)
         yield
@@ -40,7 +38,7 @@ def _quick_here():
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("config") / "toy.py", **SLOW)
+    return tiny.write(tmp_path_factory.mktemp("config") / "tiny.py", **SLOW)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +47,20 @@ def trained(tmp_path_factory, config):
     workdir = tmp_path_factory.mktemp("runs") / "unbroken"
     assert tiny.call(config, f"--workdir={workdir}") == 0
     return workdir
+
+
+@pytest.mark.parametrize("mode", ["train", "sample"])
+def test_all_damaged_stops_the_command(trained, tmp_path, config, capsys, mode):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    for step in (10, 20, 30):
+        truncate(workdir / "checkpoints" / str(step) / "checksums.json")
+    before = tiny.files(workdir)
+    assert tiny.call(config, f"--workdir={workdir}", f"--mode={mode}") == 1
+    out, err = capsys.readouterr()
+    assert re.findall(r"checkpoint (\d+) is damaged", out) == ["30", "20", "10"]
+    assert err.startswith(f"error: all checkpoints in {workdir / 'checkpoints'} are damaged; move")
+    assert err.count("\n") == 1
+    assert tiny.files(workdir) == before
 
 
 @pytest.fixture(scope="module")
@@ -77,31 +89,13 @@ def test_a_killed_run_goes_on_bitwise(tmp_path, config, unbroken, capsys):
     goes_on(config, tmp_path, 10, unbroken, capsys)
 
 
-@slow
-def test_a_stopped_run_saves_where_it_is_and_goes_on_bitwise(tmp_path, config, unbroken, capsys):
-    with tiny.started("-m", "vitdiff_jax.main", config, f"--workdir={tmp_path}") as process:
-        tiny.until(lambda: len(tiny.logged(tmp_path)) > 2, process)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (75, "")
-    assert_stopped(tmp_path, out)
-    goes_on(config, tmp_path, len(tiny.logged(tmp_path)), unbroken, capsys)
-
-
-def assert_stopped(workdir, out):
-    """Between two checkpoints, with one of that step."""
-    stop = len(tiny.logged(workdir))
-    assert 2 < stop < 10
-    said = f"stopped by a signal at step {stop}, saved; run the same command to resume"
-    assert out.splitlines()[-1] == said
-    assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(stop)]
-
-
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=slow)], ids=["SIGTERM", "Ctrl-C"]
 )
-def test_a_signal_in_this_process(tmp_path, config, unbroken, capsys, monkeypatch, number):
-    """Whoever had handled it before does so again afterwards."""
+def test_a_stopped_run_saves_where_it_is_and_goes_on_bitwise(
+    tmp_path, config, unbroken, capsys, monkeypatch, number
+):
+    """Between two checkpoints. Whoever had handled the signal before does so again afterwards."""
     handler, look = signal.getsignal(number), monitor.Monitor.after_step
 
     def at_step_4(self, step, *rest):
@@ -112,9 +106,12 @@ def test_a_signal_in_this_process(tmp_path, config, unbroken, capsys, monkeypatc
     monkeypatch.setattr(monitor.Monitor, "after_step", at_step_4)
     assert tiny.call(config, f"--workdir={tmp_path}") == 75
     assert signal.getsignal(number) is handler
-    assert_stopped(tmp_path, capsys.readouterr().out)
+    said = "stopped by a signal at step 5, saved; run the same command to resume"
+    assert capsys.readouterr().out.splitlines()[-1] == said
+    assert tiny.logged(tmp_path) == [1, 2, 3, 4, 5]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
     monkeypatch.undo()
-    goes_on(config, tmp_path, len(tiny.logged(tmp_path)), unbroken, capsys)
+    goes_on(config, tmp_path, 5, unbroken, capsys)
 
 
 def test_the_comparison_covers_everything(unbroken):
@@ -126,9 +123,6 @@ def test_the_comparison_covers_everything(unbroken):
     assert len(parts) == 5, unbroken.keys()
     assert len({unbroken[name].tobytes() for name in parts}) == 5
     assert all(np.any(unbroken[name]) for name in parts)
-
-
-# --- Damage ---------------------------------------------------------------------------------------
 
 
 def state(step, size=300):
@@ -265,20 +259,6 @@ def test_the_same_step_can_be_damaged_twice(copy):
     assert names == ["10", "20", "30", "30.damaged", "30.damaged2"]
 
 
-def test_all_damaged_is_for_the_user_to_decide(copy):
-    """Nothing is moved: the next command must not find an empty directory and start anew."""
-    for step in (10, 20, 30):
-        truncate(largest(copy / str(step)))
-    before = tiny.files(copy)
-    for _ in range(2):
-        said = []
-        checkpoints = Checkpoints(copy, keep=9, report=said.append)
-        with pytest.raises(CheckpointError, match=r"all checkpoints in .* are damaged; move them"):
-            checkpoints.newest(set_aside=True)
-        assert [line.split()[1] for line in said] == ["30", "20", "10"]
-    assert tiny.files(copy) == before
-
-
 def test_nothing_saved_yet_is_none(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.newest() is None
@@ -359,23 +339,12 @@ def test_a_checkpoint_of_another_model_is_named(copy):
         checkpoints.restore_emas(30, ["0.5"], shapes(state(0).params))
 
 
-# --- The same through the command -----------------------------------------------------------------
-
-
 @pytest.fixture
 def damaged(trained, tmp_path):
     """The same, but the last checkpoint is damaged."""
     workdir = shutil.copytree(trained, tmp_path / "run")
     flip(largest(workdir / "checkpoints" / "30" / "state" / "d"))
     return workdir
-
-
-def test_sampling_takes_the_one_before_the_damage(damaged, config, capsys):
-    assert tiny.call(config, f"--workdir={damaged}", "--mode=sample", "--n=1") == 0
-    out = capsys.readouterr().out
-    assert out.count("checkpoint 30 is damaged (") == 1
-    assert "samples/step20-seed0-n1.png" in out
-    assert (damaged / "checkpoints" / "30").is_dir()
 
 
 def test_training_goes_on_before_the_damage(damaged, config, unbroken, capsys):
@@ -409,22 +378,9 @@ def test_where_nothing_more_can_be_written_what_was_saved_stays(trained, tmp_pat
 
 
 @pytest.mark.parametrize("mode", ["train", "sample"])
-def test_all_damaged_stops_the_command(trained, tmp_path, config, capsys, mode):
-    workdir = shutil.copytree(trained, tmp_path / "run")
-    for step in (10, 20, 30):
-        truncate(workdir / "checkpoints" / str(step) / "checksums.json")
-    before = tiny.files(workdir)
-    assert tiny.call(config, f"--workdir={workdir}", f"--mode={mode}") == 1
-    err = capsys.readouterr().err
-    assert err.startswith(f"error: all checkpoints in {workdir / 'checkpoints'} are damaged; move")
-    assert err.count("\n") == 1
-    assert tiny.files(workdir) == before
-
-
-@pytest.mark.parametrize("mode", ["train", "sample"])
 def test_a_workdir_with_another_models_checkpoints(trained, tmp_path, capsys, mode):
     """Someone copied the checkpoints of a run of width 64 into one of width 32."""
-    flag = tiny.write(tmp_path / "wide.py", **SLOW | dict(model=toy_network.MODEL | dict(width=32)))
+    flag = tiny.write(tmp_path / "wide.py", **SLOW | dict(model=tiny.WIDE | dict(width=32)))
     workdir = tmp_path / "run"
     shutil.copytree(trained / "checkpoints", workdir / "checkpoints")
     assert tiny.call(flag, f"--workdir={workdir}", f"--mode={mode}") == 1

@@ -77,6 +77,7 @@ class Group:
     def end(self, process, code):
         """The kernel closes its connections."""
         self.ends.setdefault(process, code)
+        self.peers[process]._finished = True  # the dead follow nobody
         for connection in self.peers[process].connections.values():
             with contextlib.suppress(OSError):  # closed by the other
                 connection.shutdown(socket.SHUT_RDWR)

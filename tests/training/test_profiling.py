@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from tests import tiny, toy_network
+from tests import tiny
 from tests.data import homes
 from vitdiff_jax.training.profiling import Profile
 
@@ -20,65 +20,48 @@ def spans(folder):
 
 
 @pytest.fixture(scope="module")
-def traced(tmp_path_factory):
-    """(flags, workdir, what was said) of a run with a profile."""
-    home = tmp_path_factory.mktemp("traced")
-    config = tiny.write(home / "toy.py", model=toy_network.MODEL, train=dict(steps=6))
-    flags = [config, f"--workdir={home / 'run'}", "--profile=3:5"]
-    code, out, error = homes.run(*flags)
-    assert code == 0, error
-    return flags, home / "run", out
-
-
-def assert_traced(workdir, out, names):
-    """Perfetto's file has a span for each step; TensorBoard's also these names."""
-    assert spans(workdir / "profile") == [3, 4, 5]
-    (path,) = workdir.glob("profile/plugins/profile/*/*.xplane.pb")
-    found = path.read_bytes()
-    assert not [name for name in names if name not in found]
-    assert f"profile in {workdir / 'profile'}: open it with Perfetto or TensorBoard" in out
-
-
-@pytest.mark.slow
-def test_a_profile_of_some_steps(traced):
-    _, workdir, out = traced
-    assert_traced(workdir, out, (b"train_step",))
+def trained(tmp_path_factory, no_plots):
+    """The flags of a finished run."""
+    home = tmp_path_factory.mktemp("trained")
+    quick = dict(model=tiny.WIDE, diffusion=tiny.UNIFORM)
+    config = tiny.write(home / "tiny.py", train=dict(steps=6), **quick)
+    flags = [config, f"--workdir={home / 'run'}"]
+    assert tiny.call(*flags) == 0
+    return flags
 
 
 @pytest.mark.slow
 def test_a_profile_has_the_names_of_the_models_parts(tmp_path):
-    """Also where TensorFlow cannot be had."""
-    flag = tiny.write(tmp_path / "tiny.py", train=dict(steps=6))
-    code, out, error = tiny.command(flag, f"--workdir={tmp_path / 'run'}", "--profile=3:5")
+    """Perfetto's file has a span for each step; TensorBoard's also names, without TensorFlow."""
+    flag, workdir = tiny.write(tmp_path / "tiny.py", train=dict(steps=6)), tmp_path / "run"
+    code, out, error = tiny.command(flag, f"--workdir={workdir}", "--profile=3:5")
     assert code == 0, error
+    assert spans(workdir / "profile") == [3, 4, 5]
+    (path,) = workdir.glob("profile/plugins/profile/*/*.xplane.pb")
+    found = path.read_bytes()
     names = (b"train_step", b"/block_0/attention/", b"/block_1/feed_forward/")
-    assert_traced(tmp_path / "run", out, names)
+    assert not [name for name in names if name not in found]
+    assert f"profile in {workdir / 'profile'}: open it with Perfetto or TensorBoard" in out
 
 
-def test_a_run_that_goes_on_after_them_says_so(traced):
+def test_a_run_that_goes_on_after_them_says_so(trained):
     """The same command again is no error: that is how a run goes on after a preemption."""
-    flags, workdir, _ = traced
-    code, out, error = homes.run(*flags, "--config.train.steps=7")
+    code, out, error = homes.run(*trained, "--profile=3:5", "--config.train.steps=7")
     assert code == 0, error
     assert "no profile: steps 3 to 5 are already done, resuming at step 6\n" in out
-    assert spans(workdir / "profile") == [3, 4, 5]
 
 
 @pytest.mark.parametrize(
-    "text", ["x", "3", "3:", ":5", "5:3", "0:2", "1:2:3", "-1:2", "a:b", "²:3"]
+    "text", ["x", "3", "3:", ":5", "5:3", "0:2", "1:2:3", "-1:2", "a:b", "²:3", "30:31"]
 )
 def test_what_is_no_range(tmp_path, text):
+    """Or has steps that are never reached."""
     flag = tiny.write(tmp_path / "tiny.py")
     found = homes.run(flag, f"--workdir={tmp_path / 'run'}", f"--profile={text}")
-    assert found[::2] == (2, f"error: --profile: {text!r} is not of the form first:last")
-    assert not (tmp_path / "run").exists()
-
-
-def test_steps_that_are_never_reached(tmp_path):
-    flag = tiny.write(tmp_path / "tiny.py", train=dict(steps=30))
-    found = homes.run(flag, f"--workdir={tmp_path / 'run'}", "--profile=30:31")
-    line = "error: --profile: 30:31 is beyond config.train.steps=30"
-    assert found[::2] == (2, line)
+    message = f"{text!r} is not of the form first:last"
+    if text == "30:31":
+        message = "30:31 is beyond config.train.steps=30"
+    assert found[::2] == (2, f"error: --profile: {message}")
     assert not (tmp_path / "run").exists()
 
 

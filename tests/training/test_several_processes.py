@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import moved_digits, tiny, toy_network
+from tests import few_digits, tiny
 from tests.evaluation import weights
 from tests.runtime.test_processes import processes
 from vitdiff_jax.data import digits
@@ -27,7 +27,7 @@ from vitdiff_jax.runtime.checkpoint import Checkpoints
 from vitdiff_jax.training import loop
 
 pytestmark = pytest.mark.slow
-STEPS, SAVED = 10, 4
+STEPS, SAVED, TRAIN = 10, 4, 101
 LAYOUTS = {  # name -> config.parallel
     "data parallel": dict(),
     "fsdp 4": dict(fsdp=4),
@@ -35,8 +35,8 @@ LAYOUTS = {  # name -> config.parallel
     "zero 1": dict(zero1=True),
 }
 SETTINGS = dict(
-    model=toy_network.MODEL,
-    data=dict(name="tests.moved_digits"),
+    model=tiny.WIDE,
+    data=dict(name="tests.few_digits", train=TRAIN, moved=True),
     optimizer=dict(eps=1e-3),  # or Adam turns the rounding of tiny gradients into steps as well
     train=dict(steps=STEPS),
     checkpoint=dict(every=SAVED, keep=3),
@@ -87,9 +87,9 @@ def use(workdir):
     config, read, restored = settings("data parallel"), {}, []
 
     def counted(name, run, *args, **flags):
-        before = moved_digits.Moved.read
+        before = few_digits.Moved.read
         run(*args, **flags)
-        read[name] = moved_digits.Moved.read - before
+        read[name] = few_digits.Moved.read - before
 
     networks.inception = weights.small  # of five numbers an image, as quick as they are few
     write = restore._write
@@ -205,20 +205,15 @@ def test_one_device_goes_on_with_what_two_processes_have_saved(two, model, tmp_p
 
 def test_process_0_writes_for_all(two, model):
     """One TensorBoard file, each line and sample once, and what is looked at is the same."""
-    workdir = two / "data parallel"
-    assert tiny.logged(workdir) == tiny.logged(model)
-    assert len(list(workdir.glob("events*"))) == 1
-    names = [{path.name for path in (place / "samples").iterdir()} for place in (workdir, model)]
+    workdirs = two / "data parallel", model
+    assert tiny.logged(workdirs[0]) == tiny.logged(model)
+    assert len(list(workdirs[0].glob("events*"))) == 1
+    names = [{path.name for path in (place / "samples").iterdir()} for place in workdirs]
     assert names[0] == names[1] >= {"00000005.png", "00000010.png"}
-    steps = [
-        {path.name for path in (place / "checkpoints").iterdir()} for place in (workdir, model)
-    ]
+    steps = [{path.name for path in (place / "checkpoints").iterdir()} for place in workdirs]
     assert steps[0] == steps[1] == {"4", "8", "10"}
-    found, wanted = (
-        json.loads((place / "metrics.jsonl").read_text().splitlines()[-1])
-        for place in (workdir, model)
-    )
-    assert found == pytest.approx(wanted, rel=1e-4)
+    found, wanted = ((place / "metrics.jsonl").read_text().splitlines()[-1] for place in workdirs)
+    assert json.loads(found) == pytest.approx(json.loads(wanted), rel=1e-4)
 
 
 def noted(place):
@@ -231,10 +226,9 @@ def test_each_process_reads_its_share(one, two):
     The classifier of class_accuracy, for small images, is trained in each process, with all.
     """
     (alone,), both = noted(one), noted(two)
-    looped = moved_digits.TRAIN
-    assert alone["read"] == {"nearest": looped, "statistics": looped + REAL}
-    assert [share["read"]["statistics"] for share in both] == [looped + REAL // 2 + 1] * 2
-    assert [share["read"]["nearest"] for share in both] == [looped // 2 + 1, looped // 2]
+    assert alone["read"] == {"nearest": TRAIN, "statistics": TRAIN + REAL}
+    assert [share["read"]["statistics"] for share in both] == [TRAIN + REAL // 2 + 1] * 2
+    assert [share["read"]["nearest"] for share in both] == [TRAIN // 2 + 1, TRAIN // 2]
 
 
 def test_each_picture_is_restored_once(one, two):
@@ -243,33 +237,24 @@ def test_each_picture_is_restored_once(one, two):
     assert [share["restored"] for share in both] == [["0", "2"], ["1"]]
 
 
-def numbers(value):
-    """A report without what is different each time."""
-    if isinstance(value, dict):
-        return {k: numbers(v) for k, v in value.items() if k not in ("seconds", "memory", "input")}
-    return [numbers(v) for v in value] if isinstance(value, list) else value
-
-
-def assert_alike(found, wanted):
-    """Numbers to 1e-4, all else equal; as they are in JSON."""
-    assert type(found) is type(wanted)
-    if isinstance(wanted, dict):
-        assert found.keys() == wanted.keys()
-        for key in wanted:
-            assert_alike(found[key], wanted[key])
-    elif isinstance(wanted, list):
-        assert len(found) == len(wanted)
-        for one, other in zip(found, wanted):
-            assert_alike(one, other)
-    else:
-        assert found == (pytest.approx(wanted, rel=1e-4) if isinstance(wanted, float) else wanted)
+def values(path):
+    """{place: value} of a report, without what is different each time."""
+    report = json.loads(path.read_text())
+    found, _ = jax.tree_util.tree_flatten_with_path(report, is_leaf=lambda value: value is None)
+    other = ("['seconds']", "['memory']", "['input']")
+    return {
+        name: v for place, v in found if not (name := jax.tree_util.keystr(place)).endswith(other)
+    }
 
 
 @pytest.mark.parametrize("name", ["evaluation.json", "restoration.json", "benchmark.json"])
 def test_the_same_reports(one, two, name):
     """Metrics on the host and of a network, with their floor; restored pictures; the benchmark."""
-    found, wanted = (json.loads((place / "model" / name).read_text()) for place in (two, one))
-    assert_alike(numbers(found), numbers(wanted))
+    found, wanted = (values(place / "model" / name) for place in (two, one))
+    assert found == {
+        name: pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+        for name, value in wanted.items()
+    }
 
 
 def test_the_same_images(one, two):
@@ -297,7 +282,7 @@ def test_the_same_statistics(one, two):
 def test_two_processes_stop_at_the_same_step(tmp_path, capsys):
     """A cluster's SIGTERM may reach one of them only; then the same command goes on."""
     slow = dict(data=dict(name="tests.slow_digits"), train=dict(steps=400))
-    flag = tiny.write(tmp_path / "slow.py", model=toy_network.MODEL, log=dict(every=1), **slow)
+    flag = tiny.write(tmp_path / "slow.py", model=tiny.WIDE, log=dict(every=1), **slow)
     flags = [flag, f"--workdir={tmp_path / 'run'}", "--config.parallel.fsdp=4"]
     with processes(2, *flags) as found:
         tiny.until(lambda: len(tiny.logged(tmp_path / "run")) > 3, *found)
