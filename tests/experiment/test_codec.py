@@ -126,13 +126,15 @@ def autoencoder(place):
 
 @pytest.fixture(scope="module")
 def trained(flags, place, autoencoder):
-    code, out, error = homes.run(*flags, autoencoder)
+    measured = ["--config.log.evaluate_every=2", "--config.log.evaluate_images=4"]
+    code, out, error = homes.run(*flags, autoencoder, *measured)
     assert code == 0, error
     assert "data: latents in " in out
+    assert "fd/pixels" in out  # of pictures
     return place / "run"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def settings(flags, place):
     """(changes) -> a complete config of these data."""
     data = dict(name="folder", path=str(place / "photos"), size=SIZE, heldout=0.3)
@@ -147,6 +149,12 @@ def settings(flags, place):
         return config_lib.complete(sections)
 
     return complete
+
+
+@pytest.fixture(scope="module")
+def untrained(settings, place):
+    """Random parameters, at step 0."""
+    return tiny.save(place / "untrained", settings(), shape=(4, 4, 4), classes=("cats", "dogs"))
 
 
 def tell_apart(found, wanted, error):
@@ -211,9 +219,6 @@ def test_captions_come_along(settings, place):
         assert drawn == {one, other}
 
 
-# --- Training, sampling, measuring ---
-
-
 @pytest.mark.slow
 def test_training_shows_pictures(trained):
     found = {path.name for path in (trained / "samples").glob("0000*")}
@@ -230,31 +235,29 @@ def sampled(workdir, *flags):
         "--mode=sample", f"--workdir={workdir}", "--n=3", "--label=dogs", *flags
     )
     assert code == 0, error
-    return workdir / "samples" / "step2-label-dogs-seed0-n3.png"
+    return workdir / "samples" / "step0-label-dogs-seed0-n3.png"
 
 
-@pytest.mark.slow
-def test_samples_are_the_latents_decoded(trained, params):
-    """To a grey level: the network's own answer; and --nearest compares pictures."""
-    path = sampled(trained, "--latents")
+def test_samples_are_the_latents_decoded(untrained, params):
+    """To a grey level: the network's own answer."""
+    path = sampled(untrained, "--latents")
     with np.load(path.with_suffix(".npz")) as file:
         assert file.files == ["latents"]
         z = file["latents"]
     assert (z.shape, z.dtype) == ((3, 4, 4, 4), np.float32)
     assert not path.exists()
-    sampled(trained, "--npz", "--nearest")
+    sampled(untrained, "--npz")
     with np.load(path.with_suffix(".npz")) as file:
         images = file["arr_0"]
     assert images.shape == (3, SIZE, SIZE, 3)
     assert np.ptp(images) > 5
     assert abs(pixels_of(decoded(params, z)) - images).max() <= 1
-    assert path.with_name(f"{path.stem}-nearest.png").is_file()
 
 
 @pytest.mark.slow
-def test_the_way_of_an_image_is_decoded_too(trained, params):
+def test_the_way_of_an_image_is_decoded_too(untrained, params):
     """Noise first, the image itself last."""
-    model = vitdiff_jax.load(trained)
+    model = vitdiff_jax.load(untrained)
     way = model.sample(label=0, n=2, frames=3)
     assert way.shape == (2, 3, SIZE, SIZE, 3)
     assert abs(way[:, -1].astype(int) - model.sample(label=0, n=2)).max() <= 1
@@ -263,15 +266,15 @@ def test_the_way_of_an_image_is_decoded_too(trained, params):
     assert abs(pixels_of(decoded(params, noise)) - way[:, 0]).max() <= 1
 
 
-@pytest.mark.slow
-def test_without_the_autoencoder_there_are_latents_only(trained):
+def test_without_the_autoencoder_there_are_latents_only(untrained):
     none = "--config.latent.autoencoder="
     missing = "config.latent.autoencoder: required to decode the samples of this latent model"
-    flags = ["--mode=sample", f"--workdir={trained}", "--n=2", none]
+    flags = ["--mode=sample", f"--workdir={untrained}", "--n=2", none]
     code, _, error = homes.run(*flags)
     assert code == 2
     assert error.startswith(f"error: {missing}")
-    assert "--latents" in error
+    assert error.endswith("--mode=sample --latents")
+    assert not list(untrained.glob("samples/*-n2.*"))
     assert homes.run(*flags, "--latents")[0] == 0
     for flag in ("--npz", "--nearest", "--frames=2"):
         code, _, error = homes.run(*flags, "--latents", flag)
@@ -281,15 +284,17 @@ def test_without_the_autoencoder_there_are_latents_only(trained):
 
 
 def test_training_without_the_autoencoder(flags, place):
-    """The latents are enough, where no samples are asked for."""
-    flags = [flags[0], f"--workdir={place / 'blind'}", "--config.train.steps=1"]
-    code, _, error = homes.run(*flags)
+    """Samples, if they are asked for, need it."""
+    code, _, error = homes.run(flags[0], f"--workdir={place / 'blind'}")
     assert code == 2
     assert error.startswith("error: config.latent.autoencoder: required to decode the samples of")
     assert not (place / "blind").exists()
-    code, _, error = homes.run(
-        *flags, "--config.log.sample_every=0", "--config.log.nearest_every=0"
-    )
+
+
+@pytest.mark.slow
+def test_the_latents_are_enough_where_no_samples_are_asked_for(flags, place):
+    none = "--config.log.sample_every=0", "--config.log.nearest_every=0"
+    code, _, error = homes.run(flags[0], f"--workdir={place / 'blind'}", *none)
     assert code == 0, error
 
 
@@ -302,34 +307,21 @@ def frechet(a, b):
 
 
 @pytest.mark.slow
-def test_pictures_are_what_is_measured(trained, settings):
+def test_pictures_are_what_is_measured(untrained, settings):
     """Samples and held-out images of 8x8x3 numbers each, not latents of 4x4x4."""
-    code, out, error = homes.run("--mode=evaluate", f"--workdir={trained}", "--npz")
+    code, out, error = homes.run("--mode=evaluate", f"--workdir={untrained}", "--npz")
     assert code == 0, error
     assert "6 images are too few for 192 features" in out
-    report = json.loads((trained / "evaluation.json").read_text())
-    (path,) = (trained / "evaluation").glob("samples-*.npz")
+    report = json.loads((untrained / "evaluation.json").read_text())
+    (path,) = (untrained / "evaluation").glob("samples-*.npz")
     with np.load(path) as file:
         samples = file["arr_0"]
     heldout = experiment_lib.pixel_dataset(settings()).heldout
     true = np.stack([heldout.example(i)["image"] for i in range(len(heldout))])
     value = report["rows"][0]["results"]["fd/pixels"]["value"]
     assert value == pytest.approx(frechet(samples, true), rel=1e-3)
-
-
-def test_samples_are_measured_while_training(flags, place, autoencoder):
-    """Of pictures too."""
-    code, out, error = homes.run(
-        flags[0], f"--workdir={place / 'measured'}", autoencoder, "--config.train.steps=1",
-        "--config.log.evaluate_every=1", "--config.log.evaluate_images=4",
-        "--config.log.nearest_every=0", "--config.log.sample_every=0",
-        "--config.log.heldout_every=0",
-    )  # fmt: skip
-    assert code == 0, error
-    assert "fd/pixels" in out
-
-
-# --- What cannot be ---
+    path = sampled(untrained, "--nearest")
+    assert path.with_name(f"{path.stem}-nearest.png").is_file()
 
 
 @pytest.mark.parametrize(
@@ -377,49 +369,41 @@ def test_data_without_picture_files(place, name):
     assert not (place / "other").exists()
 
 
-def test_random_crops_are_not_prepared(flags, place, autoencoder):
-    code, _, error = homes.run(
-        "--mode=prepare", *flags, autoencoder, "--config.data.random_area=.5"
-    )
-    assert code == 2
-    assert "latents are made from one fixed crop per image; use config.data.random_area=0" in error
-
-
 def test_preparing_needs_the_autoencoder(flags):
     code, _, error = homes.run("--mode=prepare", *flags)
     assert code == 2
     assert error.startswith("error: config.latent.autoencoder: required to encode images: ")
 
 
-def test_no_restoration_of_latents(trained, place):
+def test_no_restoration_of_latents(untrained, place):
     line = "config.latent.factor: restoration needs a pixel-space model, not a latent one"
     photo = next((place / "photos" / "cats").iterdir())
     for given in ([], [f"--input={photo}"]):
-        code, _, error = homes.run("--mode=restore", f"--workdir={trained}", *given)
+        code, _, error = homes.run("--mode=restore", f"--workdir={untrained}", *given)
         assert (code, error) == (2, f"error: {line}")
     with pytest.raises(ConfigError, match=line):
-        vitdiff_jax.load(trained).restore(np.zeros((SIZE, SIZE, 3), np.uint8))
+        vitdiff_jax.load(untrained).restore(np.zeros((SIZE, SIZE, 3), np.uint8))
 
 
 def test_another_autoencoder(settings, place, tmp_path):
     """Of other weights, of another factor, or none at all."""
     other = tmp_path / "other.safetensors"
     save_autoencoder(other, seed=1)
-    with pytest.raises(DataError, match=r"latents of different data: encoder is 'SHA-256 .*, not"):
-        experiment_lib.dataset(settings(latent=dict(autoencoder=str(other))))
+
+    def refused(error, line):
+        with pytest.raises(error, match=line):
+            experiment_lib.dataset(settings(latent=dict(autoencoder=str(other))))
+
+    refused(DataError, r"latents of different data: encoder is 'SHA-256 .*, not")
     save_autoencoder(other, channels=(32, 32, 32))
     line = f"config.latent.autoencoder: {other} has a downsampling factor of 4, not"
-    with pytest.raises(WeightsError, match=line):
-        experiment_lib.dataset(settings(latent=dict(autoencoder=str(other))))
+    refused(WeightsError, line)
     save_file({"weight": np.zeros(3, np.float32)}, other)
-    with pytest.raises(WeightsError, match=f"^config.latent.autoencoder: {other}: .*autoencoder"):
-        experiment_lib.dataset(settings(latent=dict(autoencoder=str(other))))
+    refused(WeightsError, f"^config.latent.autoencoder: {other}: .*autoencoder")
     other.write_bytes(b"nothing")
-    with pytest.raises(WeightsError, match="not a safetensors file"):
-        experiment_lib.dataset(settings(latent=dict(autoencoder=str(other))))
+    refused(WeightsError, "not a safetensors file")
     other.unlink()
-    with pytest.raises(WeightsError, match=f"autoencoder: there is no file {other}"):
-        experiment_lib.dataset(settings(latent=dict(autoencoder=str(other))))
+    refused(WeightsError, f"autoencoder: there is no file {other}")
 
 
 def test_latents_of_other_pictures(settings):

@@ -111,16 +111,12 @@ def test_a_trained_model_of_any_width(workdir):
 
 
 @pytest.mark.slow
-def test_the_config_chooses_the_width(workdir):
+def test_the_config_chooses_the_width_or_several(workdir):
     config = config_lib.read(workdir / "config.json", ["--config.sample.ema_width=0.07"])
     found, wanted = params_of(workdir, config=config), params_of(workdir, ema_width=0.07)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
     (row,) = evaluate.rows(config)
     assert row.which_ema() == {"ema": None, "ema_width": 0.07}
-
-
-@pytest.mark.slow
-def test_a_sweep_over_widths(workdir):
     flags = ["--config.evaluate.sweep.ema_width=(0.05,0.08)"]
     config = config_lib.read(workdir / "config.json", flags)
     first, second = evaluate.rows(config)

@@ -6,7 +6,6 @@ import pytest
 from tests import tiny
 from vitdiff_jax.data import digits
 from vitdiff_jax.data.pipeline import DataError
-from vitdiff_jax.evaluation.metric import Batch
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.inference import evaluator
 from vitdiff_jax.runtime import parallel
@@ -80,33 +79,6 @@ def test_what_was_kept_of_other_data_is_not_used(tmp_path, dataset):
     first, other = yard(tmp_path, dataset), yard(tmp_path, half)
     counts = [y.real("train", None, y.parts).found[y.parts[0]].count for y in (first, other)]
     assert counts == [len(dataset.train), len(half.train)]
-
-
-def test_measuring_goes_on_where_it_was_saved(tmp_path, dataset, monkeypatch):
-    """Each image is added up once, whenever the power goes."""
-    monkeypatch.setattr(evaluator, "SAVE_SECONDS", 0)
-    parts, seen = yard(tmp_path, dataset).parts, []
-
-    def batches(first, until=30):
-        for start in range(first, 30, 4):
-            if start >= until:
-                raise KeyboardInterrupt
-            seen.append(start)
-            yield Batch(dataset.train.images[start : min(start + 4, 30)])
-
-    keep = tmp_path / "keep.npz"
-    for until in (12, 20):
-        with pytest.raises(KeyboardInterrupt):
-            evaluator.measure(parts, 30, lambda first, u=until: batches(first, u), keep, {"of": 1})
-    found = evaluator.measure(parts, 30, batches, keep, {"of": 1})
-    assert seen == list(range(0, 30, 4))
-    wanted = evaluator.measure(parts, 30, batches, None, {})
-    np.testing.assert_array_equal(found.found[parts[0]].outer, wanted.found[parts[0]].outer)
-    seen.clear()
-    evaluator.measure(parts, 30, batches, keep, {"of": 1})
-    assert seen == []
-    evaluator.measure(parts, 30, batches, keep, {"of": 2})  # of something else
-    assert seen == list(range(0, 30, 4))
 
 
 def test_no_floor_where_the_data_is_not_there(tmp_path, dataset, monkeypatch, capsys):

@@ -13,66 +13,43 @@ FACES = ("Smiling", "Male", "Young")
 EVERYTHING = {"label": NAMES, "attributes": FACES, "text": 8}
 
 
-def label(wish, n=1):
-    found = prompts.encode({"label": NAMES}, n, label=wish)
+CLASSES = [  # what is wished -> the numbers for two images
+    (2, [2, 2]),
+    ("2", [2, 2]),  # from the command line
+    (np.int64(3), [3, 3]),
+    ("dog", [1, 1]),
+    ("Ankle boot", [3, 3]),
+    ("7", [2, 2]),  # a name before a number
+    ("-1", [-1, -1]),
+    (["dog", "-1"], [1, -1]),
+    (np.array([3, 0]), [3, 0]),
+    (None, [0, 1]),  # in turn
+]
+HAS = [  # it, has it not, or left open
+    ("Smiling", [[1, -1, -1]] * 2),
+    ("-Male", [[-1, 0, -1]] * 2),
+    ("Young,-Male", [[-1, 0, 1]] * 2),
+    (" Young , -Smiling ,", [[0, -1, 1]] * 2),
+    ("- Male", [[-1, 0, -1]] * 2),
+    ("", [[-1, -1, -1]] * 2),
+    (None, [[-1, -1, -1]] * 2),
+    (["Male", "-Male"], [[-1, 1, -1], [-1, 0, -1]]),
+]
+
+
+@pytest.mark.parametrize(("wish", "wanted"), CLASSES, ids=repr)
+@pytest.mark.parametrize("names", [NAMES, tuple(NAMES)], ids=["list", "tuple"])
+def test_classes_by_number_or_name(names, wish, wanted):
+    found = prompts.encode({"label": names}, 2, label=wish)
     assert found.keys() == {"label"}
-    assert found["label"].dtype == np.int32
-    return found["label"].tolist()
+    np.testing.assert_array_equal(found["label"], np.array(wanted, np.int32), strict=True)
 
 
-def attributes(wish, n=1):
-    found = prompts.encode({"attributes": FACES}, n, attributes=wish)
-    assert found.keys() == {"attributes"}
-    assert found["attributes"].dtype == np.int8
-    return found["attributes"].tolist()
-
-
-@pytest.mark.parametrize(
-    ("wish", "wanted"),
-    [
-        (2, 2),
-        ("2", 2),  # from the command line
-        (np.int64(3), 3),
-        ("dog", 1),
-        ("Ankle boot", 3),
-        ("7", 2),  # a name before a number
-        (-1, -1),
-        ("-1", -1),
-    ],
-)
-def test_a_class_by_its_number_or_name(wish, wanted):
-    assert label(wish, 3) == [wanted] * 3
-
-
-def test_a_class_for_each_image():
-    assert label(["dog", 0, "-1"], 3) == [1, 0, -1]
-    assert label(np.array([3, 0]), 2) == [3, 0]
-
-
-def test_no_wish_is_the_classes_in_turn():
-    assert label(None, 6) == [0, 1, 2, 3, 0, 1]
-    assert prompts.encode({"label": tuple(NAMES)}, 2)["label"].tolist() == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("wish", "wanted"),
-    [
-        ("Smiling", [1, -1, -1]),
-        ("-Male", [-1, 0, -1]),
-        ("Young,-Male", [-1, 0, 1]),
-        (" Young , -Smiling ,", [0, -1, 1]),
-        ("- Male", [-1, 0, -1]),
-        ("", [-1, -1, -1]),
-        (None, [-1, -1, -1]),
-    ],
-)
+@pytest.mark.parametrize(("wish", "wanted"), HAS, ids=repr)
 def test_attributes_by_name(wish, wanted):
-    """Has it, has it not, or left open."""
-    assert attributes(wish, 2) == [wanted] * 2
-
-
-def test_attributes_for_each_image():
-    assert attributes(["Male", "-Male"], 2) == [[-1, 1, -1], [-1, 0, -1]]
+    found = prompts.encode({"attributes": FACES}, 2, attributes=wish)
+    assert found.keys() == {"attributes"}
+    np.testing.assert_array_equal(found["attributes"], np.array(wanted, np.int8), strict=True)
 
 
 def test_prompts():

@@ -3,7 +3,6 @@
 Networks have random parameters and are asked by hand too, in a loop of Euler steps written here.
 """
 
-import dataclasses
 import re
 import shutil
 import types
@@ -28,12 +27,11 @@ from vitdiff_jax.inference.model import TrainedModel
 from vitdiff_jax.inference.sampling import SamplingError
 from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.runtime import parallel
-from vitdiff_jax.training import step as train_step
 
 SHAPE, CLASSES = (4, 4, 3), ("a", "b")
 PLAIN = tiny.PLAIN
 VIT = dict(name="vit", patch=2, width=16, depth=1, heads=2, bottleneck=4, class_tokens=0)
-DIT = dict(name="dit", patch=4, width=16, depth=1, heads=2)
+BOTH = PLAIN | dict(learned_sigma=True)
 VARIANCE = dict(
     prediction="eps", loss_space="eps", schedule=dict(name="DiscreteVP"),
     times=dict(name="discrete"), learned_variance=1000,
@@ -55,14 +53,9 @@ def built(config, shape=SHAPE, classes=CLASSES):
 
 
 def trained(config, seed=0, **options):
-    """A `TrainedModel` of random parameters; options of `built`, and guide."""
-    guide = options.pop("guide", None)
+    """A `TrainedModel` of random parameters; options of `built`."""
     known = built(config, **options)
-    params = tiny.random_params(known, seed)
-    if guide is None:
-        return TrainedModel(known, params, 0, parallel.make_mesh())
-    known = dataclasses.replace(known, guide=guide.experiment)
-    return TrainedModel(known, params, 0, parallel.make_mesh(), "", guide.params)
+    return TrainedModel(known, tiny.random_params(known, seed), 0, parallel.make_mesh())
 
 
 @pytest.fixture
@@ -106,12 +99,12 @@ def euler(denoise, x, steps=4):
     return path
 
 
-def by_hand(model, scale, label=1, n=3, other=None, channels=3, rescale=0.0, low=0.0, high=1.0):
-    """Guided samples: away from `other`'s answer, or the model's without the label."""
+def by_hand(model, scale, label=1, n=3, channels=3, rescale=0.0, low=0.0, high=1.0):
+    """Guided samples: away from the model's answer without the label."""
 
     def denoise(x, t):
         told = asked(model, x, t, label)
-        null = asked(other or model, x, t, label if other else -1)
+        null = asked(model, x, t, -1)
         if not low <= t <= high:
             return told
         guided = null + scale * (told - null)
@@ -121,9 +114,6 @@ def by_hand(model, scale, label=1, n=3, other=None, channels=3, rescale=0.0, low
         return guided
 
     return euler(denoise, start(n))[-1]
-
-
-# --- Guidance ---
 
 
 @pytest.mark.usefixtures("floats")
@@ -147,17 +137,6 @@ def test_options_of_guidance(options):
         assert abs(found - by_hand(model, 3.0)).max() > 0.01
 
 
-@pytest.mark.usefixtures("floats")
-def test_autoguidance_is_by_the_other_model():
-    """Smaller, and asked with the same label."""
-    small = trained(settings(PLAIN | dict(width=8)), seed=5)
-    model = trained(settings(), guide=small)
-    found = model.sample(label=1, n=3, guidance=2.0, guidance_channels=2)
-    wanted = by_hand(model, 2.0, other=small, channels=2)
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-5)
-    assert abs(wanted - by_hand(model, 2.0, channels=2)).max() > 0.01
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -166,7 +145,6 @@ def test_autoguidance_is_by_the_other_model():
         (dict(threshold="hard"), "config.sample.threshold: 'hard' is not one of none, static, "),
         (dict(threshold_quantile=0.0), "config.sample.threshold_quantile: 0.0 is not in (0, 1]"),
         (dict(sampler="ancestral_learned"), "config.sample.sampler.name: ancestral_learned needs"),
-        (dict(frames=1), "frames: 1 is neither 0 (none) nor at least 2"),
         (dict(frames=-2), "frames: -2 is neither 0 (none) nor at least 2"),
         (dict(guide_with="elsewhere"), "guide_with: not an option of sampling"),
         (dict(grid="linear"), "grid: not an option of sampling"),
@@ -180,9 +158,6 @@ def test_impossible_options(options, message):
         trained(settings()).sample(n=1, **options)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
-
-
-# --- A second workdir, for sampling, training and restoring ---
 
 
 @pytest.fixture(scope="module")
@@ -267,26 +242,6 @@ def test_watching_with_a_second_workdir(home):
     assert homes.run("--mode=sample", f"--workdir={home / 'run'}", "--n=4")[0] == 0
     shown = pixels(home / "run" / "samples" / "00000001.png")
     assert abs(shown - pixels(home / "run" / "samples" / "step1-seed0-n4.png")).max() <= 1
-    none = ["--config.sample.guide_with=", "--seed=0", "--n=4"]
-    (home / "run" / "samples" / "step1-seed0-n4.png").unlink()
-    assert homes.run("--mode=sample", f"--workdir={home / 'run'}", *none)[0] == 0
-    assert abs(shown - pixels(home / "run" / "samples" / "step1-seed0-n4.png")).max() > 10
-
-
-@pytest.mark.slow
-def test_sampling_in_bfloat16_what_was_trained_in_float32(tmp_path):
-    """Near to it, and not the same."""
-    model = tiny.save(tmp_path / "model", settings(VIT), 1, scale=0.1)
-    flags = [f"--workdir={model}", "--mode=sample", "--n=4", "--npz"]
-    path, found = model / "samples" / "step0-seed0-n4.npz", []
-    for dtype in ("float32", "bfloat16"):
-        code, _, error = homes.run(*flags, f"--config.model.dtype={dtype}")
-        assert code == 0, error
-        with np.load(path) as file:
-            found.append(file["arr_0"].astype(int))
-    away = abs(found[1] - found[0])
-    assert 0 < away.mean() < 2
-    assert np.ptp(found[0]) > 50
 
 
 @pytest.mark.parametrize(
@@ -314,9 +269,6 @@ def test_models_that_cannot_guide(home, tmp_path, diffusion, shape, classes, wha
     assert error.startswith(f"error: {tmp_path}")
 
 
-# --- Thresholds ---
-
-
 @pytest.mark.usefixtures("floats")
 @pytest.mark.parametrize("kind", ["dynamic", pytest.param("static", marks=pytest.mark.slow)])
 def test_a_threshold_keeps_samples_within_range(kind):
@@ -332,16 +284,11 @@ def test_a_threshold_keeps_samples_within_range(kind):
     assert (abs(other - found).max() > 0.01) == (kind == "dynamic")
 
 
-# --- Learned variances ---
-
-
 @pytest.mark.slow
 def test_a_learned_variance_through_the_command(tmp_path):
     """Trained for a few steps and sampled from."""
-    sections = tiny.config(diffusion=VARIANCE, train=dict(steps=3), sample=LEARNED)
-    sections["model"] = DIT | dict(learned_sigma=True)
-    (tmp_path / "tiny.py").write_text(f"def get_config():\n    return {sections!r}\n")
-    config = f"--config={tmp_path / 'tiny.py'}"
+    sections = dict(model=BOTH, diffusion=VARIANCE, train=dict(steps=3), sample=LEARNED)
+    config = tiny.write(tmp_path / "tiny.py", **sections)
     code, out, error = homes.run(config, f"--workdir={tmp_path / 'run'}")
     assert code == 0, error
     assert "finished at step 3" in out
@@ -351,14 +298,8 @@ def test_a_learned_variance_through_the_command(tmp_path):
         images = file["arr_0"]
     assert images.shape == (4, 8, 8, 1)
     assert np.ptp(images) > 100
-    line = (
-        "error: config.sample.sampler.name: ancestral_learned needs a model with learned"
-        " variance (config.diffusion.learned_variance); ancestral does not"
-    )
-    plain = [config, f"--workdir={tmp_path / 'plain'}"]
-    plain += ["--config.diffusion.learned_variance=0", "--config.log.sample_every=1"]
-    assert homes.run(*plain)[::2] == (2, line)
-    code, _, error = homes.run(*plain[:2], "--config.model.learned_sigma=False")
+    plain = [config, f"--workdir={tmp_path / 'plain'}", "--config.model.learned_sigma=False"]
+    code, _, error = homes.run(*plain)
     assert code == 2
     assert error.startswith(
         "error: config.diffusion.learned_variance: needs a network that predicts the variance, "
@@ -370,7 +311,7 @@ def test_a_learned_variance_through_the_command(tmp_path):
 @pytest.mark.usefixtures("floats")
 def test_the_variance_is_the_models_own_whatever_guides():
     """A guided estimate, by its first channel only; the variance of the network with its label."""
-    model = trained(settings(DIT | dict(learned_sigma=True), VARIANCE, LEARNED))
+    model = trained(settings(BOTH, VARIANCE, LEARNED))
     schedule, network = DiscreteVP(), compiled(model.experiment.model)
 
     def ask(x_t, t, label):
@@ -399,46 +340,6 @@ def test_the_variance_is_the_models_own_whatever_guides():
     size = abs(wanted).max()
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * size)
     assert abs(found - by_hand(lambda x_t, t: ask(x_t, t, -1)[1])).max() > 1e-2 * size
-
-
-@dataclasses.dataclass(frozen=True)
-class Cut:
-    """A network cut to its first channels."""
-
-    model: object
-    channels: int
-
-    @property
-    def conditions(self):
-        return self.model.conditions
-
-    def apply(self, *arguments):
-        return self.model.apply(*arguments)[..., : self.channels]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("floats")
-def test_variances_that_are_not_wanted_are_ignored():
-    """As of SiT's published network: loss and samples are those of the first channels."""
-    model = trained(settings(PLAIN | dict(learned_sigma=True), dict(prediction="u")))
-    known = model.experiment
-    assert known.param_shapes()["Dense_1"]["kernel"].shape == (16, 16 * 6)
-    cut = dataclasses.replace(known, model=Cut(known.model, 3))
-    wanted = TrainedModel(cut, model.params, 0, model.mesh)
-    np.testing.assert_array_equal(model.sample(label=0, n=2), wanted.sample(label=0, n=2))
-    batch = {
-        "image": np.random.default_rng(0).integers(0, 256, (2, *SHAPE), np.uint8),
-        "label": np.arange(2), "index": np.arange(2),
-    }  # fmt: skip
-    losses = []
-    for k in (known, cut):
-        step = train_step.make_heldout_step(k.model, k.process, k.time_distribution, 2, seed=0)
-        losses.append(jax.jit(step)(model.params, batch))
-    np.testing.assert_allclose(*losses, rtol=1e-6)
-    assert float(min(losses[0])) > 0.1
-
-
-# --- The way of an image ---
 
 
 @pytest.mark.usefixtures("floats")
@@ -510,11 +411,8 @@ def test_frames_as_a_picture(home):
         with np.load(path) as file:
             arrays.append(file["arr_0"].astype(int))
     assert abs(arrays[0] - arrays[1]).max() <= 1
-    for frames in (1, -1):
-        code, _, error = homes.run(*flags, f"--frames={frames}")
-        assert (code, error) == (
-            2, f"error: frames: {frames} is neither 0 (none) nor at least 2"
-        )  # fmt: skip
+    code, _, error = homes.run(*flags, "--frames=1")
+    assert (code, error) == (2, "error: frames: 1 is neither 0 (none) nor at least 2")
     code, _, error = homes.run(*flags[:3], "--latents")
     assert (code, error) == (2, "error: --latents: this is a pixel-space model")
 
@@ -526,9 +424,6 @@ def test_what_is_not_finite_is_one_line():
     for frames in (0, 2):
         with pytest.raises(SamplingError, match=r"^the sample of seed 7 is not finite: the para"):
             model.sample(label=0, n=2, seed=7, frames=frames)
-
-
-# --- One call after the other ---
 
 
 def test_the_next_call_begins_before_the_last_one_is_taken():

@@ -12,7 +12,6 @@ import pickle
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -25,7 +24,6 @@ from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.interop import families
 from vitdiff_jax.interop.rules import NetworkSpec
-from vitdiff_jax.models import conditions
 
 DIMS = dict(width=16, depth=2, heads=2)
 DIFFUSION = {  # what the families' networks were trained for
@@ -46,7 +44,7 @@ MODELS = {  # file -> (--family, what the config says of the network, its images
     ),
 }  # fmt: skip
 SIZES = {"sit": ",size=4x8"}
-PIXELS, LATENTS = ("uvit", "jit"), ("dit", "sit", "uvit-latent")
+LATENTS = ("dit", "sit", "uvit-latent")
 LABELS = {"label": ("0", "1", "2")}
 
 
@@ -108,23 +106,6 @@ def flags(source, family, workdir):
     return f"--source={source}", f"--family={family}", f"--workdir={workdir}"
 
 
-def outputs(experiment, params):
-    """What a network says of one batch, with classes and without."""
-    random = np.random.default_rng(1)
-    x = random.normal(size=(4, *experiment.shape)).astype("f4")
-    time = np.linspace(0.1, 0.9, 4, dtype="f4")
-    cond = conditions.null_batch({"label": (3,)}, 4, 1, 1) | {"label": jnp.array([0, 2, -1, 1])}
-    return np.asarray(jax.jit(lambda p: experiment.network(p, cond)(x, time))(params))
-
-
-def leaves_nothing(workdir):
-    """No workdir, and nothing that a next command could take for one."""
-    return not workdir.exists()
-
-
-# --- Import ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "name", ["dit", "jit", "uvit", *(pytest.param(n, marks=pytest.mark.slow) for n in LATENTS[1:])]
 )
@@ -143,53 +124,8 @@ def test_an_imported_network_is_the_published_one(copy_of, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PIXELS + LATENTS)
-def test_an_imported_network_puts_out_the_same(copy_of, name):
-    known, params = network(name)
-    model = vitdiff_jax.load(copy_of(name))
-    found = outputs(model.experiment, model.params)
-    np.testing.assert_array_equal(found, outputs(known, params))
-    assert np.ptp(found) > 0.1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PIXELS)
-def test_what_is_imported_draws(copy_of, name):
-    """By the command and from Python the same."""
-    workdir = copy_of(name)
-    sample = [f"--workdir={workdir}", "--mode=sample", "--n=3", "--npz"]
-    assert tiny.call(*sample, "--config.sample.steps=2") == 0
-    (path,) = (workdir / "samples").glob("*.npz")
-    images = np.load(path)["arr_0"]
-    assert (images.shape, images.dtype) == ((3, 8, 8, 3), np.uint8)
-    model = vitdiff_jax.load(workdir)
-    np.testing.assert_array_equal(model.sample(n=3, steps=2), images)
-
-
-def test_pictures_of_latents_need_their_autoencoder(copy_of, capsys):
-    workdir = copy_of("dit")
-    code, message = fails(capsys, f"--workdir={workdir}", "--mode=sample", "--n=2")
-    assert code == 2
-    assert message.startswith("config.latent.autoencoder: required to decode")
-    assert message.endswith("--mode=sample --latents")
-    assert not (workdir / "samples").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LATENTS)
-def test_latents_come_as_they_are(copy_of, name):
-    workdir = copy_of(name)
-    sample = [f"--workdir={workdir}", "--mode=sample", "--n=2", "--config.sample.steps=2"]
-    assert tiny.call(*sample, "--latents") == 0
-    (path,) = (workdir / "samples").iterdir()
-    latents = np.load(path)["latents"]
-    assert (latents.shape, latents.dtype) == ((2, *network(name)[0].shape), np.float32)
-    assert np.isfinite(latents).all()
-
-
-@pytest.mark.slow
-def test_imported_weights_are_measured_on_data_that_fit(tmp_path, capsys):
-    """Which data, the weights do not say; the network is as they are."""
+def test_imported_weights_are_measured_on_data_that_fit(tmp_path):
+    """Which data, the weights do not say."""
     known = built("jit", (8, 8, 1), {"label": tuple("0123456789")})
     found = NetworkSpec(known.config.to_dict(), known.shape, known.conditions)
     tensors = families.to_torch("jit", found, randoms(known.param_shapes()))
@@ -201,9 +137,6 @@ def test_imported_weights_are_measured_on_data_that_fit(tmp_path, capsys):
     assert tiny.call(*evaluate, "--config.data.name=tests.few_digits") == 0
     report = json.loads((workdir / "evaluation.json").read_text())
     assert report["images"] == 20
-    code, message = fails(capsys, *evaluate, "--config.model.patch=2")
-    assert code == 2
-    assert "was trained with another config (model.patch: 4 -> 2)" in message
 
 
 @pytest.mark.parametrize("name", ["dit", "jit"])
@@ -264,7 +197,7 @@ def test_code_in_a_file_does_not_run(tmp_path, monkeypatch, capsys):
     code, message = fails(capsys, "--mode=import", *flags(source, "dit", workdir))
     assert (code, message.partition(": ")[0]) == (1, str(source))
     assert not (tmp_path / "made").exists()
-    assert leaves_nothing(workdir)
+    assert not workdir.exists()
     pickle.loads(source.read_bytes())
     assert (tmp_path / "made").exists()  # so it was code
 
@@ -278,14 +211,8 @@ def test_code_in_a_file_does_not_run(tmp_path, monkeypatch, capsys):
         (["--source={source}", "--family=jit+jit"], "--family: 'compose' is not one of"),
         (["--source={source}", "--family=jit:"], "--family: options are missing after 'jit:'"),
         (["--source={source}", "--family=jit:size=8"], "--family: size=8 is not HEIGHTxWIDTH"),
-        (
-            ["--source={source}", "--family=uvit:no_class=no"],
-            "--family: no_class=no is not True or False",
-        ),
-        (
-            ["--source={source}", "--family=dit:heads=two"],
-            "--family: heads=two is not an integer",
-        ),
+        (["--source={source}", "--family=uvit:no_class=no"], "--family: no_class=no is not True"),
+        (["--source={source}", "--family=dit:heads=two"], "--family: heads=two is not an integer"),
         (["--source=none.pt", "--family=dit"], "--source: there is no file none.pt"),
         (["--source={source}", "--family=jit", "--config=a.py"], "--mode=import: takes --source,"),
         (["--source={source}", "--family=jit", "--config.seed=1"], "--mode=import: takes --source"),
@@ -304,13 +231,13 @@ def test_a_wrong_command_is_one_line(tmp_path, capsys, given, message):
     message = message.format(source=source)
     assert found.startswith(message)
     assert code == (1 if message.startswith(str(source)) else 2)
-    assert leaves_nothing(workdir)
+    assert not workdir.exists()
 
 
 def test_a_workdir_is_needed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code, message = fails(capsys, "--mode=import", "--source=a.pt", "--family=dit")
-    assert (code, message.partition(":")[0]) == (2, "--mode=import".partition(":")[0])
+    assert (code, message.partition(":")[0]) == (2, "--mode=import")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -332,7 +259,7 @@ def test_a_wrong_tensor_is_named(tmp_path, capsys, changes, message):
     said = capsys.readouterr().err
     assert said.startswith(f"error: {tmp_path / 'uvit.safetensors'}: {message}")
     assert said.count("\n") == 1
-    assert leaves_nothing(tmp_path / "uvit")
+    assert not (tmp_path / "uvit").exists()
 
 
 def test_other_files_are_one_line(tmp_path, capsys):
@@ -348,18 +275,7 @@ def test_other_files_are_one_line(tmp_path, capsys):
             assert (code, message.partition(": ")[0]) == (1, str(source))
     given = [f"--source={tmp_path}", f"--workdir={workdir}", "--family=jit"]
     assert fails(capsys, "--mode=import", *given)[0] == 2
-    assert leaves_nothing(workdir)
-
-
-@pytest.mark.extra
-def test_one_tensor_alone_is_no_network(tmp_path, capsys):
-    torch = pytest.importorskip("torch", reason='needs PyTorch: pip install -e ".[torch]"')
-    source = tmp_path / "a.pt"
-    for what in (torch.ones(3), [torch.ones(3)], {"a": 1}):
-        torch.save(what, source)
-        code, message = fails(capsys, "--mode=import", *flags(source, "dit", tmp_path / "run"))
-        assert (code, message.partition(": ")[0]) == (1, str(source))
-    assert leaves_nothing(tmp_path / "run")
+    assert not workdir.exists()
 
 
 def test_a_workdir_that_is_there_stays(tmp_path, capsys):
@@ -414,21 +330,17 @@ def test_what_was_cut_off_is_written_again(tmp_path, monkeypatch, capsys, name, 
     assert not (workdir / "checkpoints.partial").exists()
 
 
-@pytest.mark.parametrize("name", ["jit", "dit"])
-def test_imported_weights_are_trained_in_another_workdir(tmp_path, copy_of, capsys, name):
+def test_imported_weights_are_trained_in_another_workdir(tmp_path, copy_of, capsys):
     """Whatever is missing to train besides, that is said first; and nothing changes."""
-    copy_of(name)
+    workdir = copy_of("dit")
     before = tiny.files(tmp_path)
-    code, message = fails(capsys, f"--workdir={tmp_path / name}")
+    code, message = fails(capsys, f"--workdir={workdir}")
     assert code == 1
     assert message == (
-        f"{tmp_path / name}: holds imported weights; to fine-tune them, set config.train.init_from"
+        f"{workdir}: holds imported weights; to fine-tune them, set config.train.init_from"
         " to it and use another --workdir"
     )
     assert tiny.files(tmp_path) == before
-
-
-# --- Export ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -471,20 +383,9 @@ def test_an_exported_average_is_that_average_and_comes_back(trained, tmp_path):
     tiny.assert_same(load_file(others), {name: np.asarray(a) for name, a in other.items()})
 
 
-@pytest.mark.slow
-def test_an_exported_average_that_came_back_draws_the_same(trained, tmp_path):
-    path, again = exports(trained), tmp_path / "again"
-    assert tiny.call("--mode=import", f"--source={path}", f"--workdir={again}") == 0
-    found, wanted = (vitdiff_jax.load(w).sample(n=4, seed=3) for w in (again, trained))
-    np.testing.assert_array_equal(found, wanted)
-
-
 def test_without_a_licence_there_is_none(trained, tmp_path):
-    (trained / "LICENCE.txt").rename(tmp_path / "LICENCE.txt")
-    try:
-        path = exports(trained)
-    finally:
-        (tmp_path / "LICENCE.txt").rename(trained / "LICENCE.txt")
+    ignored = shutil.ignore_patterns("LICENCE.txt", "export")
+    path = exports(shutil.copytree(trained, tmp_path / "copy", ignore=ignored))
     assert tiny.call("--mode=import", f"--source={path}", f"--workdir={tmp_path / 'run'}") == 0
     assert not (tmp_path / "run" / "LICENCE.txt").exists()
 
@@ -521,13 +422,10 @@ def test_what_was_imported_goes_out_as_it_came(copy_of, name):
     assert about["licence"] == f"{module.LICENCE}\n\nFrom {module.SOURCE}\n"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "message"),
     [
         ("dit", "--family: config.model.name: vit is not this family's dit"),
-        ("sit", "--family: config.model.name: vit is not this family's dit"),
-        ("uvit", "--family: config.model.name: vit is not this family's uvit"),
         ("autoencoder", "--family: autoencoder does not apply to the model vit"),
         ("resnet", "--family: family: 'resnet' is not one of autoencoder, dit, "),
     ],
@@ -537,15 +435,6 @@ def test_what_a_family_cannot_express_is_one_line(trained, capsys, family, messa
     code, found = fails(capsys, f"--workdir={trained}", "--mode=export", f"--family={family}")
     assert (code, found[: len(message)]) == (2, message)
     assert tiny.files(trained) == before
-
-
-def test_a_network_of_another_process_is_not_the_familys(copy_of, capsys):
-    """DiT's authors' code would take a velocity for the noise."""
-    workdir = copy_of("sit")
-    code, found = fails(capsys, f"--workdir={workdir}", "--mode=export", "--family=dit")
-    assert code == 2
-    assert found == "--family: config.diffusion.prediction: u is not this family's eps"
-    assert not (workdir / "export").exists()
 
 
 def test_an_exported_file_runs_no_code_elsewhere(trained, tmp_path, capsys):
@@ -565,12 +454,4 @@ def test_an_exported_file_runs_no_code_elsewhere(trained, tmp_path, capsys):
         assert code == 1
         assert found.startswith(f"{source}: ")
         assert message in found
-    assert leaves_nothing(tmp_path / "run")
-
-
-@pytest.mark.parametrize("mode", ["import", "export"])
-def test_help(capsys, mode):
-    with pytest.raises(SystemExit) as caught:
-        tiny.call(f"--mode={mode}", "--help")
-    assert caught.value.code == 0
-    assert "--family" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()

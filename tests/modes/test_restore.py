@@ -46,9 +46,6 @@ def pixels(path):
         return np.asarray(image)
 
 
-# --- The user's pictures ---
-
-
 def test_a_hole_is_filled_and_nothing_else_is_touched(workdir, tmp_path):
     """A picture larger than the model's, no multiple of anything; the original stays."""
     photo = picture(tmp_path / "photo.png", 19, 13)
@@ -73,9 +70,7 @@ def test_a_hole_is_filled_and_nothing_else_is_touched(workdir, tmp_path):
     assert (uncertain[missing == 0] == 0).all()
     assert uncertain[missing > 0].any()
     after = tiny.files(tmp_path)
-    assert {name: after[name] for name in before if not name.startswith("run")} == {
-        name: data for name, data in before.items() if not name.startswith("run")
-    }
+    assert all(after[name] == before[name] for name in before if not name.startswith("run"))
     (row,) = report["rows"]
     assert (row["task"], row["method"]) == ("inpaint", "ddrm")
     assert row["tiles"] > 1
@@ -83,11 +78,9 @@ def test_a_hole_is_filled_and_nothing_else_is_touched(workdir, tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [pytest.param((12, 9), np.uint8, marks=pytest.mark.slow),
-     pytest.param((12, 9), np.uint16, marks=pytest.mark.slow),
-     pytest.param((12, 9, 3), np.uint8, marks=pytest.mark.slow), ((12, 9, 4), np.uint8)],
-    ids=["grey", "grey16", "rgb", "rgba"],
-)  # fmt: skip
+    [pytest.param((12, 9), np.uint16, marks=pytest.mark.slow), ((12, 9, 4), np.uint8)],
+    ids=["grey16", "rgba"],
+)
 def test_a_picture_comes_back_in_its_kind(workdir, tmp_path, shape, dtype):
     """By a model of grey images of 8 px."""
     given = picture(tmp_path / "photo.png", *shape, dtype=dtype)
@@ -112,17 +105,12 @@ def test_a_folder_keeps_its_names_apart(workdir, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("task", "method", "size"),
-    [("fourier:share=0.5", "ddnm", 8),
-     pytest.param("radon:angles=8", "diffpir", 16, marks=pytest.mark.slow)],
-)  # fmt: skip
-def test_degrading_first_knows_the_truth(workdir, tmp_path, task, method, size):
+def test_degrading_first_knows_the_truth(workdir, tmp_path):
     """A sinogram is no picture; what is seen of it and the truth stand beside the result."""
-    picture(tmp_path / "phantom.png", size, size)
+    picture(tmp_path / "phantom.png", 16, 16)
     report = call(
-        workdir, f"--input={tmp_path / 'phantom.png'}", f"--task={task}", "--degrade",
-        "--noise=0.01", f"--method={method}",
+        workdir, f"--input={tmp_path / 'phantom.png'}", "--task=radon:angles=8", "--degrade",
+        "--noise=0.01", "--method=diffpir",
     )  # fmt: skip
     assert report["rows"][0]["noise_std"] == 0.01
     sheet = pixels(workdir / "restored" / "phantom-beside.png")
@@ -192,9 +180,6 @@ def test_pictures_alike_are_compiled_once(model, monkeypatch):
     assert len(made) == 2
 
 
-# --- Comparing methods ---
-
-
 @pytest.fixture(scope="module")
 def compared(untrained, plain, tmp_path_factory):
     workdir = shutil.copytree(untrained, tmp_path_factory.mktemp("compared") / "run")
@@ -238,9 +223,6 @@ def test_the_numbers_are_those_of_the_images(compared):
     assert found["standard_error"] == pytest.approx(wanted.std(ddof=1) / np.sqrt(6))
 
 
-# --- Bad input ---
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -258,13 +240,10 @@ def test_the_numbers_are_those_of_the_images(compared):
         (["--input={home}/photo.png", "--method=best"], "method: there is no method 'best', only"),
         (["--input={home}/photo.png", "--method=dps:step=1"], "method: dps has no option 'step'"),
         (["--input={home}/photo.png", "--method=dps:scale=much"], "method: dps: scale: 'much' is"),
-        (["--input={home}/photo.png", "--method=pigdm:sampler=x"], "method: sampler: 'x' is not"),
-        (["--input={home}/photo.png", "--method=pigdm:covariance=x"], "method: covariance: 'x' is"),
         (["--input={home}/photo.png", "--method=repaint"], "method: repaint needs a mask"),
         (["--input={home}/photo.png", "--method=palette"], "method: palette needs a model"),
         (["--input={home}/photo.png", "--task=edit", "--strength=2"], "strength: 2.0 is not"),
         (["--input={home}/photo.png", "--config.restore.overlap=1.5"], "config.restore.overlap"),
-        (["--config.restore.tasks=('sharpen',)"], "task: name: there is no operator"),
         (["--config.restore.tasks=('denoise',)", "--config.restore.methods=('my.own',)"],
          "method: cannot use 'my.own': No module named"),
         (["--config.restore.tasks=('denoise',)", "--config.restore.metrics=('ssim',)"],

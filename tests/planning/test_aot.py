@@ -137,15 +137,6 @@ def test_the_last_complaint_of_a_process_that_fails_is_the_reason(child, lines, 
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_is_one_line(monkeypatch):
-    monkeypatch.setattr(aot, "check", lambda platform: None)
-    given = request("configs/digits.py", "v5e:2x2", ["train.batch=64"])
-    broken = Request(given.config | {"seed": "x"}, given.shape, given.conditions, given.topology)
-    with pytest.raises(aot.CompileError, match=r"^compiling for v5e:2x2 failed: .*config.seed"):
-        aot.compile_all([broken])
-
-
-@pytest.mark.slow
 def test_a_process_ends_with_the_one_that_asked():
     """A compilation of minutes, whose asker is gone, is over in the time that Python needs."""
     asked = request("configs/dit.py", "v5e:2x2", ["train.batch=4"])
