@@ -17,7 +17,6 @@ from vitdiff_jax.interop import images as image_lib
 
 UNET = dict(name="unet", width=16, multipliers=(1,), blocks=1, attention=(0,), head_width=8)
 CASES = {  # (model, options): 5 images, which four devices cannot share evenly
-    "guided": (VIT, dict(guidance=3.0)),
     "guided in an interval": (VIT, dict(guidance=3.0, guidance_low=0.3, guidance_high=0.8)),
     "convolutions": (UNET, dict(guidance=3.0)),
 }

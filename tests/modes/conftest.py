@@ -29,12 +29,6 @@ def untrained(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def untrained_vit(tmp_path_factory):
-    """The same with a ViT, which other processes know too."""
-    return tiny.save(tmp_path_factory.mktemp("untrained") / "vit", tiny.config(**CHANGES))
-
-
-@pytest.fixture(scope="session")
 def config(tmp_path_factory):
     """The --config flag of the first."""
     path = tmp_path_factory.mktemp("config") / "tiny.py"

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import types
 import zipfile
 
 import numpy as np
@@ -138,18 +139,13 @@ def test_the_report_has_every_setting(swept):
 
 def test_best_is_by_the_first_metric_and_its_direction():
     """The most accurate row is not always the nearest."""
-
-    class Distance:
-        name, higher_is_better = "far", False
-
-    class Share:
-        name, higher_is_better = "right", True
-
+    distance = types.SimpleNamespace(name="far", higher_is_better=False)
+    share = types.SimpleNamespace(name="right", higher_is_better=True)
     found = [
         {"results": {"far": {"value": far}, "right": {"value": right}}}
         for far, right in [(3.0, 0.2), (1.0, 0.1), (2.0, 0.9)]
     ]
-    assert (evaluate._best(Distance, found), evaluate._best(Share, found)) == (1, 2)
+    assert (evaluate._best(distance, found), evaluate._best(share, found)) == (1, 2)
 
 
 def test_table(swept):

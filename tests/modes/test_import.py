@@ -34,7 +34,7 @@ DIFFUSION = {  # what the families' networks were trained for
 }
 MODELS = {  # file -> (--family, what the config says of the network, its images)
     "dit": ("dit:heads=2", dict(name="dit", patch=2, learned_sigma=True, **DIMS), (4, 4, 4)),
-    "sit": ("sit:heads=2,path=gvp", dict(name="dit", patch=2, **DIMS), (4, 8, 4)),
+    "sit": ("sit:heads=2,path=gvp,size=4x8", dict(name="dit", patch=2, **DIMS), (4, 8, 4)),
     "uvit": ("uvit:heads=2,no_class=True", dict(name="uvit", patch=2, **DIMS), (8, 8, 3)),
     "uvit-latent": ("uvit:heads=2,no_class=True", dict(name="uvit", patch=2, **DIMS), (4, 4, 4)),
     "jit": (
@@ -43,7 +43,6 @@ MODELS = {  # file -> (--family, what the config says of the network, its images
         (8, 8, 3),
     ),
 }  # fmt: skip
-SIZES = {"sit": ",size=4x8"}
 LATENTS = ("dit", "sit", "uvit-latent")
 LABELS = {"label": ("0", "1", "2")}
 
@@ -98,8 +97,7 @@ def imported(tmp_path, name, **changes):
     source, workdir = tmp_path / f"{name}.safetensors", tmp_path / name
     tensors = tensors_of(name) | changes
     save_file({key: a for key, a in tensors.items() if a is not None}, source)
-    family = MODELS[name][0] + SIZES.get(name, "")
-    return tiny.call("--mode=import", *flags(source, family, workdir)), workdir
+    return tiny.call("--mode=import", *flags(source, MODELS[name][0], workdir)), workdir
 
 
 def flags(source, family, workdir):
@@ -160,11 +158,8 @@ def test_the_licence_comes_along(tmp_path, capsys, name):
 def test_jits_two_averages(tmp_path):
     """A training checkpoint as its authors write it: parameters that ask for gradients, options."""
     torch = pytest.importorskip("torch", reason='needs PyTorch: pip install -e ".[torch]"')
-    params = {"model_ema1": network("jit")[1]}
-    params |= {
-        name: randoms(params["model_ema1"], seed)
-        for seed, name in enumerate(("model", "model_ema2"), 1)
-    }
+    names = "model_ema1", "model_ema2", "model"
+    params = {name: randoms(network("jit")[1], seed) for seed, name in enumerate(names)}
     sets = {
         name: {
             f"net.{key}": torch.nn.Parameter(torch.from_numpy(a))

@@ -151,9 +151,9 @@ def test_from_python_as_from_the_command(model, workdir, tmp_path):
 
 
 @pytest.mark.slow
-def test_four_devices_give_the_same(untrained_vit, tmp_path):
+def test_four_devices_give_the_same(tmp_path):
     """Three samples, cut over devices that they do not divide by."""
-    workdir = shutil.copytree(untrained_vit, tmp_path / "vit")
+    workdir = tiny.save(tmp_path / "vit", tiny.config(restore=dict(steps=3)))
     picture(tmp_path / "photo.png", 11, 8)
     flags = [
         f"--workdir={workdir}", "--mode=restore", f"--input={tmp_path / 'photo.png'}",
