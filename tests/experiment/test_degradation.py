@@ -36,7 +36,7 @@ KINDS = {  # -> how many are drawn of it
     "fourier": BANK,
     "downsample:factor=2+colourise+mask:kind=box": BANK,
 }
-FEW = ("downsample:factor=2", "fourier")
+FEW = ("mask:kind=random,share=0.4", "downsample:factor=2", "fourier")
 SMALL = ("mask:kind=random", "downsample:factor=2", "denoise")
 """For digits."""
 VARIANTS = {"data parallel": (dict(), 1), "pmap, accumulated": (dict(compiler="pmap"), 2)}
@@ -93,7 +93,7 @@ def drawn_again(text, number, rng):
 
 
 @pytest.fixture(
-    params=[(FEW, 40), pytest.param((tuple(KINDS), 60), marks=slow)], ids=["few", "all"]
+    params=[(FEW, 15), pytest.param((tuple(KINDS), 60), marks=slow)], ids=["few", "all"]
 )
 def hinted(request):
     """(kinds, number of images, their hints)."""
