@@ -43,8 +43,13 @@ def sweep(path: epath.Path, report: dict[str, Any]) -> None:
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for axes, metric in zip(panels, names):
         _sweep(axes, report, metric)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(names), fontsize=8)
+    found = {}  # of all panels: not every metric has a score of real images
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= dict(zip(labels, handles))
+    figure.legend(
+        found.values(), found, loc="outside lower center", ncols=2 * len(names), fontsize=8
+    )
     figure.savefig(file := io.BytesIO(), dpi=110, format="png")
     paths.write(path, file.getvalue())
 
