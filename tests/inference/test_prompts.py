@@ -1,5 +1,7 @@
 """What a user asks for becomes the arrays that mean it, or one line that says what is wrong."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from vitdiff_jax.data.pipeline import Dataset
 from vitdiff_jax.data.text import to_bytes
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import prompts
+from vitdiff_jax.inference.model import TrainedModel
 
 NAMES = ["cat", "dog", "7", "Ankle boot"]  # a list, as a checkpoint has it
 FACES = ("Smiling", "Male", "Young")
@@ -164,3 +167,13 @@ def test_examples_in_a_random_order_that_is_always_the_same():
         for name, values in prompts.of_examples(dataset, 1, first, prior=True).items():
             np.testing.assert_array_equal(values[0], found[name][first], strict=True)
     assert prompts.of_examples(Dataset(None, None, (2, 2, 1), {}), 3, prior=True) == {}
+
+
+def test_a_picture_to_restore_is_of_no_class_unless_one_is_given():
+    """A sample is of the classes in turn; a picture that someone brings is of none of them."""
+    model = types.SimpleNamespace(experiment=types.SimpleNamespace(conditions=EVERYTHING))
+    found = TrainedModel.cond(model, 2)
+    assert found["label"].tolist() == [-1, -1]
+    assert (found["attributes"] == -1).all()
+    assert (found["text"] == -1).all()
+    assert TrainedModel.cond(model, 2, label="dog")["label"].tolist() == [1, 1]

@@ -71,6 +71,20 @@ def on_four(settings, workdir):
     return run
 
 
+def test_fsdp_shards_the_largest_dimension_and_zero1_the_first():
+    """Of those that the devices divide; small arrays and indivisible ones are replicated."""
+    mesh = jax.sharding.AbstractMesh((1, 4), ("data", "fsdp"))
+    sizes = {"tall": (128, 64), "wide": (64, 128), "odd": (66, 128), "none": (99, 99), "one": (8,)}
+    shapes = {name: jax.ShapeDtypeStruct(size, jnp.float32) for name, size in sizes.items()}
+    for zero, axes, wanted in (
+        (False, ("fsdp",), {"tall": 0, "wide": 1, "odd": 1}),
+        (True, ("data", "fsdp"), {"tall": 0, "wide": 0, "odd": 1}),
+    ):
+        for name, found in parallel.state_shardings(mesh, shapes, zero=zero).items():
+            spec = (*[None] * wanted[name], axes) if name in wanted else ()
+            assert found.spec == jax.sharding.PartitionSpec(*spec), (zero, name)
+
+
 def settings(network, variant="data parallel"):
     options, accumulate = VARIANTS[variant]
     config = NETWORKS[network][0]
