@@ -134,6 +134,21 @@ def test_is_zero_at_the_start(name, told, options):
     assert len(zero) < len(kernels) / 2
 
 
+@pytest.mark.parametrize("name", quick(["vit"], [name for name in ZERO if "mod" in ZERO[name]]))
+def test_a_modulation_of_zero_closes_both_branches_of_a_block(name):
+    """The gates of adaLN-Zero: what the other layers of the blocks hold then does not matter."""
+    params, given = tiny_params(name), inputs(shape=shape_of(denoiser(name)))
+    found = []
+    for sign in (1, -1):
+        changed = dict(params)
+        for block in [key for key in params if key.startswith("block")]:
+            off = jax.tree.map(jnp.zeros_like, params[block]["mod"])
+            changed[block] = jax.tree.map(lambda a, s=sign: s * a, params[block]) | {"mod": off}
+        found.append(np.asarray(compiled(name)(changed, *given)))
+    assert abs(found[0]).max() > 0.1
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "told", "options"),
     [
