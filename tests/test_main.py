@@ -1,6 +1,7 @@
 """The command from outside: what it leaves, what it says, and that bad input is one line."""
 
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -189,7 +190,11 @@ def test_what_a_run_leaves(trained):
         "00000015.png": (4 * 50 + 2, 1 * 50 + 2), "00000030.png": (4 * 50 + 2, 1 * 50 + 2),
         "00000030-n4-frames8.png": (8 * 50 + 2, 4 * 50 + 2),
     }  # fmt: skip
-    assert json.loads((workdir / "data.json").read_text()) == {
+    about = json.loads((workdir / "data.json").read_text())
+    assert re.fullmatch("[0-9a-f]{16}", about.pop("mark"))
+    counts = np.array(list(about.pop("class_counts").values()))
+    assert counts.sum(0).tolist() == [1258, 539]
+    assert about == {
         "images": 1258, "heldout": 539, "shape": [8, 8, 1], "classes": 10, "attributes": None
     }  # fmt: skip
     for name, kind in (("00000030", "samples"), ("00000030-n4-frames8", "trajectories")):

@@ -73,7 +73,7 @@ def names(dataset):
     """All names, sorted, and those held out."""
     train, rest = dataset.train.records.names, dataset.heldout.records.names
     assert train == sorted(train)
-    return sorted(train + rest), set(rest)
+    return sorted({*train, *rest}), set(rest)
 
 
 def examples(dataset):
@@ -188,7 +188,7 @@ def test_names_of_all_alphabets(tmp_path):
     os.rename(root / "🐈" / "été #1%.png", os.fsencode(root / "🐈") + b"/caf\xe9.png")  # Latin-1
     dataset = read(root)
     assert dataset.conditions["label"] == tuple(sorted(["猫", "кошки", "chats à poil", "🐈"]))
-    assert len(examples(dataset)) == 4 * 3 * 2
+    assert len(examples(dataset)) == (4 + 1) * 3 * 2  # one is held out and trained on
     (root / "text.jsonl").write_text('{"file_name": "猫/été #1%.png", "text": "miaou"}')
     assert read(root, captions="text.jsonl").conditions["text"] == 128
 
@@ -374,7 +374,9 @@ def test_only_what_is_new_or_changed_is_tried_again(photos, decodes):
     draw(photos / "cats" / "new.png", seed=5)
     (photos / "dogs" / "1.JPG").unlink()
     changed = photos / "dogs" / "0.png"
-    os.utime(changed, ns=(0, changed.stat().st_mtime_ns + 1))
+    draw(changed, seed=6)
+    touched = photos / "dogs" / "2.webp"
+    os.utime(touched, ns=(0, touched.stat().st_mtime_ns + 1))  # its content is as it was
     dataset = read(photos)
     assert sorted(decodes) == sorted([(photos / "cats/new.png").read_bytes(), changed.read_bytes()])
     assert len(names(dataset)[0]) == 18
@@ -558,7 +560,7 @@ def test_nothing_to_read(tmp_path):
     (tmp_path / "empty").mkdir()
     assert refused(tmp_path / "empty") == "contains no images"
     (tmp_path / "empty" / "a.txt").write_text("?")
-    assert refused(tmp_path / "empty") == "contains no images"
+    assert refused(tmp_path / "empty") == "contains no images; left out: 1 .txt (a.txt)"
     assert refused(zipped(tmp_path / "empty", tmp_path / "a.zip")).startswith("contains no images")
     message = "not a readable zip file: File is not a zip file"
     assert refused(tmp_path / "empty" / "a.txt") == message

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vitdiff_jax.data import embeddings, images, tfds_images
+from vitdiff_jax.data import embeddings, images, marks, records, tfds_images
 from vitdiff_jax.data.pipeline import Dataset
 from vitdiff_jax.data.records import NotPrepared
 from vitdiff_jax.data.text import to_bytes
@@ -143,19 +143,22 @@ def _store(builder, split: str, encoder: str, data_dir: str | None) -> embedding
     mark = hashlib.sha256(encoder.encode()).hexdigest()[:8]
     name = f"coco_captions-{builder.version}-{split}-{pathlib.Path(encoder).name}-{mark}"
     folder = tfds_images.data_root(data_dir) / "vitdiff_jax" / name
-    if not (folder / "embeddings.json").is_file():
-        raise NotPrepared(
-            f"{folder}: no caption embeddings",
-            functools.partial(_write_embeddings, folder, encoder, builder, split),
-        )
-    return embeddings.Store(folder)
+    mark = marks.digest([records.mark_of_tfds(builder), embeddings.mark_of(encoder)])
+    missing = f"{folder}: no caption embeddings"
+    if (folder / "embeddings.json").is_file():
+        store = embeddings.Store(folder)
+        if store.mark == mark:
+            return store
+        missing = f"{folder}: embeddings of other captions, or by another encoder, than now"
+    make = functools.partial(_write_embeddings, folder, encoder, builder, split, mark)
+    raise NotPrepared(missing, make)
 
 
-def _write_embeddings(folder, encoder, builder, split, manual, say) -> None:
+def _write_embeddings(folder, encoder, builder, split, mark, manual, say) -> None:
     def captions() -> Iterator[list[str]]:
-        records = tfds_images.TfdsRecords(builder, split, _read)
-        for i in range(len(records)):
-            yield records[i][1]["captions"]
+        found = records.TfdsRecords(builder, split, _read)
+        for i in range(len(found)):
+            yield found[i][1]["captions"]
 
     say(f"writing caption embeddings to {folder}")
-    embeddings.write(folder, encoder, captions())
+    embeddings.write(folder, encoder, captions(), mark)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vitdiff_jax.data import records
+from vitdiff_jax.data import marks, records
 from vitdiff_jax.data.pipeline import DataError
 
 
@@ -82,6 +82,7 @@ class Store:
         self.folder = folder
         try:
             self.about = json.loads((folder / "embeddings.json").read_text())
+            self.mark = self.about.pop("mark")
             self._source = ArrayRecordDataSource(str(folder / "embeddings.array_record"))
             self._width = int(self.about["width"])
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -99,12 +100,21 @@ class Store:
         return np.split(vectors, ends[:-1])
 
 
-def write(folder: pathlib.Path, encoder: str, captions: Iterable[list[str]]) -> None:
-    """Write the embeddings of each image's captions to a folder, atomically."""
+def mark_of(encoder: str) -> str:
+    """The mark of a text encoder: of the files of a folder, else its name on the Hub."""
+    folder = pathlib.Path(encoder).expanduser()
+    return marks.of_folder(folder) if folder.is_dir() else encoder
+
+
+def write(folder: pathlib.Path, encoder: str, captions: Iterable[list[str]], mark: str) -> None:
+    """Write the embeddings of each image's captions to a folder, atomically.
+
+    mark: of the captions and the encoder.
+    """
     run = load_encoder(encoder)
     files = ("embeddings.array_record", "embeddings.json")
     with records.atomic_folder(folder, *files, "group_size:1") as (write_record, about):
-        about.update(encoder=encoder, width=0, length=0)
+        about.update(encoder=encoder, mark=mark, width=0, length=0)
         for texts in captions:
             found = run(texts)
             lengths = np.array([len(vectors) for vectors in found], np.int32)

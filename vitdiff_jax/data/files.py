@@ -1,45 +1,103 @@
 """The files of a folder or zip file, read in place: nothing is unpacked or written."""
 
+import errno
+import json
 import os
 import pathlib
+import time
 import zipfile
+from collections.abc import Iterator
 
 from vitdiff_jax.data.pipeline import DataError
 
 MAX_BYTES = 2**30  # per file
+RUBBISH = {
+    "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found",
+    "thumbs.db", "ehthumbs.db", "desktop.ini",
+}  # fmt: skip
+"""What systems leave in folders, besides names with a leading dot."""
+HIDDEN, RUNS = "hidden", "made by runs of vitdiff_jax"
+NO_FILES, EMPTY = "no files, such as broken links", "empty folders"
+"""Reasons for which files are left out."""
+OF_RUNS = ("samples", "restored", "evaluation", "checkpoints", "profile", "statistics")
+"""What a run writes into its workdir, as folders."""
+WAITS = (0.0, 0.1)
+"""Seconds until a failed read is tried again, as network drives need it now and then."""
 
 
 class Folder:
-    """The files of a folder: their names, a stamp that detects changes, and their contents."""
+    """The files of a folder: their names, stamps that detect changes, and their contents.
+
+    left_out: the names of files and folders that `files` leaves out, by reason.
+    """
 
     def __init__(self, path: pathlib.Path):
         self.path = path
+        self.left_out: dict[str, list[str]] = {}
 
     def files(self) -> dict[str, list[int]]:
-        """{name relative to the folder: [size, modification time]}, without hidden files.
+        """{name relative to the folder: [size, modification time, inode]}.
 
-        Links are followed, except to a folder that contains the link.
+        Without hidden files, and without workdirs of runs, whose own sheets are no data. Links are
+        followed, except to a folder that contains the link.
         """
         found: dict[str, list[int]] = {}
-        parents: dict[str, frozenset[str]] = {}  # real paths of a folder and those above it
-        for home, folders, names in os.walk(self.path, onerror=_raise, followlinks=True):
-            real, above = os.path.realpath(home), parents.get(os.path.dirname(home), frozenset())
+        self.left_out = {}
+        todo: list[tuple[str, frozenset[str]]] = [("", frozenset())]  # and real paths above it
+        while todo:
+            prefix, above = todo.pop()
+            home = str(self.path / prefix)
+            real = os.path.realpath(home)
             if real in above:
-                folders.clear()
                 continue
-            parents[home] = above | {real}
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in names:
-                path = pathlib.Path(home, name)
-                if not name.startswith(".") and path.is_file():
-                    stat = path.stat()
-                    relative = path.relative_to(self.path).as_posix()
-                    found[relative] = [stat.st_size, stat.st_mtime_ns]
+            with os.scandir(home) as opened:
+                entries = sorted(opened, key=lambda entry: entry.name)
+            if not entries and prefix:
+                self._leave_out(EMPTY, prefix)
+            of_run = any(e.name == "config.json" and _of_run(e.path) for e in entries)
+            if of_run and prefix:
+                self._leave_out(RUNS, prefix)
+                continue
+            for entry in entries:
+                name = prefix + entry.name
+                if _hidden(entry.name):
+                    self._leave_out(HIDDEN, name)
+                elif entry.is_dir() and of_run and entry.name in OF_RUNS:
+                    self._leave_out(RUNS, f"{name}/")
+                elif entry.is_dir():
+                    todo.append((f"{name}/", above | {real}))
+                elif entry.is_file():
+                    stat = entry.stat()
+                    found[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+                else:
+                    self._leave_out(NO_FILES, name)
         return found
 
+    def _leave_out(self, reason: str, name: str) -> None:
+        self.left_out.setdefault(reason, []).append(name)
+
     def read(self, name: str) -> bytes:
+        """The content of a file. An OSError is raised only if it stays when tried again."""
         _check_size((self.path / name).stat().st_size)
-        return (self.path / name).read_bytes()
+        for wait in WAITS:
+            try:
+                return self._read(name)
+            except (FileNotFoundError, PermissionError):
+                raise
+            except OSError:
+                time.sleep(wait)
+        return self._read(name)
+
+    def _read(self, name: str) -> bytes:
+        data, size = (self.path / name).read_bytes(), (self.path / name).stat().st_size
+        if len(data) != size:  # cut off by a network drive, or still being written
+            raise OSError(errno.EIO, f"{len(data):,} of {size:,} bytes could be read")
+        return data
+
+    def head(self, name: str, count: int) -> bytes:
+        """The first bytes of a file."""
+        with (self.path / name).open("rb") as file:
+            return file.read(count)
 
 
 class Zip:
@@ -51,31 +109,53 @@ class Zip:
         except (zipfile.BadZipFile, OSError) as error:
             raise DataError(f"{path}: not a readable zip file: {error}") from error
         self.path = path
+        self.left_out: dict[str, list[str]] = {}
+        self._members: dict[str, zipfile.ZipInfo] = {}
 
     def files(self) -> dict[str, list[int]]:
-        """{name: [size, checksum]}, without hidden files."""
-        found = {}
+        """{name: [size, checksum]}, without hidden files; Windows' backslashes part folders too."""
+        self._members, self.left_out = {}, {}
+        for name, member in self._named():
+            if any(map(_hidden, name.split("/"))):
+                self.left_out.setdefault(HIDDEN, []).append(name)
+            elif name in self._members and self._members[name].filename != member.filename:
+                names = self._members[name].filename, member.filename
+                raise DataError(f"{self.path}: contains both {names[0]!r} and {names[1]!r}")
+            else:  # of several with one name the last, as everywhere
+                self._members[name] = member
+        return {name: [m.file_size, m.CRC] for name, m in self._members.items()}
+
+    def _named(self) -> Iterator[tuple[str, zipfile.ZipInfo]]:
+        """The files in it. Raises DataError for those that lie outside of it."""
         for member in self._zip.infolist():
-            parts = pathlib.PurePosixPath(member.filename.replace("\\", "/")).parts
-            if member.filename.startswith(("/", "\\")) or ".." in parts:
+            name = member.filename.replace("\\", "/")
+            parts = pathlib.PurePosixPath(name).parts
+            if name.startswith("/") or ".." in parts:
                 raise DataError(
                     f"{self.path}: contains a file named {member.filename!r}, which lies outside of"
                     " the archive; do not use this zip file"
                 )
-            if not member.is_dir() and not any(p.startswith((".", "__MACOSX")) for p in parts):
-                found[member.filename] = [member.file_size, member.CRC]
-        return found
+            if not name.endswith("/"):
+                yield "/".join(parts), member
 
     def read(self, name: str) -> bytes:
-        size = self._zip.getinfo(name).file_size
+        size = self._member(name).file_size
         _check_size(size)
+        return self.head(name, size)  # no more than declared
+
+    def head(self, name: str, count: int) -> bytes:
         try:
-            with self._zip.open(name) as file:
-                return file.read(size)  # no more than declared
+            with self._zip.open(self._member(name).filename) as file:
+                return file.read(count)
         except (OSError, MemoryError):
             raise
         except Exception as error:  # of zipfile or of one of the compression libraries
             raise ValueError(str(error)) from error
+
+    def _member(self, name: str) -> zipfile.ZipInfo:
+        if not self._members:
+            self.files()
+        return self._members[name]
 
 
 def open_path(path: pathlib.Path, key: str) -> Folder | Zip:
@@ -90,6 +170,14 @@ def _check_size(size: int) -> None:
         raise ValueError(f"larger than {MAX_BYTES:,} bytes")
 
 
-def _raise(error: OSError) -> None:
-    """For os.walk, which would skip unreadable folders, and with them a class."""
-    raise error
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in RUBBISH
+
+
+def _of_run(path: str) -> bool:
+    """Whether a config.json is that of a workdir."""
+    try:
+        config = json.loads(pathlib.Path(path).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and {"data", "model", "diffusion", "train"} <= config.keys()

@@ -1,42 +1,24 @@
 """A folder or zip file of the user's own images; subfolders are classes.
 
-Each new image is decoded once, so that broken ones are known before training; the result is kept in
-~/.cache/vitdiff_jax/folders ($XDG_CACHE_HOME). The folder itself is never written to.
+Each new image is decoded once, so that broken ones are known before training (`index`). The folder
+itself is never written to.
 """
 
-import contextlib
 import functools
 import hashlib
-import json
 import logging
-import os
-import pathlib
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+import posixpath
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vitdiff_jax.data import image_files, images, records, text
-from vitdiff_jax.data.files import Folder, Zip, open_path
+from vitdiff_jax.data import card, images, index, listing, marks, records, text
+from vitdiff_jax.data.files import EMPTY, Folder, Zip, open_path
 from vitdiff_jax.data.pipeline import DataError, Dataset
 from vitdiff_jax.runtime import paths
 
 LOG = logging.getLogger(__name__)
-
-
-class FileRecords:
-    """Encoded images by index from a `Folder` or `Zip`, with their metadata."""
-
-    def __init__(self, files: Folder | Zip, metadata: Mapping[str, images.Metadata]):
-        self.files, self.metadata, self.names = files, metadata, list(metadata)
-
-    def __len__(self):
-        return len(self.names)
-
-    def __getitem__(self, index):
-        name = self.names[index]
-        return self.files.read(name), self.metadata[name] | {"index": index}
 
 
 def dataset(
@@ -55,7 +37,8 @@ def dataset(
     """The images in a folder or zip file.
 
     path: the folder or zip file. channels: 3 for colour, 1 for grey.
-    classes: use the top-level subfolders as classes, where there are at least two.
+    classes: use the top-level subfolders as classes, where there are at least two; a single folder
+    around them is passed through.
     captions: a file in the folder, JSON lines or .csv, with the fields file_name and text, like
     Hugging Face's metadata.jsonl; an image with several lines has several captions.
     length: the maximum length of a caption in bytes. heldout: the approximate fraction held out.
@@ -65,36 +48,58 @@ def dataset(
     crop = images.make_crop(size, random_area, cache)
     root = paths.require_local(path, "path")
     files = open_path(root, "config.data.path")
-    found = image_files.image_names(files)
-    metadata, conditions = _metadata(files, list(found), classes, captions, length)
+    found = listing.images(files)
+    below, warnings = _wrapper(list(found.found)) if classes else ("", [])
+    names = [name.removeprefix(below) for name in found.found]
+    metadata, conditions, about = _metadata(files, names, classes, captions, length, below)
     make = functools.partial(
         images.Images, channels=channels, crop=crop, upright=True, max_broken=max_broken,
         annotate=functools.partial(_annotate, conditions), min_size=0 if random_area else 2 * size,
     )  # fmt: skip
-    home = _home(root)
-    with _locked(home):
-        broken = _broken(home, found, make(FileRecords(files, metadata), name=str(root)))
-    train, rest = _split([name for name in found if name not in broken], heldout)
+    home = index.home_of(root)
+    with index.locked(home):
+        scanned = functools.partial(make, name=str(root))
+        entries, broken = index.examine(home, files, found.found, scanned)
+    good = [name.removeprefix(below) for name in entries]
+    labels = {name: metadata[name].get("label") for name in good}
+    train, rest, kept = _trainable(*_split(good, heldout), labels)
 
     def part(title, names, flip=False):
         chosen, title = {name: metadata[name] for name in names}, f"{root} ({title})"
-        source = make(FileRecords(files, chosen), name=title, flip=flip)
+        items = [[name, entries[below + name].mark, metadata[name]] for name in names]
+        known = functools.partial(make, name=title, flip=flip, mark=functools.partial(_mark, items))
+        source = known(index.FileRecords(files, chosen, below))
         if not cache:
             return source
-        digest = _digest([name, found[name], metadata[name]] for name in names)
-        cached = home / f"{digest}-{size}x{size}x{channels}"
-        with _locked(home):
+        cached = home / f"{marks.digest(items)}-{size}x{size}x{channels}"
+        with index.locked(home):
             if not (cached / "cache.json").is_file():
                 LOG.warning("writing the resized images of %s to %s", title, cached)
-                with _writing(cached):
+                with index.writing(cached):
                     records.write_cache(cached, source, LOG.warning)
-        return make(records.CachedRecords(cached), name=title, flip=flip)
+        return known(records.CachedRecords(cached))
 
+    parts = part("train", train, flip), part("heldout", rest)
+    about |= card.of_folder(found, entries, broken)
+    about["warnings"] = [
+        *card.warnings_of_listing(found, below),
+        *warnings,
+        *about["warnings"],
+        *kept,
+    ]
+    if "label" in conditions:
+        about["class_counts"] = card.of_classes(
+            conditions["label"], *([metadata[n]["label"] for n in part] for part in (train, rest))
+        )
+        about["warnings"] += card.warnings_of_classes(
+            conditions["label"], about["class_counts"], _folders(found, below)
+        )
     counts = f"{len(train):,} images, {len(rest):,} held out, {len(broken):,} broken"
     return Dataset(
-        part("train", train, flip), part("heldout", rest), (size, size, channels), conditions,
+        *parts, (size, size, channels), conditions,
         f"{root} ({counts}), read from {'the cache' if cache else 'the files'}",
-        f"centre to {size}x{size}",
+        f"centre to {size}x{size}", marks.digest(part.mark(range(len(part))) for part in parts),
+        about,
     )  # fmt: skip
 
 
@@ -110,30 +115,52 @@ def _check(path: str, channels: int, length: int, heldout: float) -> None:
         raise ValueError(f"heldout: {heldout} is not between 0 and 1")
 
 
-def _home(root: pathlib.Path) -> pathlib.Path:
-    """Where the index and cache of a folder are kept."""
-    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    root = root.resolve()
-    return base / "vitdiff_jax" / "folders" / f"{root.name}-{_digest([str(root)])}"
+def _mark(items: Sequence[Any], which: Sequence[int]) -> str:
+    """The mark of some of the items [name, mark of the file, metadata]."""
+    return marks.digest(items[i] for i in which)
 
 
-def _digest(items: Iterable[Any]) -> str:
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(json.dumps(item).encode() + b"\n")
-    return digest.hexdigest()[:12]
+def _wrapper(names: list[str]) -> tuple[str, list[str]]:
+    """The single folder, or folders in each other, around class folders: "photos/", or "".
+
+    And a warning where only images beside folders stand against classes.
+    """
+    below = ""
+    while True:
+        rests = [name[len(below) :].partition("/") for name in names]
+        folders = sorted({first for first, inside, _ in rests if inside})
+        stray = next((first for first, inside, _ in rests if not inside), None)
+        if stray is not None and folders and (below or len(folders) == 1):
+            place = f"{listing.some(folders)}{' in ' + listing.shown(below) if below else ''}"
+            return "", [f"no classes: images lie beside {place}, such as {listing.shown(stray)}"]
+        if stray is not None:
+            return "", []
+        if len(folders) > 1:
+            return below, []
+        below += f"{folders[0]}/"
 
 
-def _metadata(files, names, classes, captions, length) -> tuple[dict[str, images.Metadata], dict]:
-    """The metadata of each image, and the conditions of the data set."""
+def _folders(found: listing.Listing, below: str) -> list[str]:
+    """The top-level folders of all files, images or others."""
+    named = [reason for reason in found.left_out if reason.startswith(".") or reason == EMPTY]
+    others = (name for reason in named for name in found.left_out[reason])
+    inside = [n.removeprefix(below) for n in (*found.found, *others) if n.startswith(below)]
+    return sorted({name.partition("/")[0] for name in inside if "/" in name})
+
+
+def _metadata(
+    files: Folder | Zip, names: list[str], classes: bool, captions: str | None, length: int,
+    below: str,
+) -> tuple[dict[str, images.Metadata], dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """The metadata of each image, the conditions, and what the card says of both."""
     metadata: dict[str, images.Metadata] = {name: {} for name in names}
     conditions: dict[str, Any] = {}
+    about: dict[str, Any] = {"warnings": []}
     folders = sorted({name.partition("/")[0] for name in names if "/" in name})
     if classes and len(folders) > 1:
-        stray = [name for name in names if "/" not in name]
-        if stray:
+        if stray := [name for name in names if "/" not in name]:
             raise DataError(
-                f"{files.path}: {stray[0]} is not in any of the class folders"
+                f"{files.path}: {listing.shown(stray[0])} is not in any of the class folders"
                 f" {', '.join(folders[:3])}; move it into one, or use --config.data.classes=False"
             )
         conditions["label"] = tuple(folders)
@@ -142,36 +169,36 @@ def _metadata(files, names, classes, captions, length) -> tuple[dict[str, images
             metadata[name]["label"] = numbers[name.partition("/")[0]]
     if captions is not None:
         conditions["text"] = length
-        texts = _captions(files, captions)
+        known = (posixpath.dirname(captions), below.rstrip("/"), files.path.resolve().stem)
+        matched = text.match(_captions(files, captions, below), names, known)
         for name in names:
-            metadata[name]["captions"] = texts.get(_composed(name), [""])
-        if not any(_composed(name) in texts for name in names):
+            metadata[name]["captions"] = matched.texts.get(name, [""])
+        if not matched.texts:
             raise DataError(
                 f"{files.path}: {captions} names none of the images, such as {names[0]}"
             )
-    return metadata, conditions
+        about["captions"] = card.of_captions(matched, names)
+        about["warnings"] += card.warning_of_captions(about["captions"], captions)
+    return metadata, conditions, about
 
 
-def _captions(files, captions: str) -> dict[str, list[str]]:
-    """{file name: captions} from a captions file."""
+def _captions(files: Folder | Zip, captions: str, below: str) -> dict[str, list[str]]:
+    """{file name: captions} from a captions file in the folder, or beside the class folders."""
     try:
-        data = files.read(captions)
+        try:
+            data = files.read(captions)
+        except (FileNotFoundError, KeyError):
+            data = files.read(below + captions)
     except (OSError, KeyError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{files.path}: cannot read the captions {captions}: {reason}") from error
     try:
-        texts = text.read_captions(data, captions.lower().endswith(".csv"))
+        return text.read_captions(data, captions.lower().endswith(".csv"))
     except ValueError as error:
         raise DataError(
             f"{files.path}: {captions} must be JSON lines, or CSV if it ends in .csv, with the"
             f" fields file_name and text: {error}"
         ) from error
-    return {_composed(name): captions for name, captions in texts.items()}
-
-
-def _composed(name: str) -> str:
-    """NFC form: macOS decomposes accents in file names, but typed captions are composed."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _annotate(conditions, metadata, rng):
@@ -199,71 +226,23 @@ def _split(names: list[str], share: float) -> tuple[list[str], list[str]]:
     return sorted(order[count:]) or names, sorted(order[:count])
 
 
-def _broken(home, found: dict[str, list[int]], source: images.Images) -> dict[str, str]:
-    """{name: reason} of images that cannot be decoded; only new or changed files are decoded."""
-    names, path = list(found), home / "index.json"
-    known = _index(path)
-    new = [i for i, name in enumerate(names) if known.get(name, [])[:2] != found[name]]
-    if new:
-        source.good = np.array(new)
-        reasons = records.scan(source, LOG.warning)
-        fresh = {names[i]: [*found[names[i]], reasons.get(i)] for i in new}
-        known = {name: known[name] for name in names if name not in fresh} | fresh
-        _save(path, known)
-    broken = {name: known[name][2] for name in names if known[name][2] is not None}
-    if len(broken) == len(names) or len(broken) > source.max_broken * len(names):
-        name, reason = next(iter(broken.items()))
-        raise DataError(
-            f"{source.name}: {len(broken)} of {len(names)} images cannot be decoded, first {name}:"
-            f" {reason}; repair or remove them (config.data.max_broken={source.max_broken})"
-        )
-    return broken
+def _trainable(
+    train: list[str], rest: list[str], labels: Mapping[str, int | None]
+) -> tuple[list[str], list[str], list[str]]:
+    """The split with a training image for each class, and a warning where that changes it.
 
-
-def _index(path: pathlib.Path) -> dict[str, list]:
-    """{name: [size, stamp, error or None]} as saved; empty if the file is damaged."""
-    try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    valid = isinstance(known, dict) and all(
-        isinstance(about, list) and len(about) == 3 for about in known.values()
-    )
-    return known if valid else {}
-
-
-def _save(path: pathlib.Path, known: dict[str, list]) -> None:
-    """Write the index atomically."""
-    partial = path.with_name(f"index.{os.getpid()}.partial")
-    with _writing(path):
-        try:
-            partial.write_text(json.dumps(known))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(home: pathlib.Path) -> Iterator[None]:
-    """Hold the folder's lock: the first process does the work, the others find it done."""
-    with _writing(home):
-        home.mkdir(parents=True, exist_ok=True)
-        lock = (home / "lock").open("w")
-    with lock:
-        with contextlib.suppress(ImportError, OSError):  # Windows; file systems without locks
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _writing(path: pathlib.Path) -> Iterator[None]:
-    """Turn an OSError, such as a full disk, into a DataError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written: {error.strerror or error}; free some space, or set"
-            " XDG_CACHE_HOME to another folder"
-        ) from error
+    Of a class that would be held out as a whole, the first image is trained on; if nothing is left
+    to hold out, one image is in both parts.
+    """
+    trained = {labels[name] for name in train}
+    alone = {labels[name]: name for name in reversed(rest) if labels[name] not in trained}
+    moved, warnings = sorted(alone.values()), []
+    if moved:
+        held = [name for name in rest if name not in moved]
+        train, rest = sorted(train + moved), held or rest[:1]
+        warnings = [
+            f"not held out, since their classes have no other to train on: {listing.some(moved)}"
+        ]
+    if both := sorted(set(train) & set(rest)):
+        warnings.append(f"too few images to hold one out: {listing.some(both)} is in both parts")
+    return train, rest, warnings

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from vitdiff_jax.data import transforms
+from vitdiff_jax.data import listing, transforms
 from vitdiff_jax.data.files import Folder, Zip, open_path
 from vitdiff_jax.data.pipeline import DataError, shard
 
@@ -51,11 +51,14 @@ class Files:
     """Images in files, sorted by name, all of the size and number of channels of the first."""
 
     def __init__(self, files: Folder | Zip):
-        self._files, self._names = files, list(image_names(files))
+        found = listing.images(files)
+        self._files, self._names = files, list(found.found)
         self.lossy = any(name.lower().endswith(LOSSY) for name in self._names)
         first = transforms.pixels(self._decode(self._names[0], None))
         self.shape = first.shape
+        left = listing.summary(found.left_out)
         self.origin = f"{len(self._names):,} files in {files.path}"
+        self.origin += f" (left out: {left})" if left else ""
 
     def __len__(self):
         return len(self._names)
@@ -142,14 +145,5 @@ def _skip(file, count: int) -> None:
 
 
 def image_names(files: Folder | Zip) -> dict[str, list[int]]:
-    """`files.files()` restricted to image files, by suffix, sorted by name."""
-    known = Image.registered_extensions().items()
-    suffixes = {suffix for suffix, kind in known if kind in transforms.formats()}
-    found = {
-        name: about
-        for name, about in sorted(files.files().items())
-        if pathlib.PurePosixPath(name).suffix.lower() in suffixes
-    }
-    if not found:
-        raise DataError(f"{files.path}: contains no images")
-    return found
+    """`files.files()` restricted to images, see `listing`, sorted by name."""
+    return listing.images(files).found

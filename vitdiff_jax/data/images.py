@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from vitdiff_jax.data import transforms
+from vitdiff_jax.data import marks, transforms
 from vitdiff_jax.data.pipeline import DataError, Example
 
 Metadata = dict[str, Any]
@@ -30,9 +30,11 @@ class Images:
 
     flip: random horizontal flips. upright, min_size: see `transforms.decode`.
     listed: indices of records known to be broken; they are left out.
+    mark: of the content of these records, see `marks`.
     list_missing: where `--mode=prepare` should write that list; None if it exists.
     An image that fails to decode is replaced in place by the next good one, so that the order of
-    the others does not change; more than a fraction `max_broken` of them is a DataError.
+    the others does not change; so is one that cannot be read, which is tried again the next time.
+    More than a fraction `max_broken` of them is a DataError.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Images:
         min_size: int = 0,
         listed: Collection[int] = (),
         list_missing: pathlib.Path | None = None,
+        mark: Callable[[Sequence[int]], str] | None = None,
         max_broken: float = 0.001,
     ):
         if not 0 <= max_broken <= 1:
@@ -56,7 +59,9 @@ class Images:
         self.annotate, self.flip, self.upright, self.min_size = annotate, flip, upright, min_size
         self.max_broken, self.list_missing = max_broken, list_missing
         self.good = np.setdiff1d(np.arange(len(records)), np.array(sorted(listed), np.int64))
+        self._mark = mark
         self.broken: set[int] = set()
+        self.unread: set[int] = set()
         self._lock = threading.Lock()
         if len(records) and not len(self.good):
             raise DataError(f"{name}: none of the {len(records)} images can be decoded")
@@ -75,6 +80,7 @@ class Images:
             except (ValueError, OSError) as error:
                 self._count(record, error)
                 continue
+            self.unread.discard(record)
             if self.flip and rng is not None and rng.random() < 0.5:
                 image = image[:, ::-1]
             return {"image": image} | self.annotate(metadata, rng)
@@ -88,22 +94,41 @@ class Images:
             image = self.crop(decoded, rng)
         return image, metadata
 
+    def mark(self, which: Sequence[int]) -> str:
+        """The mark of the content of these examples, by index."""
+        if self._mark is not None:
+            return self._mark([int(self.good[i]) for i in which])
+        some = [int(self.good[i]) for i in which[:: max(1, len(which) // marks.EXAMPLES)]]
+        return marks.digest([len(which), *map(self._content, some)])
+
+    def _content(self, record: int) -> list[Any]:
+        """What identifies a record."""
+        try:
+            image, metadata = self.records[record]
+        except (ValueError, OSError):
+            return [record]
+        return [marks.of_bytes(image if isinstance(image, bytes) else image.tobytes()), metadata]
+
     def _count(self, record: int, error: Exception) -> None:
-        """Record a broken image. Raises DataError if there are too many."""
+        """Record a broken or unreadable image. Raises DataError if there are too many."""
+        unread = isinstance(error, OSError) and error.errno is not None  # decoders set none
         with self._lock:
-            if record in self.broken:  # by another thread
+            if record in self.broken or record in self.unread:  # by another thread, or before
                 return
-            self.broken.add(record)
-            count = len(self.broken)
-        reason = " ".join(str(error).split())
+            (self.unread if unread else self.broken).add(record)
+            count = len(self.broken) + len(self.unread)
+        reason, cannot = (
+            " ".join(str(error).split()),
+            f"cannot be {'read' if unread else 'decoded'}",
+        )
         if count > self.max_broken * len(self):
             raise DataError(
-                f"{self.name}: {count} of {len(self)} images cannot be decoded, more than the"
+                f"{self.name}: {count} of {len(self)} images {cannot}, more than the"
                 f" fraction config.data.max_broken={self.max_broken}; last image {record}: {reason}"
             )
         logging.getLogger(__name__).warning(
-            "%s: image %d cannot be decoded (%s) and is replaced by the next one; %d so far",
-            self.name, record, reason, count,
+            "%s: image %d %s (%s) and is replaced by the next one; %d so far",
+            self.name, record, cannot, reason, count,
         )  # fmt: skip
 
 

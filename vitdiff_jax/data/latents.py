@@ -28,6 +28,10 @@ DAMAGED = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeErro
 """Errors that reading a damaged shard may raise."""
 
 
+class Changed(DataError):
+    """Latents of a data set whose images or labels have changed since."""
+
+
 class Latents:
     """A `Source` of latents float32 [h, w, C], sampled with the rng; without one, their means.
 
@@ -66,17 +70,21 @@ def write(
     folder: pathlib.Path, images: Images, crop: str, encode: Encode, encoder: str, say: Say,
     process: int = 0, processes: int = 1,
 ) -> None:  # fmt: skip
-    """Write the latents of all good images; existing shards are kept.
+    """Write the latents of all good images; existing shards of these images are kept.
 
-    The shards are distributed over the processes.
+    Shards of what these images were before are made anew; those of another data set or encoder are
+    a DataError. The shards are distributed over the processes.
     """
     for first in range(process * SHARD, len(images), processes * SHARD):
         shard, about = _shard(folder, first), _about(images, first, crop, encoder)
         if (shard / FILES[1]).is_file():
-            _read(shard, about)  # raises if it does not match
-        else:
-            say(f"{images.name}: writing latents {first:,} of {len(images):,} to {shard}")
-            _write_shard(shard, images, first, encode, about, say)
+            try:
+                _read(shard, about)  # raises if it does not match
+                continue
+            except Changed:
+                say(f"{images.name}: has changed since {shard} was written, which is made anew")
+        say(f"{images.name}: writing latents {first:,} of {len(images):,} to {shard}")
+        _write_shard(shard, images, first, encode, about, say)
 
 
 def _read(shard: pathlib.Path, wanted: dict[str, Any]) -> tuple[tuple[int, ...], Any]:
@@ -91,10 +99,19 @@ def _read(shard: pathlib.Path, wanted: dict[str, Any]) -> tuple[tuple[int, ...],
         if wanted["encoder"] is None:
             wanted = wanted | {"encoder": about["encoder"]}
         source = ArrayRecordDataSource(str(shard / FILES[0]))
+        about = {key: about[key] for key in wanted if key != "mark"} | {"mark": about.get("mark")}
         if len(source) != about["count"]:
             raise ValueError(f"{len(source)} records instead of {about['count']}")
     except DAMAGED as error:
         raise _damaged(shard, error) from error
+    same = about["images"] == wanted["images"]
+    if about["mark"] == wanted["mark"]:
+        about["images"] = wanted["images"]  # wherever they lie
+    elif same and all(about[key] == wanted[key] for key in ("crop", "mirrored", "encoder")):
+        raise Changed(
+            f"{shard}: latents of other images or labels than those of {wanted['images']} now; run"
+            " the same config with --mode=prepare to make them anew"
+        )
     if about != wanted:
         wrong = next(key for key in wanted if about.get(key) != wanted[key])
         raise DataError(
@@ -146,7 +163,8 @@ def _shard(folder: pathlib.Path, first: int) -> pathlib.Path:
 
 def _about(images: Images, first: int, crop: str, encoder: str | None) -> dict[str, Any]:
     """What identifies the latents of a shard, independent of the location of the images."""
+    count = min(SHARD, len(images) - first)
     return {
         "images": images.name.rpartition("/")[2], "crop": crop, "mirrored": images.flip,
-        "encoder": encoder, "count": min(SHARD, len(images) - first),
+        "encoder": encoder, "mark": images.mark(range(first, first + count)), "count": count,
     }  # fmt: skip

@@ -45,6 +45,7 @@ class Dataset:
         "hint": the number of channels of a conditioning image; float32 [H, W, channels]
     origin: one line for the log: what is read, and from where.
     crop: how the published images are cropped; metrics compare only within one crop.
+    mark: of the content, see `marks`. card: what else is known, as JSON, see `card`.
     """
 
     train: Source
@@ -53,6 +54,8 @@ class Dataset:
     conditions: Mapping[str, Any]
     origin: str = ""
     crop: str = "none"
+    mark: str = ""
+    card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def classes(self) -> int | None:

@@ -16,6 +16,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from vitdiff_jax.data import marks
 from vitdiff_jax.data.images import Images, Metadata, Records
 from vitdiff_jax.data.pipeline import DataError
 from vitdiff_jax.runtime import paths
@@ -63,6 +64,7 @@ class TfdsRecords:
         decoders: Any = {"image": tfds.decode.SkipDecoding()}
         self._source = builder.as_data_source(split, decoders=decoders, file_format="array_record")
         self._read = read
+        self.mark = mark_of_tfds(builder)
 
     def __len__(self):
         return len(self._source)
@@ -82,6 +84,7 @@ class CachedRecords:
             about = json.loads((folder / "cache.json").read_text())
             self._source = ArrayRecordDataSource(str(folder / "images.array_record"))
             self._shape, self._count = tuple(about["shape"]), about["count"]
+            self.mark = about["mark"]
             if len(self._source) != self._count:
                 raise ValueError(f"{len(self._source)} images instead of {self._count}")
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -128,20 +131,34 @@ def without_broken(make: Callable[..., Images], records: Records, path: pathlib.
     return make(records, listed=listed)
 
 
-def open_cache(folder: pathlib.Path, images: Images) -> "CachedRecords":
-    """The cache of `images`. Raises NotPrepared where there is none."""
+def mark_of_tfds(builder) -> str:
+    """The mark of a prepared TFDS data set: its version, and names and sizes of its files."""
+    folder = pathlib.Path(builder.data_dir)
+    files = sorted(path for path in folder.iterdir() if ".array_record" in path.name)
+    return marks.digest([str(builder.version), *([f.name, f.stat().st_size] for f in files)])
+
+
+def open_cache(folder: pathlib.Path, images: Images, mark: str) -> "CachedRecords":
+    """The cache of `images`, of records with this mark. Raises NotPrepared where there is none."""
+    missing = f"{folder}: no such cache"
     if (folder / "cache.json").is_file():
-        return CachedRecords(folder)
+        found = CachedRecords(folder)
+        if found.mark == mark:
+            return found
+        missing = f"{folder}: a cache of other files than those of {images.name} now"
 
     def make(manual, say):
         say(f"writing the cache {folder}")
-        write_cache(folder, images, say)
+        write_cache(folder, images, say, mark)
 
-    raise NotPrepared(f"{folder}: no such cache", make)
+    raise NotPrepared(missing, make)
 
 
-def write_cache(folder: pathlib.Path, images: Images, say: Say) -> None:
-    """Write the good images to a cache folder, atomically."""
+def write_cache(folder: pathlib.Path, images: Images, say: Say, mark: str = "") -> None:
+    """Write the good images to a cache folder, atomically. mark: of their records.
+
+    Raises DataError if one that was good can no longer be read.
+    """
     # Groups of one, uncompressed: records are read one by one, and pixels hardly compress.
     files = ("images.array_record", "cache.json")
     with atomic_folder(folder, *files, "group_size:1,uncompressed") as (write, about):
@@ -150,8 +167,12 @@ def write_cache(folder: pathlib.Path, images: Images, say: Say) -> None:
             write(pixels.tobytes() + json.dumps(metadata).encode())
             about.update(shape=pixels.shape, count=about["count"] + 1)
 
-        about.update(images=images.name, shape=None, count=0)
-        write_broken_list(images, scan(images, say, use), say)
+        about.update(images=images.name, mark=mark, shape=None, count=0)
+        broken = scan(images, say, use)
+        if broken and not images.list_missing:
+            number, reason = next(iter(broken.items()))
+            raise DataError(f"{images.name}: image {number} can no longer be decoded: {reason}")
+        write_broken_list(images, broken, say)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,13 @@
 """Text conditions: bytes for the text encoder in `models/conditions.py`, and caption files."""
 
+import collections
 import csv
+import dataclasses
 import io
 import json
+import posixpath
+import unicodedata
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -36,3 +41,72 @@ def read_captions(data: bytes, is_csv: bool) -> dict[str, list[str]]:
     except csv.Error as error:
         raise ValueError(str(error)) from error
     return texts
+
+
+@dataclasses.dataclass(frozen=True)
+class Matched:
+    """Captions by image.
+
+    texts: {image: captions}. lost: names in the captions file that no image has. loosely: images
+    whose names in it differ in more than how a path is written: without folder or suffix, or in
+    upper and lower case.
+    """
+
+    texts: dict[str, list[str]]
+    lost: list[str]
+    loosely: list[str]
+
+
+def match(captions: dict[str, list[str]], names: Iterable[str], folders: Iterable[str]) -> Matched:
+    """Assign captions to the images that their file names mean.
+
+    A name may have backslashes, a leading "./", another Unicode form, or begin with, or lack, one
+    of the folders, such as the data's own. What is still not found is compared without case, suffix
+    and folder, where that leaves one image only.
+    """
+    exact = {composed(name): name for name in names}
+    loose = [collections.defaultdict(list) for _ in LOOSE]
+    for key, name in exact.items():
+        for found, loosen in zip(loose, LOOSE):
+            found[loosen(key).casefold()].append(name)
+    matched = Matched({}, [], [])
+    for given, texts in captions.items():
+        name = next((exact[key] for key in _spellings(given, folders) if key in exact), None)
+        if name is None:
+            tries = [
+                images
+                for key in _spellings(given, folders)
+                for found, loosen in list(zip(loose, LOOSE))[: 2 if "/" in key else None]
+                for images in (found.get(key.casefold(), ()), found.get(loosen(key).casefold(), ()))
+            ]
+            name = next((images[0] for images in tries if len(images) == 1), None)
+            if name is None:
+                matched.lost.append(given)
+                continue
+            matched.loosely.append(name)
+        matched.texts.setdefault(name, []).extend(texts)
+    return matched
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(name)[0]
+
+
+LOOSE = (str, _stem, posixpath.basename, lambda name: _stem(posixpath.basename(name)))
+"""Ever looser forms of a name: without case, suffix, folder, folder and suffix."""
+
+
+def composed(name: str) -> str:
+    """NFC form: macOS decomposes accents in file names, but typed captions are composed."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _spellings(given: str, folders: Iterable[str]) -> Iterable[str]:
+    """A name as it is written, and as it is below, or above, each of the folders."""
+    path = posixpath.normpath(composed(given).replace("\\", "/")).lstrip("/")
+    yield path
+    for folder in filter(None, map(composed, folders)):
+        _, inside, rest = f"/{path}".rpartition(f"/{folder}/")
+        if inside:
+            yield rest
+        yield f"{folder}/{path}"

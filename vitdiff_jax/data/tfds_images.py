@@ -2,14 +2,18 @@
 
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from vitdiff_jax.data import marks
 from vitdiff_jax.data import records as records_lib
 from vitdiff_jax.data.images import Annotate, Crop, Images, Metadata
 from vitdiff_jax.data.pipeline import DataError, Dataset
@@ -174,14 +178,24 @@ def dataset(
                 max_broken=max_broken, **options,
             )  # fmt: skip
             records = TfdsRecords(builder, name, spec.read)
+            make = functools.partial(make, mark=functools.partial(_mark, records.mark, name))
             images = records_lib.without_broken(make, records, home / f"{title}.broken.json")
             if not cache:
                 return images, str(builder.data_dir)
             folder = home / f"{title}-{crop_name}-{shape[0]}x{shape[1]}x{shape[2]}"
-            return make(records_lib.open_cache(folder, images)), f"the cache {folder}"
+            found = records_lib.open_cache(folder, images, records.mark)
+            return make(found, mark=images.mark), f"the cache {folder}"
 
         train, where = split(spec.train, flip=flip)
         heldout, _ = split(spec.heldout)
         origin = f"{train.name} ({len(train):,} images, {len(heldout):,} held out) from {where}"
         crop_line = f"{crop_name} to {shape[0]}x{shape[1]}"
-        return Dataset(train, heldout, shape, conditions(builder), origin, crop_line)
+        mark = marks.digest(part.mark(range(len(part))) for part in (train, heldout))
+        return Dataset(train, heldout, shape, conditions(builder), origin, crop_line, mark)
+
+
+def _mark(files: str, split: str, which: Sequence[int]) -> str:
+    """The mark of records of a split, of files with a mark."""
+    return marks.digest(
+        [files, split, hashlib.sha256(np.array(which, np.int64).tobytes()).hexdigest()]
+    )

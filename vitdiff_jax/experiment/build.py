@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from vitdiff_jax.data import marks
 from vitdiff_jax.data.pipeline import Dataset
 from vitdiff_jax.data.records import NotPrepared
 from vitdiff_jax.diffusion.process import Denoise, Process
@@ -115,7 +116,11 @@ def clean_dataset(config: ConfigDict) -> Dataset:
     """The config's dataset in pixel space, without config.degradation."""
     make, options = config_lib.component(config, "data")
     with config_errors("config.data."):
-        return make(**options)
+        found = make(**options)
+    if found.mark:
+        return found
+    mark = marks.digest(map(marks.of_source, (found.train, found.heldout)))
+    return dataclasses.replace(found, mark=mark)
 
 
 def dataset(config: ConfigDict) -> Dataset:

@@ -6,7 +6,6 @@ nothing here is used. The autoencoder is read from its published weights file
 """
 
 import dataclasses
-import hashlib
 import pathlib
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vitdiff_jax.data import marks
 from vitdiff_jax.data.images import Images
 from vitdiff_jax.data.latents import Latents, write
 from vitdiff_jax.data.pipeline import DataError, Dataset
@@ -75,9 +75,7 @@ def load(path: str, factor: int) -> Codec:
             f"config.latent.autoencoder: {file} has a downsampling factor of {model.factor}, not"
             f" config.latent.factor={factor}"
         )
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    return Codec(model, jax.device_put(params), f"SHA-256 {digest[:16]}")
+    return Codec(model, jax.device_put(params), f"SHA-256 {marks.of_file(file)}")
 
 
 def shape_of(dataset: Dataset, config: Any) -> tuple[int, int]:

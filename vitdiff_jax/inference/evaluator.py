@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import vitdiff_jax
-from vitdiff_jax.data import gather, image_files
+from vitdiff_jax.data import card, gather, image_files, marks
 from vitdiff_jax.data.pipeline import DataError, Dataset
 from vitdiff_jax.evaluation.frechet import Moments
 from vitdiff_jax.evaluation.metric import Batch, Measure, Measured, Part, Setting
@@ -47,8 +47,8 @@ def measure(
     """Accumulate the parts over `count` images; resumes from the file `keep` if `about` matches."""
     measured = Measured(parts, count)
     about = about | {"extractors": [part.extractor.name for part in measured.found]}
-    if keep is not None:
-        measured.load(keep, about)
+    if keep is not None and not measured.load(keep, about) and keep.is_file():
+        logs.say(f"{keep} is of other images or settings, or damaged: measuring anew")
     measured.done = parallel.broadcast(measured.done)
     if measured.done == count:
         return measured
@@ -80,7 +80,13 @@ class Evaluator:
         self.config, self.home = config, workdir / "evaluation"
         if not config.evaluate.metrics:
             raise ConfigError("config.evaluate.metrics: empty; name at least one metric")
-        read = functools.partial(experiment_lib.pixel_dataset, config)
+
+        def read():
+            found = experiment_lib.pixel_dataset(config)
+            for line in [*card.lines(found), *card.changed(workdir, found)]:
+                logs.say(line)
+            return found
+
         self.setting = Setting(
             read if dataset is None else lambda: dataset, mesh, config.evaluate.inception
         )
@@ -133,7 +139,7 @@ class Evaluator:
         if lacking:
             images = image_files.Npz(self.file.path)
             logs.say(f"measuring the {len(images):,} images in {self.file.path}")
-            about = {"file": self.split, "bytes": self.file.path.stat().st_size}
+            about = {"file": self.split, "mark": marks.of_file(self.file.path)}
             keep = self.home / "reference-images.npz"
             found |= measure(lacking, len(images), of_pictures(images), keep, about).found
         return found
@@ -217,9 +223,13 @@ class Evaluator:
 
 def about_data(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
     """Facts about a dataset that comparable results must share."""
-    data = {k: v for k, v in config.data.to_dict().items() if k not in ("data_dir", "cache")}
+    places = ("data_dir", "path", "cache")
+    data = {k: v for k, v in config.data.to_dict().items() if k not in places}
     counts = {"train": len(dataset.train), "heldout": len(dataset.heldout)}
-    return {"data": data, "size": list(dataset.shape), "crop": dataset.crop, "images": counts}
+    return {
+        "data": data, "size": list(dataset.shape), "crop": dataset.crop, "images": counts,
+        "mark": dataset.mark,
+    }  # fmt: skip
 
 
 def sampled(

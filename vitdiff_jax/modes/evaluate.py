@@ -240,6 +240,7 @@ def _measure_row(
     about = {
         "step": model.step, "row": dataclasses.asdict(row), "seed": config.evaluate.seed,
         "labels": config.evaluate.labels, "sample": config.sample.to_dict(), "npz": npz,
+        "mark": dataset.mark,
     }  # fmt: skip
     measured = measure(evaluator.parts, count, written if writes else batches, keep, about)
     if writes and paths.partial_path(target).exists():

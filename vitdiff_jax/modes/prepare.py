@@ -1,8 +1,8 @@
 """`--mode=prepare`: prepares the config's dataset, once.
 
 Builds TFDS datasets, and writes lists of undecodable images, the cache (config.data.cache=True),
-text embeddings and latents (config.latent). It can be interrupted and rerun: complete files are
-kept.
+text embeddings and latents (config.latent). It can be interrupted and rerun: complete files of the
+same data are kept.
 """
 
 import pathlib
@@ -11,6 +11,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from vitdiff_jax.data import card
 from vitdiff_jax.data.images import Images
 from vitdiff_jax.data.pipeline import DataError
 from vitdiff_jax.data.records import NotPrepared, scan, write_broken_list
@@ -35,6 +36,8 @@ def main(
         _prepare(config, manual)
     parallel.broadcast(0)  # barrier
     dataset = experiment_lib.clean_dataset(config)
+    for line in card.lines(dataset):
+        logs.say(line)
     if config.latent.factor > 1:
         with experiment_lib.config_errors("config.latent."):
             codec.prepare(dataset, config, logs.say, jax.process_index(), jax.process_count())

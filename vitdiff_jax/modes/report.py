@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference.evaluator import versions
-from vitdiff_jax.reporting import gallery, page, plots, restorations
+from vitdiff_jax.reporting import data, gallery, page, plots, restorations
 from vitdiff_jax.reporting.page import Facts, Part, Plot, Problem, Section, Table
 from vitdiff_jax.runtime import logs, paths, tables
 
@@ -220,6 +220,7 @@ def _versions(workdir: epath.Path) -> tuple[list[str], list[list[str]]]:
 SECTIONS: dict[str, Callable[[epath.Path], Iterator[Part]]] = {
     "Samples": gallery.samples,
     "Curves": _curves,
+    "Data": data.data,
     "Evaluation": _evaluation,
     "Restoration": restorations.restorations,
     "Plan": _plan,

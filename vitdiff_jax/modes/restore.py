@@ -21,7 +21,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vitdiff_jax import restoration
-from vitdiff_jax.data import gather, photos
+from vitdiff_jax.data import card, gather, listing, photos
+from vitdiff_jax.data.files import Folder
 from vitdiff_jax.evaluation.metric import Batch, Measure, Measured, Setting
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import config as config_lib
@@ -80,6 +81,9 @@ def main(
 def _restore_all(model, workdir, given: pathlib.Path, task: str | None, how) -> None:
     """Restore the user's images, one at a time per process, on its local devices."""
     places = list(_places(photos.find(given), given, workdir / "restored").items())
+    if given.is_dir():
+        for line in card.of_inputs(listing.images(Folder(given)), given):
+            logs.say(line)
     local, processes, rows = model.on_local_devices(), jax.process_count(), []
     for first in range(0, len(places), processes):
         now = places[first : first + processes]
@@ -164,6 +168,8 @@ def _compare(model: model_lib.TrainedModel, workdir: epath.Path) -> None:
     model_lib.check_data(
         {"shape": model.experiment.shape, "conditions": model.experiment.conditions}, data
     )
+    for line in card.changed(workdir, data):
+        logs.say(line)
     metrics, rows = _metrics(config.metrics, Setting(lambda: data, model.mesh)), []
     count = min(config.images, len(data.heldout))
     for task in config.tasks:

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from vitdiff_jax.data import card
 from vitdiff_jax.evaluation import memorisation
 from vitdiff_jax.experiment.build import dataset, pixel_dataset
 from vitdiff_jax.experiment.config import ConfigError
@@ -66,7 +67,10 @@ def main(
             image_lib.save_npz(path.with_suffix(".npz"), images)
     logs.say(f"{n} samples in {path}")
     if nearest:
-        found = memorisation.compare(images, pixel_dataset(model.experiment.config).train)
+        data = pixel_dataset(model.experiment.config)
+        for line in card.changed(workdir, data):
+            logs.say(line)
+        found = memorisation.compare(images, data.train)
         target = path.with_name(f"{path.stem}-nearest.png")
         if jax.process_index() == 0:
             sheets.write(target, memorisation.sheet(images, found, sheet.names, **sheet.about))

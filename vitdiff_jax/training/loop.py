@@ -11,7 +11,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from vitdiff_jax.data import pipeline
+from vitdiff_jax.data import card, gather, pipeline
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.inference import model as model_lib
@@ -55,6 +55,7 @@ def train(
     with experiment_lib.config_errors("config.parallel."):
         mesh = parallel.make_mesh(config.parallel.fsdp)
     _check_devices(config, dataset)
+    _check_processes(dataset)
     watch = monitor.Monitor(config, workdir, dataset, experiment, mesh)
     _open_workdir(workdir, config)
     logs.say("\n".join(summary.lines(config, workdir, dataset, experiment)))
@@ -98,6 +99,17 @@ def _check_devices(config: ConfigDict, dataset: pipeline.Dataset) -> None:
             f"config.log.heldout_images: {count} held-out images are too few for {devices} devices;"
             " config.log.heldout_every=0 turns the held-out loss off"
         )
+
+
+def _check_processes(dataset: pipeline.Dataset) -> None:
+    """Reject processes that see different data, as copies on several machines may be."""
+    if jax.process_count() > 1:
+        found = gather.allgather_objects([dataset.mark])
+        if others := [i for i, mark in enumerate(found) if mark != found[0]]:
+            raise pipeline.DataError(
+                f"process {others[0]} sees other data than process 0: {dataset.origin}; copy the"
+                " same files to all machines"
+            )
 
 
 def _open_workdir(workdir: epath.Path, config: ConfigDict) -> None:
@@ -156,11 +168,10 @@ class Run:
             metrics.close()
 
     def _describe_data(self) -> None:
-        """Write data.json, for the report."""
-        data, shape = self.dataset, self.experiment.image_shape
-        known = {"images": len(data.train), "heldout": len(data.heldout), "shape": shape}
-        for key, condition in (("classes", "label"), ("attributes", "attributes")):
-            known |= {key: len(data.conditions.get(condition, ())) or None}
+        """Write data.json, for the report and the next run; say if the data have changed."""
+        for line in card.changed(self.workdir, self.dataset):
+            logs.say(line)
+        known = card.facts(self.dataset) | {"shape": self.experiment.image_shape}
         if jax.process_index() == 0:
             tables.write(self.workdir / "data.json", known)
 

@@ -7,6 +7,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from vitdiff_jax.data import card
 from vitdiff_jax.data.pipeline import Dataset
 from vitdiff_jax.experiment.build import Experiment
 
@@ -17,6 +18,7 @@ def lines(
     """The summary of a training run, one topic per line."""
     return [
         f"data: {dataset.origin}; {_inputs(dataset)}",
+        *card.lines(dataset),
         f"model: {model(experiment)}",
         f"devices: {_devices(config)}",
         f"training: {config.train.steps:,} steps of {config.train.batch} images; samples, metrics,"
