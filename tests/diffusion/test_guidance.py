@@ -31,10 +31,10 @@ def test_guidance_of_scale_1_is_the_denoiser_itself():
 
 @pytest.mark.parametrize(
     ("t", "inside"),
-    [(0.0, False), (0.19, False), (0.2, True), (0.5, True), (0.7, True), (0.71, False)],
+    [(0.0, False), (0.2, False), (0.21, True), (0.5, True), (0.69, True), (0.7, False)],
 )
 def test_guidance_keeps_to_its_interval_and_saves_the_second_network(t, inside):
-    """Ends belong to it (arXiv:2404.07724); outside, the null network is not run at all."""
+    """Its ends do not belong to it, as in JiT; outside, the null network is not run at all."""
     runs = []
 
     def null(x_t, t):

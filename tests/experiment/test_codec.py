@@ -55,7 +55,7 @@ def save_autoencoder(path, seed=0, **changes):
         return np.float32(around + random.standard_normal(leaf.shape) / 12)
 
     params = jax.tree_util.tree_map_with_path(draw, shapes["params"])
-    found = NetworkSpec(dict(autoencoder=options, old_names=False), (side, side, 3), {})
+    found = NetworkSpec(dict(autoencoder=options), (side, side, 3), {})
     save_file(families.to_torch("autoencoder", found, params), path)
     return params
 
@@ -399,7 +399,7 @@ def test_another_autoencoder(settings, place, tmp_path):
     save_file({"weight": np.zeros(3, np.float32)}, other)
     refused(WeightsError, f"^config.latent.autoencoder: {other}: .*autoencoder")
     other.write_bytes(b"nothing")
-    refused(WeightsError, "not a safetensors file")
+    refused(WeightsError, f"^config.latent.autoencoder: {other}: not a file of")
     other.unlink()
     refused(WeightsError, f"autoencoder: there is no file {other}")
 

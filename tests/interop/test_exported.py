@@ -30,13 +30,14 @@ def test_parameters_and_facts_come_back(tmp_path):
 
 
 def test_other_files_are_not_ours(tmp_path):
-    """Nobody's facts, or a suffix that is never read here."""
+    """Nobody's facts, or another format."""
     path = tmp_path / "a.safetensors"
     save_file({"a": np.ones(2)}, path, {"format": "pt"})
     assert exported.about(path) is None
     save_file({"a": np.ones(2)}, path)
     assert exported.about(path) is None
-    assert exported.about(tmp_path / "none.pt") is None
+    (tmp_path / "a.pt").write_bytes(b"PK\3\4")
+    assert exported.about(tmp_path / "a.pt") is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", json.dumps({**ABOUT, "more": 1}), "{}"])

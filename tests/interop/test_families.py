@@ -13,7 +13,7 @@ from vitdiff_jax.models import dit as dit_model
 from vitdiff_jax.models import vit as vit_model
 
 SMALL = dict(width=8, depth=2, heads=2)
-DIT = dict(heads=2)
+DIT = dict(heads=2, null_row=True)
 """What the shapes of `dit_tensors` do not tell."""
 
 
@@ -115,7 +115,7 @@ def test_published_sizes_go_by_their_names(size):
 
 @pytest.mark.parametrize(
     ("size", "patch", "side", "guidance"),
-    [("B", 16, 256, 3.0), ("L", 16, 256, 2.4), ("H", 32, 512, 2.2)],
+    [("B", 16, 256, 3.0), ("L", 16, 256, 2.4), ("L", 32, 512, 2.5), ("H", 32, 512, 2.3)],
 )
 def test_published_jits_go_by_their_names(size, patch, side, guidance):
     """And come with the authors' noise and guidance."""
@@ -160,7 +160,7 @@ def test_sits_velocity_runs_the_other_way():
 
 def test_path_of_sit():
     for path, schedule in (("linear", "RectifiedFlow"), ("gvp", "GVP")):
-        found = sit.read(dit_shapes(), heads=2, path=path)
+        found = sit.read(dit_shapes(), **DIT, path=path)
         assert found.config["diffusion"]["schedule"]["name"] == schedule
     with pytest.raises(ValueError, match=r"^sit: path: 'vp' is not one of linear, gvp"):
         families.from_torch("sit", dit_tensors(), path="vp", **DIT)
@@ -212,8 +212,8 @@ def test_a_wrong_file_is_one_clear_line(change, message):
     [
         (dict(), "dit: heads: not determined by the shapes for the unpublished width 8"),
         (dict(heads=3), "dit: heads: 3 does not divide the width 8"),
-        (dict(heads=2, size=(8, 10)), "dit: size: 8x10 does not have 16 patches of 2"),
-        (dict(heads=2, path="gvp"), "path: dit has no such option, only heads, size"),
+        (dict(size=(8, 10), **DIT), "dit: size: 8x10 does not have 16 patches of 2"),
+        (dict(heads=2, path="gvp"), "path: dit has no such option, only heads, size, null_row"),
     ],
 )
 def test_what_shapes_do_not_tell_must_be_right(known, message):
@@ -237,7 +237,7 @@ def test_checkpoints_hold_several_sets():
     """The average is what samples are drawn with; the optimiser is left alone."""
     ema, model = dit_tensors(), filled(dit_shapes(), seed=1)
     checkpoint = {"model": model, "ema": ema, "opt": {"state": {}}, "args": "ours"}
-    assert list(families.state_dicts("dit", checkpoint)) == ["ema", "model"]
+    assert [s.entry for s in families.state_dicts("dit", checkpoint)] == ["ema", "model"]
     assert families.ema_decays("dit") == {"ema": 0.9999}
     _, params = families.from_torch("dit", checkpoint, **DIT)
     same(families.flatten(params), families.flatten(families.from_torch("dit", ema, **DIT)[1]))
@@ -247,9 +247,11 @@ def test_checkpoints_hold_several_sets():
 
 def test_jits_two_averages():
     """`Denoiser.net` in three copies; the first average is the one that its authors sample with."""
-    sets = {name: {"net.a": np.zeros(1)} for name in ("model", "model_ema1", "model_ema2")}
-    found = families.state_dicts("jit", sets | {"optimizer": {"state": {}}, "epoch": 1})
-    assert list(found) == ["model_ema1", "model_ema2", "model"]
+    one = {f"net.{jit.ANCHOR}": np.zeros(1)}
+    sets = {name: one | {} for name in ("model", "model_ema1", "model_ema2")}
+    found = families.state_dicts("jit", sets | {"epoch": 1})
+    assert [s.entry for s in found] == ["model_ema1", "model_ema2", "model"]
+    assert {s.prefix for s in found} == {"net."}
     assert families.ema_decays("jit") == {"model_ema1": 0.9999, "model_ema2": 0.9996}
 
 

@@ -1,9 +1,7 @@
 """Published weights: fetched once, checked, kept; a wrong or damaged file is never used."""
 
-import builtins
 import hashlib
 import http.server
-import sys
 import threading
 import urllib.request
 
@@ -216,19 +214,10 @@ def test_a_cut_file_in_the_cache(cache, published, reader, keep):
     assert "remove it" in message
 
 
-def test_without_pytorch_it_names_the_extra(monkeypatch, cache, published):
-    """The file stays: after the installation nothing is fetched again."""
-    real = builtins.__import__
-
-    def poisoned(name, *arguments):
-        if name.partition(".")[0] == "torch":
-            raise ImportError("no torch here")
-        return real(name, *arguments)
-
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    monkeypatch.setattr(builtins, "__import__", poisoned)
+def test_what_is_no_file_of_tensors_stays(cache, published):
+    """It is the published one; PyTorch is not needed to say so."""
     message = refused(published)
-    assert "pip install 'vitdiff_jax[torch]'" in message
+    assert message.startswith(f"{cache / 'net-1.pth'}: not a file of tensors: ")
     assert (cache / "net-1.pth").read_bytes() == FILE
 
 

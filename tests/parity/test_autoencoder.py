@@ -1,5 +1,7 @@
 """Our autoencoder against diffusers' own AutoencoderKL: one set of weights, one output."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -114,6 +116,28 @@ def test_older_names_are_read_and_given_back():
     assert old.keys() != state.keys()
     new_params = imported(state)[1]
     jax.tree.map(np.testing.assert_array_equal, imported(old)[1], new_params)
+
+
+@pytest.mark.parametrize("case", ["two levels", "the third level is narrower"])
+def test_the_authors_own_names_are_read_and_given_back(case):
+    """As diffusers itself converts them: CompVis' autoencoder_kl.pth, Stable Diffusion's files."""
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    their_model = theirs(**CASES[case])
+    found, params = families.from_torch("autoencoder", tensors(their_model))
+    named = dataclasses.replace(found, config={**found.config, "layout": "compvis"})
+    original = families.to_torch("autoencoder", named, params)
+    state = {name: torch.from_numpy(tensor) for name, tensor in original.items()}
+    under = {f"first_stage_model.{name}": tensor for name, tensor in state.items()}
+    converted = convert_ldm_vae_checkpoint(under, dict(their_model.config))
+    wanted = tensors(their_model)
+    assert converted.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        np.testing.assert_array_equal(converted[name].numpy(), tensor, err_msg=name)
+    lost = {"loss.logvar": np.zeros(()), "model.diffusion_model.out.weight": np.zeros(3)}
+    again, same = families.from_torch("autoencoder", under | lost)
+    assert (again.config["layout"], again.prefix) == ("compvis", "first_stage_model.")
+    jax.tree.map(np.testing.assert_array_equal, same, params)
 
 
 def test_extreme_variances_are_clipped_like_theirs():

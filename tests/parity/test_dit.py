@@ -36,7 +36,9 @@ CASES = {  # what is not SMALL's
 def pair(shape, scan=False, **options):
     """The two networks as functions of (x, time, label)."""
     theirs = random_weights(DiT(shape, **options))
-    found, ours = imported("dit", dit, theirs, scan, heads=options["heads"], size=shape[:2])
+    found, ours = imported(
+        "dit", dit, theirs, scan, heads=options["heads"], size=shape[:2], null_row=True
+    )
     assert found.shape == shape
     assert found.config["model"].get("learned_sigma", False) == options["learned_sigma"]
     return ours, torch_apply(theirs, options["classes"])
@@ -74,7 +76,8 @@ def test_velocity_is_minus_sits(case, path):
     shape = options["shape"]
     x, t, label = inputs(shape, options["classes"])
     theirs = random_weights(SiT(**options))
-    found, ours = imported("sit", dit, theirs, heads=options["heads"], size=shape[:2], path=path)
+    known = dict(heads=options["heads"], size=shape[:2], path=path, null_row=True)
+    found, ours = imported("sit", dit, theirs, **known)
     name = found.config["diffusion"]["schedule"]["name"]
     scale, time = getattr(schedules, name)().network_input(jnp.asarray(t))
     np.testing.assert_array_equal(scale, 1)

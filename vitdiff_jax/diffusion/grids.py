@@ -23,9 +23,14 @@ def _points(schedule: Schedule, steps: int) -> int:
     return steps
 
 
-def linear(schedule: Schedule, steps: int) -> np.ndarray:
-    """Uniform in t from 1 to 0."""
-    return np.linspace(1, 0, _points(schedule, steps))
+def linear(schedule: Schedule, steps: int, *, last: float | None = None) -> np.ndarray:
+    """Uniform in t from 1 to 0. last: the length of the last step, if not that of the others."""
+    points = _points(schedule, steps)
+    if last is None:
+        return np.linspace(1, 0, points)
+    if not 0 < last < 1:
+        raise ValueError(f"grid.last: {last} is not between 0 and 1")
+    return np.append(np.linspace(1, last, points - 1), 0.0)
 
 
 def shifted(schedule: Schedule, steps: int, *, shift: float = 1.0) -> np.ndarray:

@@ -33,7 +33,9 @@ def guide(
     rescale: float = 0.0,
     both: Both | None = None,
 ) -> Denoise:
-    """x = x_null + scale (x_cond - x_null) for low <= t <= high (arXiv:2404.07724).
+    """x = x_null + scale (x_cond - x_null) for low < t < high (arXiv:2404.07724).
+
+    Both ends are open, as in JiT's published sampler, whose grid meets one; 0 and 1 leave none out.
 
     denoise_null: another estimate of x from the same x_t: the same network with the null condition,
         or another network.
@@ -70,7 +72,9 @@ def guide(
             inside, outside = lambda: combine(x, denoise_null(x_t, t)), lambda: x
         if low <= 0 and high >= 1:
             return inside()
-        return jax.lax.cond((low <= t[0]) & (t[0] <= high), inside, outside)
+        return jax.lax.cond(
+            ((low < t[0]) | (low <= 0)) & ((t[0] < high) | (high >= 1)), inside, outside
+        )
 
     return guided
 

@@ -132,14 +132,19 @@ class LinearVP:
 class DiscreteVP:
     """The chain of DDPM (arXiv:2006.11239), ADM and DiT: `steps` linearly spaced betas.
 
+    power: the betas' roots of this degree are linearly spaced; 2 for Stable Diffusion's betas.
+    first: the number by which the network knows timestep 0; 1 for U-ViT-H.
+
     Timestep i = 0, 1, ... is t = (i + 1) / steps, where alpha^2 = prod_{j <= i} (1 - beta_j); in
     between it is interpolated by a polynomial, and alpha is 1 at t = 0. The network's time feature
-    is the timestep, steps * t - 1.
+    is the timestep, steps * t - 1 + first.
     """
 
     steps: int = 1000
     beta_min: float = 1e-4
     beta_max: float = 0.02
+    power: float = 1.0
+    first: int = 0
 
     def __post_init__(self):
         """Refuse chains whose noise does not grow; messages start with the config key."""
@@ -147,15 +152,18 @@ class DiscreteVP:
             raise ValueError(f"steps: {self.steps} is less than 2")
         if not self.beta_min <= self.beta_max < 1:
             raise ValueError(f"beta_max: {self.beta_max} is not in [beta_min, 1)")
-        # The line through the betas must still be positive half a step before step 0.
-        least = (self.beta_max - self.beta_min) / (2 * (self.steps - 1))
+        if self.power <= 0:
+            raise ValueError(f"power: {self.power} is not positive")
+        # The line through the betas' roots must still be positive half a step before step 0.
+        low, high = (beta ** (1 / self.power) for beta in (self.beta_min, self.beta_max))
+        least = ((high - low) / (2 * (self.steps - 1))) ** self.power
         if self.beta_min <= least:
             raise ValueError(
                 f"beta_min: {self.beta_min} is too small for {self.steps} steps up to"
                 f" {self.beta_max}: sigma would not increase before the first step; use more than"
                 f" {least:.2g}"
             )
-        _rates(self.steps, self.beta_min, self.beta_max)
+        self._rates()
 
     def alpha_sigma(self, t):
         log_alpha = -self._minus_log_square(t) / 2
@@ -165,7 +173,7 @@ class DiscreteVP:
         # Solve -log alpha^2 = softplus(-logsnr), nearly quadratic in t: the root of the quadratic
         # (see LinearVP) has two correct digits, which each step of Newton's method doubles.
         wanted = jax.nn.softplus(-logsnr)
-        rates = _rates(self.steps, self.beta_min, self.beta_max)
+        rates = self._rates()
         first, slope = rates[0], sum(rates[1:])
         t = 2 * wanted / (first + jnp.sqrt(first**2 + 4 * slope * wanted))
         for _ in range(4):
@@ -174,25 +182,29 @@ class DiscreteVP:
         return t
 
     def network_input(self, t):
-        return jnp.ones_like(t), self.steps * t - 1
+        return jnp.ones_like(t), self.steps * t - 1 + self.first
+
+    def _rates(self):
+        return _rates(self.steps, self.beta_min, self.beta_max, self.power)
 
     def _minus_log_square(self, t):
         """-log(alpha^2) at times t, without cancellation near t = 0."""
         rate = jnp.zeros_like(t)
-        for coefficient in reversed(_rates(self.steps, self.beta_min, self.beta_max)):
+        for coefficient in reversed(self._rates()):
             rate = rate * t + coefficient
         return t * rate
 
 
 @functools.lru_cache
-def _rates(steps: int, beta_min: float, beta_max: float) -> tuple[float, ...]:
+def _rates(steps: int, beta_min: float, beta_max: float, power: float) -> tuple[float, ...]:
     """Coefficients, lowest first, of the polynomial in t that fits -log(alpha^2) / t at the steps.
 
     A sum of values of a smooth function is smooth in its upper limit (Euler-Maclaurin): degree 6
     fits DDPM's chain to 1e-13, and 8 is enough for steeper ones.
     """
     t = np.arange(1, steps + 1) / steps
-    wanted = -np.cumsum(np.log1p(-np.linspace(beta_min, beta_max, steps))) / t
+    betas = np.linspace(beta_min ** (1 / power), beta_max ** (1 / power), steps) ** power
+    wanted = -np.cumsum(np.log1p(-betas)) / t
     fit = np.polynomial.Polynomial.fit(t, wanted, min(8, steps - 1), domain=[0, 1])
     if (error := abs(fit(t) / wanted - 1).max()) > 1e-7:
         raise ValueError(

@@ -58,7 +58,8 @@ class Codec:
 
 
 def load(path: str, factor: int) -> Codec:
-    """Load the autoencoder from diffusers' weights file.
+    """Load the autoencoder from its weights: diffusers' or its authors' file, or a checkpoint of
+    Stable Diffusion that contains it.
 
     Raises WeightsError if it is not one, or has another downsampling factor.
     """
@@ -66,7 +67,11 @@ def load(path: str, factor: int) -> Codec:
     if not file.is_file():
         raise WeightsError(f"config.latent.autoencoder: there is no file {file}")
     try:
-        found, params = families.from_torch("autoencoder", torch_files.read(file))
+        contents = torch_files.read(file)
+    except ValueError as error:
+        raise WeightsError(f"config.latent.autoencoder: {error}") from error
+    try:
+        found, params = families.from_torch("autoencoder", contents)
     except ValueError as error:
         raise WeightsError(f"config.latent.autoencoder: {file}: {error}") from error
     model = Autoencoder(**found.config["autoencoder"])

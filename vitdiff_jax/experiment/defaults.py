@@ -91,7 +91,7 @@ def defaults() -> dict[str, Any]:
             grid=dict(name="linear"),  # time discretisation
             steps=50,
             guidance=1.0,  # guidance scale; 1: no guidance
-            guidance_low=0.0,  # guidance interval: guidance_low <= t <= guidance_high
+            guidance_low=0.0,  # guidance interval: guidance_low < t < guidance_high
             guidance_high=1.0,
             guidance_channels=0,  # guide only the first channels (DiT: 3); 0: all
             guidance_rescale=0.0,  # CFG rescale (arXiv:2305.08891), in [0, 1]; 0: none

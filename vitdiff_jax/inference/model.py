@@ -150,7 +150,18 @@ class TrainedModel:
         known = {k: v for k, v in self.experiment.conditions.items() if k != "hint"}
         if label is None and "label" in known:
             label = -1
-        return prompts.encode(known, n, label, prompt, attributes)
+        cond = prompts.encode(known, n, label, prompt, attributes)
+        self._check_null(cond)
+        return cond
+
+    def _check_null(self, cond: Cond) -> None:
+        """Raise ConfigError for the null class, unless training has dropped labels."""
+        learned = self.experiment.config.diffusion.label_dropout > 0
+        if not learned and np.any(cond.get("label", 0) == -1):
+            raise ConfigError(
+                "label: required: this model was trained without a null class"
+                " (config.diffusion.label_dropout=0)"
+            )
 
     def sample_cond(
         self, cond: Cond, n: int, seed: int, *, latents: bool = False, frames: int = 0,
@@ -160,6 +171,7 @@ class TrainedModel:
 
         latents, frames: return these instead of images, see `sampling.make_sample_fn`.
         """
+        self._check_null(cond)
         seeds = seed + np.arange(n, dtype=np.int64)
         sample_fn = self._program(dict(latents=latents, frames=frames), options)
         return sample_fn(self.weights, seeds, cond)

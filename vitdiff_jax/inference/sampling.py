@@ -123,7 +123,12 @@ def _sampler(experiment: Experiment, options: ConfigDict) -> Callable[..., jax.A
         extra = {}
         if needs_variance:
             extra["variance"] = process.variance(experiment.network(weights[0], cond))
-        return sampler(denoise, process.schedule, times, x, keys, **given, **extra)
+        try:
+            return sampler(denoise, process.schedule, times, x, keys, **given, **extra)
+        except ValueError as error:
+            if str(error).partition(":")[0] in given:
+                raise ConfigError(f"config.sample.sampler.{error}") from error
+            raise
 
     return sample
 
@@ -162,6 +167,12 @@ def guided(
     batched: evaluate the conditional and the unconditional prediction in one network call.
     """
     guide = experiment.guide
+    learned = experiment.config.diffusion.label_dropout > 0 or not experiment.conditions
+    if options.guidance != 1 and not guide and not learned:
+        raise ConfigError(
+            f"config.sample.guidance: {options.guidance} needs a null condition, but this model was"
+            " trained without one (config.diffusion.label_dropout=0); use 1, or guide_with"
+        )
     how = dict(channels=options.guidance_channels, rescale=options.guidance_rescale)
     low, high = options.guidance_low, options.guidance_high
     with config_errors("config.sample.guidance_"):

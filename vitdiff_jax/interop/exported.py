@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 from safetensors.numpy import save as as_bytes
 
+from vitdiff_jax.interop import torch_files
 from vitdiff_jax.interop.families import flatten, unflatten
 from vitdiff_jax.runtime import paths
 
@@ -31,7 +32,8 @@ def about(path: pathlib.Path) -> dict[str, Any] | None:
 
     Raises ValueError for damaged files.
     """
-    if path.suffix != ".safetensors":
+    kind = torch_files.kind(path)
+    if kind != "safetensors" and (kind or path.suffix != ".safetensors"):
         return None
     try:
         with safe_open(path, "numpy") as file:

@@ -53,10 +53,11 @@ class Constant:
         return self.value.shape
 
 
-def preview(names: Iterable[str]) -> str:
-    """The first three names, and how many more there are."""
+def preview(names: Iterable[str], shown: int = 3) -> str:
+    """The first names, and how many more there are."""
     names = list(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def sizes(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
@@ -135,11 +136,42 @@ def copied(theirs: str, ours: str, shape: tuple[int, ...]) -> list[Rule]:
     return [Rule(theirs, shape, (ours,), lambda a: (a,), lambda a: a)]
 
 
-def label_table(conditions: Mapping[str, Any], width: int) -> list[Rule]:
-    """DiT's class table, whose last row is the null class, as in ours."""
-    rows = len(conditions["label"]) + 1
-    ours = "conditions/label/table/embedding"
-    return copied("y_embedder.embedding_table.weight", ours, (rows, width))
+def has_null_row(rows: int, given: bool | None, published: Mapping[int, bool]) -> bool:
+    """Whether the last row of a class table is the null class: as given, else as published.
+
+    The null class has a row where labels were dropped in training, which shapes do not show.
+    """
+    null = published.get(rows) if given is None else given
+    if null is None:
+        raise ValueError(
+            f"null_row: is the last of the {rows} rows of the class table the null class? Give"
+            f" null_row=True ({rows - 1} classes, trained with label dropout) or null_row=False"
+            f" ({rows} classes, without guidance)"
+        )
+    if rows - null < 1:
+        raise ValueError(f"null_row: {rows} rows with the null class leave no class; give False")
+    return null
+
+
+def null_row_of(spec: NetworkSpec) -> bool:
+    """Whether the family's table of this network has a row for the null class."""
+    return spec.config["diffusion"].get("label_dropout", 0.1) > 0
+
+
+def label_table(
+    conditions: Mapping[str, Any],
+    width: int,
+    null_row: bool = True,
+    theirs: str = "y_embedder.embedding_table.weight",
+) -> Rule:
+    """A class table; ours always has a last row for the null class, zero where theirs has none."""
+    ours, classes = ("conditions/label/table/embedding",), len(conditions["label"])
+    if null_row:
+        return copied(theirs, ours[0], (classes + 1, width))[0]
+    return Rule(
+        theirs, (classes, width), ours,
+        lambda a: (np.pad(a, ((0, 1), (0, 0))),), lambda a: a[:-1],
+    )  # fmt: skip
 
 
 def linear(theirs: str, ours: str, inputs: int, outputs: int, bias: bool = True) -> list[Rule]:

@@ -63,7 +63,7 @@ def read(published: Published, path: str | None = None) -> dict[str, np.ndarray]
             f" {published.url}; remove it, or give the right file"
         )
     try:
-        tensors = torch_files.read(source)
+        tensors = {name: np.asarray(t) for name, t in torch_files.read(source).items()}
     except ValueError as error:
         raise WeightsError(str(error)) from error
     with contextlib.suppress(OSError):  # a cache that cannot be written is not an error

@@ -7,12 +7,13 @@ No code in a file is executed. The licence of the weights is copied to LICENCE.t
 is recorded in imported.json.
 """
 
+import collections
 import hashlib
 import json
 import pathlib
 import tempfile
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -29,7 +30,9 @@ from vitdiff_jax.experiment import ema as ema_lib
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import model as model_lib
 from vitdiff_jax.interop import exported, families, torch_files
-from vitdiff_jax.interop.rules import NetworkSpec
+from vitdiff_jax.interop.rules import NetworkSpec, preview
+from vitdiff_jax.interop.state_dicts import StateDict, left_unread
+from vitdiff_jax.interop.tensors import Tensor
 from vitdiff_jax.interop.weights import WeightsError
 from vitdiff_jax.operators import parsing
 from vitdiff_jax.runtime import logs, parallel, paths
@@ -58,15 +61,15 @@ def main(
     source: pathlib.Path | None = None,
     family: str | None = None,
 ) -> None:
-    """Create the workdir. --source: a safetensors, .pt or .pth file, or one from --mode=export.
+    """Create the workdir. --source: a safetensors, .pt or .pth file, or one from --mode=export;
+    for a file in shards its index, or the folder.
 
     --family: the model family of the weights: dit, sit, uvit or jit, with options that cannot be
     inferred from tensor shapes, as in sit:path=gvp or dit:heads=8,size=32x16.
     """
     if source is None:
         raise ConfigError("--source: required: the file of published weights")
-    if not source.is_file():
-        raise ConfigError(f"--source: there is no file {source}")
+    source = _file(source)
     # An import into a bucket was interrupted during the final move if `.partial` still exists.
     cut_off = (workdir / "checkpoints.partial").exists()
     for name in ("config.json",) if cut_off else ("config.json", "checkpoints"):
@@ -81,6 +84,23 @@ def main(
     if about["licence"]:
         logs.say(f"licence of the weights: {about['licence'].partition(chr(10))[0]}")
     logs.say(f"imported into {workdir}: ready for --mode=sample, evaluate, restore and export")
+
+
+def _file(source: pathlib.Path) -> pathlib.Path:
+    """The file of weights; of a folder, the index of its shards. Raises ConfigError."""
+    if source.is_dir():
+        indices = list(source.glob(f"*{torch_files.INDEX}"))
+        if len(indices) == 1:
+            return indices[0]
+        endings = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", torch_files.INDEX)
+        found = sorted(p for p in source.glob("**/*") if p.name.endswith(endings))
+        names = preview(str(path.relative_to(source)) for path in found)
+        raise ConfigError(
+            f"--source: {source} is a folder; give one file of weights: {names or 'it has none'}"
+        )
+    if not source.is_file():
+        raise ConfigError(f"--source: there is no file {source}")
+    return source
 
 
 def family_of(text: str) -> tuple[ModuleType, str, dict[str, Any]]:
@@ -139,35 +159,62 @@ def _published(
 ) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
     """The same for a file of published weights, with all EMAs that it contains."""
     module, family, options = family_of(text)
+    if family == "autoencoder":
+        raise ConfigError("--family: autoencoder is not a denoiser; see config.latent.autoencoder")
     params, found = {}, None
     try:
-        tensors, ours = torch_files.read(source), exported.about(source)
+        contents, ours = torch_files.read(source), exported.about(source)
     except ValueError as error:
         raise WeightsError(str(error)) from error
-    if not isinstance(tensors, Mapping):
-        raise WeightsError(f"{source}: contains no named tensors")
     try:
-        sets = families.state_dicts(family, tensors)
+        states = families.state_dicts(family, contents)
         known = families.ema_decays(family)
-        names = [name for name in sets if name in known] or [next(iter(sets))]
-        for name in names:
-            found, of_set = families.from_torch(family, sets[name], **options)
-            params[ema_lib.decay_name(known.get(name, 0.0))] = of_set
+        taken = [state for state in states if state.entry in known] or states[:1]
+        for state in taken:
+            found, of_state = families.from_torch(family, state, **options)
+            params[ema_lib.decay_name(known.get(state.entry, 0.0))] = of_state
     except ValueError as error:
         raise WeightsError(f"{source}: {error}") from error
     assert found is not None
-    if "model" not in found.config:
-        raise ConfigError(f"--family: {family} is not a denoiser; see config.latent.autoencoder")
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    for line in _remarks(contents, states, taken):
+        logs.say(line)
     config, conditions = _described(found)
     config["train"] = {"ema": tuple(map(float, params))}
     licence = f"{module.LICENCE}\n\nFrom {module.SOURCE}\n" if ours is None else ours["licence"]
     about = {
         "shape": found.shape, "conditions": conditions, "family": text, "licence": licence,
-        "sha256": digest,
+        "prefix": found.prefix, "sha256": _digest(source),
     }  # fmt: skip
     return config_lib.complete(config), about, params
+
+
+def _remarks(contents: Any, states: list[StateDict], taken: list[StateDict]) -> Iterator[str]:
+    """What was chosen, left and converted, where a file gives the choice."""
+    if len(states) > 1:
+        names = [state.name or "the tensors outside" for state in states]
+        chosen = names[: len(taken)]
+        others = [name for name in names if name not in chosen]
+        yield f"weights: {', '.join(chosen)}" + (f", not {preview(others)}" if others else "")
+    if left := left_unread(contents, taken):
+        yield f"left unread: {preview(left, 8)}"
+    kinds = collections.Counter(
+        t.kind if isinstance(t, Tensor) else t.dtype.name
+        for state in taken
+        for t in state.tensors.values()
+    )
+    if kinds.keys() - {"float32"}:
+        count = ", ".join(f"{kind} ({n})" for kind, n in kinds.items())
+        yield f"tensors in the file: {count}; imported as float32"
+
+
+def _digest(source: pathlib.Path) -> str:
+    """SHA-256 of the file, or of the index and its shards one after another."""
+    digest = hashlib.sha256()
+    for path in torch_files.files(source):
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _described(found: NetworkSpec) -> tuple[dict[str, Any], dict[str, Any]]:

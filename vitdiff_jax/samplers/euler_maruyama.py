@@ -5,9 +5,13 @@ Its reverse, with the score (alpha x_hat - x) / sigma^2, is
 
     dx = (f x - g^2 score) dt + g dw,    dt < 0
 
+Any other w in place of g^2 / 2 has the same marginals (arXiv:2401.08740, eq. 4): with the velocity
+u of the probability-flow ODE, dx = (u - w score) dt + sqrt(2 w) dw. SiT samples with w = sigma.
+
 The step is in the schedule's own t. The SDE is singular at the ends: f is -infinity at alpha = 0,
 and the last Euler step would leave an error of -sigma eps at sigma = 0. Steps from or to these ends
-therefore sample the exact posterior, alpha_s x_hat + sigma_s z; the last one has no noise.
+therefore sample the exact posterior, alpha_s x_hat + sigma_s z; the last one has no noise. With
+w = sigma nothing is singular: the last step is the mean of the SDE's, as SiT's.
 """
 
 import jax
@@ -25,9 +29,22 @@ def nfe(steps: int, **_) -> int:
 
 
 def sample(
-    denoise: Denoise, schedule: Schedule, times: np.ndarray, x: jax.Array, keys: jax.Array
-) -> jax.Array:
-    """See `samplers`."""
+    denoise: Denoise, schedule: Schedule, times: np.ndarray, x: jax.Array, keys: jax.Array,
+    *, form: str = "forward",
+) -> jax.Array:  # fmt: skip
+    """See `samplers`. form: of w, "forward" (the forward process's g^2 / 2) or "sigma"."""
+    if form not in ("forward", "sigma"):
+        raise ValueError(f"form: {form!r} is not forward or sigma")
+
+    def sigma_step(x, t, s, i):
+        alpha, sigma = schedule.alpha_sigma(t)
+        _, sigma_s = schedule.alpha_sigma(s)
+        d_alpha, d_sigma = derivatives(schedule, t)
+        x_hat = denoise(x, t)
+        eps = (x - per_image(alpha) * x_hat) / per_image(sigma)
+        u = per_image(d_alpha) * x_hat + per_image(d_sigma) * eps
+        on_z = jnp.where(sigma_s == 0, 0, jnp.sqrt(2 * sigma * (t - s)))
+        return x + per_image(s - t) * (u + eps) + per_image(on_z) * fresh_noise(keys, i, x)
 
     def step(x, t, s, i):
         alpha, sigma = schedule.alpha_sigma(t)
@@ -42,4 +59,4 @@ def sample(
         drifted = per_image(on_x) * x + per_image(on_x_hat) * denoise(x, t)
         return drifted + per_image(on_z) * fresh_noise(keys, i, x)
 
-    return sampling_loop(step, denoise, schedule, times, x)
+    return sampling_loop(sigma_step if form == "sigma" else step, denoise, schedule, times, x)

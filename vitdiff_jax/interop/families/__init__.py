@@ -6,9 +6,10 @@ A module of this folder is a family of networks, with the names and shapes of it
     read(shapes)      -> NetworkSpec: sizes, config and conditions from the tensors' shapes;
                       keyword options give what shapes do not determine (heads=16)
     rules(spec)       -> Rules: how each tensor is converted, in both directions
+    ANCHOR            the name of a tensor that every network of the family has
     EMAS              (optional) the entries of the authors' training checkpoints with EMAs of the
                       parameters, and their decays; the first one is used
-    PREFIXES          (optional) prefixes that the names of all tensors may have
+    EXTRAS            (optional) beginnings of the names of tensors that do not change the output
 
 Our parameters are nested dicts, named by paths here ("block_0/attention/q_kernel"). Differing
 conventions (reversed time, packed queries, keys and values, other rotary pairs) are converted in
@@ -27,42 +28,85 @@ from typing import Any
 import numpy as np
 
 from vitdiff_jax.interop.rules import Constant, NetworkSpec, Rule, Shapes, preview
+from vitdiff_jax.interop.state_dicts import StateDict
+from vitdiff_jax.interop.state_dicts import find as find_state_dicts
+from vitdiff_jax.interop.tensors import Tensor
 
-Tensors = Mapping[str, np.ndarray]
+DIFFUSERS = ("transformer_blocks.", "pos_embed.proj.")
 
 FIXED_TOLERANCE = 5e-3
 """For constant tensors: an EMA in float32 lets them drift by 3e-4, bfloat16 by 2e-3."""
 
 
-def from_torch(family: str, tensors: Mapping[str, Any], **known: Any) -> tuple[NetworkSpec, dict]:
+def from_torch(family: str, tensors: Any, **known: Any) -> tuple[NetworkSpec, dict]:
     """(the network's spec, our parameters as a nested dict of float32) from the authors' tensors.
 
-    family: a module of this folder. tensors: a state dict, or a checkpoint with several, of which
-    the first EMA is used. known: what shapes do not determine, see the family's `read`.
-    Raises ValueError that names missing or unknown tensors, or wrong shapes, in one line.
+    family: a module of this folder. tensors: a `StateDict`, a state dict by any names, or a
+    checkpoint with several, of which the first EMA is used. known: what shapes do not determine,
+    see the family's `read`.
+    Raises ValueError that names missing, unknown or unusable tensors, or wrong shapes, in one line.
     """
     module = find(family)
-    tensors, prefix = _without_prefix(module, next(iter(state_dicts(family, tensors).values())))
+    found = tensors if isinstance(tensors, StateDict) else state_dicts(family, tensors)[0]
     options = list(inspect.signature(module.read).parameters)[1:]
     for name in known:
         if name not in options:
             raise ValueError(f"{name}: {family} has no such option, only {', '.join(options)}")
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     try:
-        spec = dataclasses.replace(module.read(shapes, **known), prefix=prefix)
+        shapes = _shapes(found)
+        spec = dataclasses.replace(module.read(shapes, **known), prefix=found.prefix)
     except ValueError as error:
         raise ValueError(f"{family}: {error}") from error
     rules = module.rules(spec)
     _compare(family, shapes, {rule.theirs: tuple(rule.shape) for rule in rules})
     flat = {}
     for rule in rules:
-        tensor = np.asarray(tensors[rule.theirs], np.float32)
+        try:
+            tensor = _numbers(found.tensors[rule.theirs], found.scales.get(rule.theirs))
+        except ValueError as error:
+            raise ValueError(f"{family}: {rule.theirs}: {error}") from error
         if isinstance(rule, Rule):
             parts = map(np.ascontiguousarray, rule.to_ours(tensor))
             flat |= dict(zip(rule.ours, parts, strict=True))
         elif not np.allclose(tensor, rule.value, rtol=0, atol=FIXED_TOLERANCE):
             raise ValueError(f"{family}: {rule.theirs} differs from the constant of this family")
     return spec, unflatten(flat)
+
+
+def _shapes(found: StateDict) -> dict[str, tuple[int, ...]]:
+    """The shapes of tensors that have numbers; the first of another kind is an error."""
+    for name, tensor in found.tensors.items():
+        if isinstance(tensor, Tensor) and not tensor.readable:
+            raise ValueError(f"{name}: {tensor.kind}; save it dense, in float32")
+    if any(name.startswith(DIFFUSERS) for name in found.tensors):
+        raise ValueError("the tensors have the names of diffusers' format, not their authors'")
+    return {name: tuple(tensor.shape) for name, tensor in found.tensors.items()}
+
+
+def _numbers(tensor: Any, scale: Any) -> np.ndarray:
+    """A tensor as float32, finite; scale: of a quantised one, for all of it or for each output."""
+    array = np.asarray(tensor)
+    quantised = array.dtype == np.int8 and scale is not None
+    if array.dtype.kind != "f" and not quantised:
+        raise ValueError(
+            f"{array.dtype} without a scale (.weight_scale or .scale_weight beside it) is not read"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = array.astype(np.float32)
+        if scale is not None:
+            array = array * _scale(np.asarray(scale, np.float32), array)
+    if not np.isfinite(array).all():
+        number = int((~np.isfinite(array)).sum())
+        raise ValueError(f"{number:,} of {array.size:,} numbers are not finite in float32")
+    return array
+
+
+def _scale(scale: np.ndarray, array: np.ndarray) -> np.ndarray:
+    if scale.size == 1:
+        return scale.reshape(())
+    if scale.size == len(array):
+        return scale.reshape(-1, *[1] * (array.ndim - 1))
+    raise ValueError(f"scales of shape {scale.shape} are neither one nor one for each output")
 
 
 def to_torch(family: str, spec: NetworkSpec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -91,18 +135,24 @@ def to_torch(family: str, spec: NetworkSpec, params: Mapping[str, Any]) -> dict[
     return tensors
 
 
-def state_dicts(family: str, file: Mapping[str, Any]) -> dict[str, Tensors]:
-    """The state dicts in a training checkpoint by entry, EMAs first; {"": file} for a state dict.
+def state_dicts(family: str, contents: Any) -> list[StateDict]:
+    """The networks of this family in a file, the one to take first: EMAs, then the file's order.
 
-    Other entries of a training checkpoint are left out.
+    Tensors that do not change their output (`EXTRAS`) are moved to what is `left`.
     """
-    if all(hasattr(value, "shape") for value in file.values()):
-        return {"": file}
-    known = [*ema_decays(family), "ema", "model", "state_dict"]
-    entries = {name: file[name] for name in known if isinstance(file.get(name), Mapping)}
-    if not entries:
-        raise ValueError(f"{family}: tensors expected, but the file has {preview(file)}")
-    return entries
+    module = find(family)
+    order = [*ema_decays(family), "ema"]
+    try:
+        states = find_state_dicts(contents, module.ANCHOR, order)
+    except ValueError as error:
+        raise ValueError(f"{family}: {error}") from error
+    extras = getattr(module, "EXTRAS", ())
+    found = []
+    for state in states:
+        kept = {name: t for name, t in state.tensors.items() if not name.startswith(extras)}
+        left = (name for name in state.tensors if name not in kept)
+        found.append(dataclasses.replace(state, tensors=kept, left=(*state.left, *left)))
+    return found
 
 
 def ema_decays(family: str) -> dict[str, float]:
@@ -120,20 +170,6 @@ def find(family: str) -> ModuleType:
     if family not in available():
         raise ValueError(f"family: {family!r} is not one of {', '.join(available())}")
     return importlib.import_module(f"{__name__}.{family}")
-
-
-def _without_prefix(module: ModuleType, tensors: Mapping[str, Any]) -> tuple[Tensors, str]:
-    """Tensors without the common prefix added by wrappers, and that prefix."""
-    found = ""
-    while tensors:
-        for prefix in ("module.", "_orig_mod.", *getattr(module, "PREFIXES", ())):
-            if all(name.startswith(prefix) for name in tensors):
-                tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
-                found += prefix
-                break
-        else:
-            break
-    return tensors, found
 
 
 def _compare(family: str, found: Shapes, wanted: Shapes) -> None:

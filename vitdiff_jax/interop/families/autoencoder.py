@@ -1,9 +1,12 @@
-"""The autoencoder of Stable Diffusion (arXiv:2112.10752), as diffusers' AutoencoderKL stores it.
+"""The autoencoder of Stable Diffusion (arXiv:2112.10752), as its authors and diffusers store it.
 
 The network is `models/autoencoder.py`, whose options are the whole config. The scaling factor of
-the latents is not in the file: 0.18215 is Stable Diffusion's. Older files name the layers of the
-attention differently; both are read, and written with the same names.
+the latents is not in the file: 0.18215 is Stable Diffusion's. `LAYOUTS` are the names of diffusers'
+AutoencoderKL, today's and older ones, and of the authors' code (CompVis/latent-diffusion, as in
+U-ViT's autoencoder_kl.pth and in checkpoints of Stable Diffusion); they are written as they came.
 """
+
+import dataclasses
 
 from vitdiff_jax.interop import rules as make
 from vitdiff_jax.interop.rules import Constant, NetworkSpec, Rule, Shapes
@@ -13,69 +16,99 @@ LICENCE = (
     "MIT for sd-vae-ft-mse and sd-vae-ft-ema; CreativeML OpenRAIL-M, which restricts uses, as a"
     " part of Stable Diffusion 1.x"
 )
-PREFIXES = ("vae.", "first_stage_model.")
+ANCHOR = "encoder.conv_in.weight"
+EXTRAS = ("loss.",)  # the discriminator and LPIPS of training
 
-ATTENTION = {  # old_names -> our names -> theirs
-    False: dict(q="to_q", k="to_k", v="to_v", out="to_out.0"),
-    True: dict(q="query", k="key", v="value", out="proj_attn"),
-}
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Names of one code base; i: the level, 0 is the finest, of n; j: the block of the level."""
+
+    down: str = "encoder.down_blocks.{i}.resnets.{j}"
+    up: str = "decoder.up_blocks.{above}.resnets.{j}"  # above: levels above this one
+    halve: str = "encoder.down_blocks.{i}.downsamplers.0.conv"
+    double: str = "decoder.up_blocks.{above}.upsamplers.0.conv"
+    shortcut: str = "conv_shortcut"
+    norm_out: str = "conv_norm_out"
+    middle: tuple[str, str] = ("mid_block.resnets.0", "mid_block.resnets.1")
+    attention: str = "mid_block.attentions.0"
+    norm: str = "group_norm"
+    layers: tuple[str, str, str, str] = ("to_q", "to_k", "to_v", "to_out.0")
+    convolutions: bool = False
+    """Whether the layers of the attention are 1x1 convolutions."""
+
+
+LAYOUTS = {
+    "diffusers": Layout(),
+    "old diffusers": Layout(layers=("query", "key", "value", "proj_attn")),
+    "compvis": Layout(
+        "encoder.down.{i}.block.{j}", "decoder.up.{i}.block.{j}",
+        "encoder.down.{i}.downsample.conv", "decoder.up.{i}.upsample.conv", "nin_shortcut",
+        "norm_out", ("mid.block_1", "mid.block_2"), "mid.attn_1", "norm",
+        ("q", "k", "v", "proj_out"), True,
+    ),
+}  # fmt: skip
 
 
 def read(shapes: Shapes) -> NetworkSpec:
     """config["autoencoder"] has the options of the network; shape is that of the smallest image."""
-    levels = make.count(shapes, "encoder.down_blocks.")
-    names = [f"encoder.down_blocks.{i}.resnets.0.conv1.weight" for i in range(levels)]
+    old = "encoder.mid_block.attentions.0.query.weight" in shapes
+    compvis = "encoder.mid.attn_1.q.weight" in shapes
+    name = "compvis" if compvis else "old diffusers" if old else "diffusers"
+    first = LAYOUTS[name].down
+    levels = make.count(shapes, first.partition("{i}")[0])
+    names = [f"{first.format(i=i, j=0)}.conv1.weight" for i in range(levels)]
     options = dict(
         channels=tuple(make.sizes(shapes, name, 4)[0] for name in names),
-        blocks=make.count(shapes, "encoder.down_blocks.0.resnets."),
+        blocks=make.count(shapes, first.format(i=0, j="").removesuffix(".") + "."),
         latent_channels=make.sizes(shapes, "decoder.conv_in.weight", 4)[1],
     )
-    old = "encoder.mid_block.attentions.0.query.weight" in shapes
     side = 2 ** (levels - 1)
-    return NetworkSpec(dict(autoencoder=options, old_names=old), (side, side, 3), {})
+    return NetworkSpec(dict(autoencoder=options, layout=name), (side, side, 3), {})
 
 
 def rules(spec: NetworkSpec) -> list[Rule | Constant]:
     """The rules of all tensors."""
-    options = spec.config["autoencoder"]
+    options, layout = spec.config["autoencoder"], LAYOUTS[spec.config.get("layout", "diffusers")]
     channels, blocks, latent = (options[k] for k in ("channels", "blocks", "latent_channels"))
-    names = ATTENTION[spec.config.get("old_names", False)]
     levels, top = len(channels), channels[-1]
     found_rules: list[Rule | Constant] = [
         *make.conv("quant_conv", "to_moments", (1, 1), 2 * latent, 2 * latent),
         *make.conv("post_quant_conv", "from_latent", (1, 1), latent, latent),
-        *_ends("encoder", 3, channels[0], top, 2 * latent),
-        *_ends("decoder", latent, top, channels[0], 3),
+        *_ends(layout, "encoder", 3, channels[0], top, 2 * latent),
+        *_ends(layout, "decoder", latent, top, channels[0], 3),
     ]
     for half in ("encoder", "decoder"):
-        found_rules += _middle(f"{half}.mid_block", f"{half}/middle", top, names)
+        found_rules += _middle(layout, half, top)
     for i, width in enumerate(channels):
-        down, up = f"encoder.down_blocks.{i}", f"decoder.up_blocks.{levels - 1 - i}"
-        below, above = channels[max(i - 1, 0)], channels[min(i + 1, levels - 1)]
-        for j in range(blocks):
-            ours = f"encoder/level_{i}_block_{j}"
-            found_rules += _block(f"{down}.resnets.{j}", ours, width if j else below, width)
-        for j in range(blocks + 1):
-            ours = f"decoder/level_{i}_block_{j}"
-            found_rules += _block(f"{up}.resnets.{j}", ours, width if j else above, width)
+        below, higher = channels[max(i - 1, 0)], channels[min(i + 1, levels - 1)]
+        for half, name, inputs, count in (
+            ("encoder", layout.down, below, blocks), ("decoder", layout.up, higher, blocks + 1),
+        ):  # fmt: skip
+            for j in range(count):
+                theirs = name.format(i=i, j=j, above=levels - 1 - i)
+                ours = f"{half}/level_{i}_block_{j}"
+                found_rules += _block(layout, theirs, ours, width if j else inputs, width)
         if i < levels - 1:
-            theirs = f"{down}.downsamplers.0.conv"
+            theirs = layout.halve.format(i=i)
             found_rules += make.conv(theirs, f"encoder/halve_{i}", (3, 3), width, width)
         if i:
-            theirs = f"{up}.upsamplers.0.conv"
+            theirs = layout.double.format(i=i, above=levels - 1 - i)
             found_rules += make.conv(theirs, f"decoder/double_{i}", (3, 3), width, width)
     return found_rules
 
 
-def _ends(half: str, inputs: int, first: int, last: int, outputs: int) -> list[Rule]:
+def _ends(
+    layout: Layout, half: str, inputs: int, first: int, last: int, outputs: int
+) -> list[Rule]:
     return [
         *make.conv(f"{half}.conv_in", f"{half}/in", (3, 3), inputs, first),
-        *make.norm(f"{half}.conv_norm_out", f"{half}/out/norm", last),
+        *make.norm(f"{half}.{layout.norm_out}", f"{half}/out/norm", last),
         *make.conv(f"{half}.conv_out", f"{half}/out/conv", (3, 3), last, outputs),
     ]
 
 
-def _block(theirs: str, ours: str, inputs: int, outputs: int) -> list[Rule]:
+def _block(layout: Layout, theirs: str, ours: str, inputs: int, outputs: int) -> list[Rule]:
     rules = [
         *make.norm(f"{theirs}.norm1", f"{ours}/norm1", inputs),
         *make.conv(f"{theirs}.conv1", f"{ours}/conv1", (3, 3), inputs, outputs),
@@ -83,27 +116,26 @@ def _block(theirs: str, ours: str, inputs: int, outputs: int) -> list[Rule]:
         *make.conv(f"{theirs}.conv2", f"{ours}/conv2", (3, 3), outputs, outputs),
     ]
     if inputs != outputs:
-        rules += make.conv(f"{theirs}.conv_shortcut", f"{ours}/shortcut", (1, 1), inputs, outputs)
+        shortcut = f"{theirs}.{layout.shortcut}"
+        rules += make.conv(shortcut, f"{ours}/shortcut", (1, 1), inputs, outputs)
     return rules
 
 
-def _middle(theirs: str, ours: str, width: int, names: dict[str, str]) -> list[Rule]:
+def _middle(layout: Layout, half: str, width: int) -> list[Rule]:
     """Two blocks with single-head attention in between."""
-    layers, attention = f"{theirs}.attentions.0", f"{ours}/attention"
+    ours, theirs = f"{half}/middle", f"{half}.{layout.attention}"
     rules = [
-        *_block(f"{theirs}.resnets.0", f"{ours}/block_0", width, width),
-        *make.norm(f"{layers}.group_norm", f"{ours}/norm", width),
-        *_block(f"{theirs}.resnets.1", f"{ours}/block_1", width, width),
+        *_block(layout, f"{half}.{layout.middle[0]}", f"{ours}/block_0", width, width),
+        *make.norm(f"{theirs}.{layout.norm}", f"{ours}/norm", width),
+        *_block(layout, f"{half}.{layout.middle[1]}", f"{ours}/block_1", width, width),
     ]
-    for letter in "qkv":
-        layer, part = f"{layers}.{names[letter]}", f"{attention}/{letter}"
-        rules += make.copied(f"{layer}.weight", f"{part}_kernel", (width, width))
-        rules += make.copied(f"{layer}.bias", f"{part}_bias", (width,))
-    return [
-        *rules,
-        Rule(
-            f"{layers}.{names['out']}.weight", (width, width), (f"{attention}/out_kernel",),
-            lambda a: (a.T,), lambda a: a.T,
-        ),
-        *make.copied(f"{layers}.{names['out']}.bias", f"{attention}/out_bias", (width,)),
-    ]  # fmt: skip
+    shape = (width, width, 1, 1) if layout.convolutions else (width, width)
+    for letter, name in zip(("q", "k", "v", "out"), layout.layers, strict=True):
+        part, axes = f"{ours}/attention/{letter}", (1, 0) if letter == "out" else (0, 1)
+        rules.append(Rule(  # [out, in]; ours is [in, out] for the last layer
+            f"{theirs}.{name}.weight", shape, (f"{part}_kernel",),
+            lambda a, axes=axes: (a.reshape(width, width).transpose(axes),),
+            lambda a, axes=axes: a.transpose(axes).reshape(shape),
+        ))  # fmt: skip
+        rules += make.copied(f"{theirs}.{name}.bias", f"{part}_bias", (width,))
+    return rules

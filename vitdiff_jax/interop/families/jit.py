@@ -12,7 +12,8 @@ from vitdiff_jax.interop.rules import Constant, NetworkSpec, Rule, Shapes
 SOURCE = "https://github.com/LTH14/JiT"
 LICENCE = "MIT"
 EMAS = {"model_ema1": 0.9999, "model_ema2": 0.9996}
-PREFIXES = ("net.",)
+ANCHOR = "x_embedder.proj1.weight"
+EXTRAS = ("feat_rope",)  # tables of the rotary embedding
 
 SIZES = {  # published: (width, depth, heads, bottleneck, class_tokens_from)
     "S": (384, 12, 6, 128, 4),
@@ -21,8 +22,15 @@ SIZES = {  # published: (width, depth, heads, bottleneck, class_tokens_from)
     "H": (1280, 32, 16, 256, 10),
 }
 DIMS = ("width", "depth", "heads", "bottleneck", "class_tokens_from")
-GUIDANCE = {"B": 3.0, "L": 2.4, "H": 2.2}
-"""As published, for t from 0 to 0.9, where t = 1 is noise."""
+GUIDANCE = {
+    ("B", 16): 3.0,
+    ("B", 32): 3.0,
+    ("L", 16): 2.4,
+    ("L", 32): 2.5,
+    ("H", 16): 2.2,
+    ("H", 32): 2.3,
+}
+"""As published by size and patch, for 0 < t < 0.9, where t = 1 is noise."""
 
 
 def read(
@@ -69,8 +77,8 @@ def _config(model: dict[str, Any], shape: tuple[int, int, int]) -> dict[str, Any
     if shape[0] >= 512:
         diffusion["schedule"] = dict(name="RectifiedFlow", noise_scale=2.0)
     sample: dict[str, Any] = dict(sampler=dict(name="heun"), steps=50)
-    if model.get("size") in GUIDANCE:
-        sample |= dict(guidance=GUIDANCE[model["size"]], guidance_high=0.9)
+    if (published := (model.get("size", ""), model["patch"])) in GUIDANCE:
+        sample |= dict(guidance=GUIDANCE[published], guidance_high=0.9)
     return dict(model=model, diffusion=diffusion, sample=sample)
 
 
@@ -93,7 +101,7 @@ def rules(spec: NetworkSpec) -> list[Rule | Constant]:
         *make.linear("t_embedder.mlp.2", "time/out", dim, dim),
     ]
     if "label" in spec.conditions:
-        found_rules += make.label_table(spec.conditions, dim)
+        found_rules.append(make.label_table(spec.conditions, dim))
         if tokens:
             found_rules.append(
                 Rule(

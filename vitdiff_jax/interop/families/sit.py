@@ -16,7 +16,7 @@ from vitdiff_jax.interop.rules import Constant, NetworkSpec, Rule, Shapes
 
 SOURCE = "https://github.com/willisma/SiT"
 LICENCE = "MIT"
-EMAS = {"ema": 0.9999}
+ANCHOR, EMAS, EXTRAS = dit.ANCHOR, dit.EMAS, dit.EXTRAS
 
 PATHS = {"linear": "RectifiedFlow", "gvp": "GVP"}
 
@@ -26,21 +26,26 @@ def read(
     *,
     heads: int | None = None,
     size: tuple[int, int] | None = None,
+    null_row: bool | None = None,
     path: str = "linear",
 ) -> NetworkSpec:
-    """heads, size: as in `dit`; path: "linear" (published) or "gvp", not determined by shapes.
+    """heads, size, null_row: as in `dit`; path: "linear" (published) or "gvp", which
+    shapes do not determine.
 
     Velocity prediction, SiT's default, is assumed.
     """
     if path not in PATHS:
         raise ValueError(f"path: {path!r} is not one of {', '.join(PATHS)}")
-    model, shape, conditions = dit.network(shapes, heads, size)
-    diffusion = dict(
+    model, shape, conditions, has_null = dit.network(shapes, heads, size, null_row)
+    diffusion: dict[str, Any] = dict(
         schedule=dict(name=PATHS[path]), prediction="u", loss_space="u", times=dict(name="uniform")
     )
-    sample: dict[str, Any] = dict(sampler=dict(name="euler_maruyama"), steps=250)
-    config = dict(model=model, diffusion=diffusion, sample=sample)
-    return NetworkSpec(config | dit.latents(sample, shape, conditions), shape, conditions)
+    sample: dict[str, Any] = dict(
+        sampler=dict(name="euler_maruyama", form="sigma"), grid=dict(name="linear", last=0.04),
+        steps=250,
+    )  # fmt: skip
+    config = dit.complete(model, diffusion, sample, shape, has_null)
+    return NetworkSpec(config, shape, conditions)
 
 
 def rules(spec: NetworkSpec) -> list[Rule | Constant]:
@@ -48,7 +53,7 @@ def rules(spec: NetworkSpec) -> list[Rule | Constant]:
     model = make.model_of(spec, "dit", "u", PATHS.values())
     return [
         _negated(rule) if rule.theirs.startswith("final_layer.linear.") else rule
-        for rule in dit.network_rules(model, spec.shape, spec.conditions)
+        for rule in dit.network_rules(model, spec)
     ]
 
 

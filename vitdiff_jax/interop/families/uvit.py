@@ -1,6 +1,7 @@
 """U-ViT, baofff/U-ViT (arXiv:2209.12152): CIFAR-10, CelebA-64, ImageNet-64, and latents (L).
 
-The network is `models/uvit.py` with time 999 t, on a continuous VP-SDE. It predicts eps. The pixel
+The network is `models/uvit.py` with time 999 t, on a continuous VP-SDE, or for H on a discrete one.
+It predicts eps. The pixel
 models of ImageNet were trained without class dropout: their table has 1000 rows and no null class.
 For latents the null class is the last of 1001 rows.
 """
@@ -14,6 +15,7 @@ from vitdiff_jax.interop.rules import Constant, NetworkSpec, Rule, Shapes
 
 SOURCE = "https://github.com/baofff/U-ViT"
 LICENCE = "MIT"
+ANCHOR = "patch_embed.proj.weight"
 
 SIZES = {  # published: (width, depth, heads)
     "S": (512, 12, 8),
@@ -23,6 +25,8 @@ SIZES = {  # published: (width, depth, heads)
     "H": (1152, 28, 16),
 }
 DIMS = ("width", "depth", "heads")
+HUGE = dict(name="DiscreteVP", beta_min=0.00085, beta_max=0.012, power=2.0, first=1)
+"""The schedule of U-ViT-H: Stable Diffusion's betas, with timesteps 1 to 1000."""
 
 
 def read(
@@ -30,12 +34,12 @@ def read(
     *,
     heads: int | None = None,
     size: tuple[int, int] | None = None,
-    no_class: bool | None = None,
+    null_row: bool | None = None,
 ) -> NetworkSpec:
     """heads: needed for an unpublished width; size: (H, W), if not square.
 
-    no_class: whether the last row of the table is the null class; None: if it has 1001 rows, as
-    published. Without a null class there is no guidance.
+    null_row: whether the last row of the table is the null class, needed unless it has the
+    published 1000 (it is not) or 1001 (it is). Without a null class there is no guidance.
     """
     if "context_embed.weight" in shapes:
         raise ValueError("context_embed.weight: models conditioned on CLIP are not supported")
@@ -46,10 +50,6 @@ def read(
     heads = make.heads_of(width, heads, {w: h for w, _, h in SIZES.values()})
     dims = (width, depth, heads)
     known = next((name for name, published in SIZES.items() if published == dims), None)
-    if known == "H":
-        raise ValueError(
-            "size: U-ViT-H was trained with Stable Diffusion's betas, which no schedule has"
-        )
     model: dict[str, Any] = dict(name="uvit", patch=patch)
     model |= dict(size=known) if known else dict(zip(DIMS, dims, strict=True))
     if (ratio := make.mlp_ratio(hidden, width)) != 4:
@@ -60,38 +60,47 @@ def read(
     conditions, rows = {}, None
     if "label_emb.weight" in shapes:
         rows = make.sizes(shapes, "label_emb.weight", 2)[0]
-        no_class = rows == 1001 if no_class is None else no_class
-        conditions = make.classes(rows - no_class)
+        null_row = make.has_null_row(rows, null_row, {1000: False, 1001: True})
+        conditions = make.classes(rows - null_row)
     shape = (*make.grid_of(tokens - 1 - len(conditions), patch, size), channels)
-    config = _config(model, rows, no_class)
+    config = _config(model, shape, rows, null_row)
     if channels == 4:
         config["latent"] = dict(factor=8)
     return NetworkSpec(config, shape, conditions)
 
 
-def _config(model: dict[str, Any], rows: int | None, no_class: bool | None) -> dict[str, Any]:
+def _config(
+    model: dict[str, Any], shape: tuple[int, int, int], rows: int | None, null_row: bool | None
+) -> dict[str, Any]:
     """The authors' process, and their sampler or the closest one available."""
     diffusion: dict[str, Any] = dict(
         schedule=dict(name="LinearVP", time_scale=999.0), prediction="eps", loss_space="eps",
         times=dict(name="uniform"),
     )  # fmt: skip
+    clean = 11.5  # the log-SNR at the authors' last t = 1e-4
+    if model.get("size") == "H":
+        diffusion |= dict(schedule=HUGE, times=dict(name="discrete"))
+        clean = 7.07  # at their last t = 1e-3
     if rows is None:
         sample: dict[str, Any] = dict(sampler=dict(name="euler_maruyama"), steps=1000)
         return dict(model=model, diffusion=diffusion, sample=sample)
-    diffusion["label_dropout"] = 0.15 if no_class else 0.0
+    dropped = 0.1 if model.get("size") == "H" else 0.15
+    diffusion["label_dropout"] = dropped if null_row else 0.0
     sample = dict(
         sampler=dict(name="dpmpp_2m"), steps=50,
-        grid=dict(name="uniform_logsnr", high=11.5),  # to the authors' t = 1e-4
+        grid=dict(name="uniform_logsnr", high=clean),
     )  # fmt: skip
-    if no_class:
-        sample["guidance"] = 1.4  # 0.4 in the authors' convention
+    if null_row:  # the authors' 0.4 and 0.7 are added to 1
+        sample["guidance"] = 1.7 if shape == (64, 64, 4) else 1.4
     return dict(model=model, diffusion=diffusion, sample=sample)
 
 
 def rules(spec: NetworkSpec) -> list[Rule | Constant]:
     """The rules of all tensors."""
+    schedule = spec.config["diffusion"].get("schedule", {})
+    huge = schedule.items() >= HUGE.items()
     model, (height, width, channels) = (
-        make.model_of(spec, "uvit", "eps", ["LinearVP"]), spec.shape
+        make.model_of(spec, "uvit", "eps", ["DiscreteVP" if huge else "LinearVP"]), spec.shape
     )  # fmt: skip
     published = zip(DIMS, SIZES[model.get("size") or "S"], strict=True)
     dim, depth, heads = (model.get(name) or default for name, default in published)
@@ -103,8 +112,9 @@ def rules(spec: NetworkSpec) -> list[Rule | Constant]:
         _positions(before, height // patch, width // patch, dim),
     ]
     if "label" in spec.conditions:
-        no_class = spec.config["diffusion"].get("label_dropout", 0.1) > 0
-        found_rules.append(_table(len(spec.conditions["label"]), no_class, dim))
+        null_row = make.null_row_of(spec)
+        table = make.label_table(spec.conditions, dim, null_row, "label_emb.weight")
+        found_rules.append(table)
     for i in range(depth + 1):
         half = depth // 2
         theirs = "mid_block" if i == half else f"in_blocks.{i}"
@@ -135,15 +145,4 @@ def _positions(before: int, rows: int, cols: int, dim: int) -> Rule:
         "pos_embed", (1, before + rows * cols, dim), ("token_positions", "positions"),
         lambda a: (a[0, :before], a[0, before:].reshape(rows, cols, dim)),
         lambda tokens, patches: np.concatenate([tokens, patches.reshape(-1, dim)])[None],
-    )  # fmt: skip
-
-
-def _table(classes: int, no_class: bool, dim: int) -> Rule:
-    """The class table; ours always has a row for the null class, zero where theirs has none."""
-    ours = ("conditions/label/table/embedding",)
-    if no_class:
-        return make.copied("label_emb.weight", ours[0], (classes + 1, dim))[0]
-    return Rule(
-        "label_emb.weight", (classes, dim), ours,
-        lambda a: (np.pad(a, ((0, 1), (0, 0))),), lambda a: a[:-1],
     )  # fmt: skip
