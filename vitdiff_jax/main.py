@@ -7,14 +7,18 @@ the end of each run and by --mode=report.
 """
 
 import argparse
+import contextlib
+import difflib
 import importlib
 import inspect
+import itertools
 import os
 import pathlib
+import re
 import sys
 import traceback
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from vitdiff_jax.runtime import paths
@@ -33,16 +37,37 @@ MODES = {  # mode -> the module whose `main` runs it; its keyword arguments are 
 }
 REPORTED = ("train", "sample", "restore", "evaluate", "plan")
 """Modes that write the workdir's report when they finish."""
+ALONE = {"evaluate": "evaluation", "import": ""}
+"""Modes of which one at a time runs in a workdir, and the folder of its lock; `train` has its own.
+
+Others may run beside any mode: each of their files is written whole, under its final name.
+"""
 FAILED, INVALID, STOPPED = 1, 2, 75
+
+
+class UsageError(Exception):
+    """A wrong command line; the message is one line that names the argument."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        """In the words of this command."""
+        text = message.removeprefix("argument ")
+        text = re.sub(r"invalid int value: (.*)", r"\1 is not an integer", text)
+        text = re.sub(r"invalid float value: (.*)", r"\1 is not a number", text)
+        text = re.sub(r"ignored explicit argument (.*)", r"takes no value; leave out =\1", text)
+        raise UsageError(" ".join(text.split()))
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags common to all modes."""
-    p = argparse.ArgumentParser("vitdiff_jax.main", description=__doc__, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p = Parser("vitdiff_jax.main", description=__doc__, allow_abbrev=False,
+               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     p.add_argument("--config", help="config file, such as configs/digits.py or FILE:VARIANT")
     p.add_argument("--workdir", help="default: runs/<config>; may be gs://... or s3://...")
-    p.add_argument("--mode", default="train", choices=MODES)
+    p.add_argument("--mode", default="train", help=f"default: train; {', '.join(MODES)}")
     p.add_argument("--coordinator", help="host:port of process 0, for multi-process runs")
     p.add_argument("--processes", type=int, help="number of processes")
     p.add_argument("--process", type=int, help="index of this process, from 0")
@@ -67,13 +92,25 @@ def add_mode_flags(p: argparse.ArgumentParser, entry) -> dict[str, type]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _main(argv)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return INVALID
+
+
+def _main(argv: list[str]) -> int:
     flags = [a for a in argv if a in ("-h", "--help")]
     base, _ = parser().parse_known_args([a for a in argv if a not in flags])
+    if base.mode not in MODES:
+        raise UsageError(f"--mode: {base.mode!r} is not one of {', '.join(MODES)}"
+                         f"{_did_you_mean(base.mode, MODES, '--mode=')}")  # fmt: skip
     if base.mode in ("plan", "report"):  # need no accelerator, and must not lock one that is in use
         os.environ["JAX_PLATFORMS"] = "cpu"
     # Imported late: these imports take seconds, and an unknown mode should fail at once.
     from vitdiff_jax.data.pipeline import DataError
     from vitdiff_jax.experiment import config as config_lib
+    from vitdiff_jax.experiment import rules, usage
     from vitdiff_jax.inference.restoring import RestorationError
     from vitdiff_jax.inference.sampling import SamplingError
     from vitdiff_jax.interop.weights import WeightsError
@@ -81,23 +118,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     from vitdiff_jax.planning.aot import CompileError
     from vitdiff_jax.runtime import logs, parallel
     from vitdiff_jax.runtime.checkpoint import CheckpointError
-    from vitdiff_jax.runtime.processes import Peers
+    from vitdiff_jax.runtime.lock import LockError
+    from vitdiff_jax.runtime.processes import Peers, StartError
     from vitdiff_jax.training.loop import STOPPED as STOPPED_RUN
     from vitdiff_jax.training.loop import TrainingError
 
     entry = importlib.import_module(MODES[base.mode]).main
     full = parser()
     kinds = add_mode_flags(full, entry)
-    args, overrides = full.parse_known_args(argv)
+    args, rest = full.parse_known_args(argv)
+    overrides = list(_overrides(rest, args))
     peers = Peers()
     try:
+        rules.check_flags(vars(args))
         _check_processes(args, config_lib)
         parallel.start_distributed(args.coordinator, args.processes, args.process)
         peers.join()
         workdir, config = _workdir_and_config(args, overrides, config_lib)
         logs.say(f"workdir {workdir}, compilation cache {parallel.use_compilation_cache()}")
+        if line := usage.unused(args.mode, overrides):
+            logs.say(line)
         given = {name: _value(getattr(args, name), kind) for name, kind in kinds.items()}
-        result = entry(config, workdir, **given)
+        with _alone(args.mode, workdir):
+            result = entry(config, workdir, **given)
         if args.mode in REPORTED and result != STOPPED_RUN:  # a preempted run must exit quickly
             report.at_end(workdir)
         peers.finish()
@@ -107,7 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         peers.await_cause()  # a peer that dies during a save looks like a full disk
         return _fail(peers, FAILED, error)
     except (
-        CompileError, DataError, RestorationError, SamplingError, TrainingError, WeightsError,
+        CompileError, DataError, LockError, RestorationError, SamplingError, StartError,
+        TrainingError, WeightsError,
     ) as error:  # fmt: skip
         return _fail(peers, FAILED, error)
     except KeyboardInterrupt:  # training installs its own handler
@@ -124,6 +168,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     return STOPPED if result == STOPPED_RUN else 0
 
 
+@contextlib.contextmanager
+def _alone(mode: str, workdir: Any) -> Iterator[None]:
+    """Hold the lock of a mode of `ALONE`, in process 0."""
+    import jax
+
+    from vitdiff_jax.runtime import lock, logs
+
+    if mode not in ALONE or jax.process_index() > 0:
+        yield
+        return
+    folder = workdir / ALONE[mode] if ALONE[mode] else workdir
+    with lock.hold(folder, lock.dead_owner(folder, logs.say)):
+        yield
+
+
+def _overrides(rest: list[str], args: argparse.Namespace) -> Iterator[str]:
+    """The config overrides among the arguments that are no flags; UsageError for anything else."""
+    for name, value in vars(args).items():
+        if value == "" and name in ("config", "workdir", "input", "mask", "samples", "source"):
+            raise UsageError(f"--{name}: is empty")
+    left = iter(rest)
+    for argument in left:
+        name, equals, _ = argument.partition("=")
+        if "." not in name or name.endswith(".py") or ".py:" in name:
+            raise UsageError(_meant(argument, args))
+        yield argument
+        if argument.startswith("--") and not equals:
+            yield from itertools.islice(left, 1)
+
+
+def _meant(argument: str, args: argparse.Namespace) -> str:
+    """What was probably meant by an argument that is neither a flag nor an override."""
+    name = argument.lstrip("-").partition("=")[0].replace("-", "_")
+    if not argument.startswith("-"):
+        if name in MODES:
+            return f"{argument}: write --mode={argument}"
+        if ".py" in argument:
+            return f"{argument}: write --config={argument}"
+        near = _did_you_mean(argument, MODES, "--mode=")
+        return f"{argument}: not understood; flags are written as --name=value{near}"
+    homes: dict[str, list[str]] = {}
+    for mode, module in MODES.items():
+        signature = inspect.signature(importlib.import_module(module).main)
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                homes.setdefault(parameter.name, []).append(mode)
+    if name in vars(args):
+        return f"{argument}: write --{name}"
+    if name in homes:
+        return f"--{name}: belongs to --mode={', '.join(homes[name])}, not to --mode={args.mode}"
+    near = _did_you_mean(name, [*vars(args), *homes], "--")
+    return f"{argument.partition('=')[0]}: no such flag{near}"
+
+
+def _did_you_mean(given: str, known: Iterable[str], prefix: str) -> str:
+    near = difflib.get_close_matches(given, list(known), 1, 0.6)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
+
+
 def _check_processes(args, config_lib) -> None:
     """The three flags of a multi-process run go together."""
     given = [args.coordinator, args.processes, args.process]
@@ -133,6 +236,11 @@ def _check_processes(args, config_lib) -> None:
         if not 0 <= args.process < args.processes:
             raise config_lib.ConfigError(
                 f"--process: {args.process} is not in 0 to {args.processes - 1}"
+            )
+        host, _, port = args.coordinator.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+            raise config_lib.ConfigError(
+                f"--coordinator: {args.coordinator!r} is not of the form host:port"
             )
 
 

@@ -295,7 +295,7 @@ def test_config_files(tmp_path):
     path.write_text("x = 1\n")
     assert refused(config_lib.load, f"{path}").endswith("defines no get_config()")
     path.write_text("def get_config():\n    return dict()\n")
-    assert refused(config_lib.load, f"{path}:large").startswith("--config: get_config() of")
+    assert "get_config() takes 0 positional arguments" in refused(config_lib.load, f"{path}:large")
     path.write_text("from ml_collections import ConfigDict\n"
                     "def get_config():\n    return ConfigDict(dict(seed=4))\n")  # fmt: skip
     assert config_lib.load(f"{path}").seed == 4
@@ -321,9 +321,9 @@ def test_the_configs_of_the_repository_are_complete(file):
     ("changes", "message"),
     [
         (dict(train=dict(steps=0)), "config.train.steps: 0 is less than 1"),
-        (dict(train=dict(ema=())), "config.train.ema: () must be decays in [0, 1)"),
-        (dict(train=dict(ema=(1.0,))), "config.train.ema: (1.0,) must be decays"),
-        (dict(train=dict(ema=("a",))), "config.train.ema: ('a',) must be decays"),
+        (dict(train=dict(ema=())), "config.train.ema: empty; name at least one decay"),
+        (dict(train=dict(ema=(1.0,))), "config.train.ema: 1.0 is not in [0, 1)"),
+        (dict(train=dict(ema=("a",))), "config.train.ema: 'a' is not a number"),
         (dict(sample=dict(ema=0.5)), "config.sample.ema: 0.5 is not one of config.train.ema (0.99"),
         (dict(optimizer=dict(decay="linear")), "config.optimizer.decay: 'linear' is not one of"),
         (dict(parallel=dict(compiler="gcc")), "config.parallel.compiler: 'gcc' is not one of jit"),

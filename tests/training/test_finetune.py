@@ -70,7 +70,7 @@ def started(tmp_path, capsys):
         before = jax.tree.map(np.asarray, first)
         state = TrainState(jnp.int32(0), jnp.int32(0), first, {"count": 0}, emas)
         capsys.readouterr()
-        state = finetune.init_from(state, new, tmp_path)
+        state = finetune.init_from(state, new)
         found = tiny.arrays(state.params)
         for average in state.ema.values():
             tiny.assert_same(tiny.arrays(average), found)
@@ -146,6 +146,7 @@ def test_the_same_network_starts_as_the_average_of_the_source(tmp_path, capsys):
     said = lists(out)
     assert list(said) == ["copied"]
     complete(said, families.flatten(emas["0.5"]), families.flatten(emas["0.5"]))
+    finetune.copy_licence(run.config, run.workdir)
     assert (tmp_path / "run" / "LICENCE.txt").read_text() == "Not for sale\n"
     run.checkpoints.save(0, state, model_lib.meta_of(run.dataset))
     run.checkpoints.close()
@@ -315,9 +316,9 @@ def test_another_process_is_named(tmp_path, capsys):
         diffusion=dict(prediction="v", schedule=dict(name="Cosine")),
     )
     first = jax.device_put(randoms(new, 9), parallel.replicated(parallel.make_mesh()))
-    finetune.init_from(TrainState(0, 0, first, {}, {}), new, tmp_path)
+    finetune.init_from(TrainState(0, 0, first, {}, {}), new)
     assert (
-        "the source was trained with another diffusion process: diffusion.prediction: 'x' -> 'v';"
+        "warning: the source was trained with other settings: diffusion.prediction: 'x' -> 'v';"
         " diffusion.schedule.name: 'RectifiedFlow' -> 'Cosine'"
     ) in capsys.readouterr().out
 

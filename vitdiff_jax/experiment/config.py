@@ -11,20 +11,24 @@ import difflib
 import importlib
 import inspect
 import json
+import os
 import pathlib
 import pkgutil
 import re
-import runpy
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from vitdiff_jax.diffusion.process import Process
-from vitdiff_jax.experiment.defaults import CHANGEABLE, defaults
+from vitdiff_jax.experiment import config_file, rules
+from vitdiff_jax.experiment.defaults import CHANGEABLE, LEARNING, defaults
+from vitdiff_jax.experiment.rules import ConfigError
+from vitdiff_jax.experiment.rules import leaves as _leaves
 from vitdiff_jax.operators import parsing
 from vitdiff_jax.runtime import paths
 
@@ -39,13 +43,6 @@ COMPONENTS = {  # config key -> (package or module, entry point of each module o
 METRICS = ("vitdiff_jax.evaluation", "Metric")
 METRIC_LISTS = ("evaluate.metrics", "restore.metrics")
 SPELLED_LISTS = ("restore.tasks", "restore.methods", "degradation.operators")
-PACKAGE = pathlib.Path(__file__).parents[1]
-SHIPPED = (PACKAGE, PACKAGE.parent)
-"""Where the shipped `configs` folder is: inside the package (wheel) or beside it (checkout)."""
-
-
-class ConfigError(ValueError):
-    """An invalid config; the message is one line that names the key."""
 
 
 def options(entry: Callable) -> dict[str, Any]:
@@ -105,25 +102,15 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     path: if there is no such file, the one shipped with the package is used: "configs/digits.py".
     overrides: command-line arguments, "--config.train.steps=200" as one string or two.
     """
-    name, _, variant = path.partition(":")
-    places = [home / name for home in (pathlib.Path(), *SHIPPED)]
-    file = next((str(place) for place in places if place.is_file()), None)
-    if file is None:
-        raise ConfigError(f"--config: there is no file {name}")
-    get_config = runpy.run_path(file).get("get_config")
-    if get_config is None:
-        raise ConfigError(f"--config: {file} defines no get_config()")
-    try:
-        given = get_config(variant) if variant else get_config()
-    except (TypeError, ValueError, KeyError) as error:
-        raise ConfigError(f"--config: get_config() of {path} failed: {error}") from error
-    return complete(given, overrides)
+    return complete(config_file.run(path), overrides)
 
 
 def complete(given: ConfigDict | dict[str, Any], overrides: Sequence[str] = ()) -> ConfigDict:
     """`defaults`, updated with the given values and then the overrides; types are checked."""
     given = given.to_dict() if isinstance(given, ConfigDict) else given
-    values = dict(_leaves(given))
+    if not isinstance(given, dict):
+        raise ConfigError(f"config: {given!r:.60} is not a dict or ConfigDict")
+    values = {key: _plain(value) for key, value in _leaves(given)}
     tree = defaults()
     tree["diffusion"].update(options(Process))
     for key, place in COMPONENTS.items():
@@ -137,26 +124,39 @@ def complete(given: ConfigDict | dict[str, Any], overrides: Sequence[str] = ()) 
         _get(tree, key).update(known, name=name)
     config = ConfigDict(tree)
     keys = [key for key, _ in _leaves(config)]
+    optional = [key for key, value in _leaves(config) if value is None]
     for key, value in values.items():
         if any(known.startswith(f"{key}.") for known in keys):
             raise ConfigError(f"config.{key}: {value!r} is not a section")
         if key not in keys:
             raise ConfigError(f"config.{key}: no such key{_nearest(key, keys)}")
-        _set(config, key, value)
-    return _apply(config, overrides)
+        _set(config, key, value, key in optional)
+    config = _apply(config, overrides, optional)
+    rules.check(config)
+    return config
 
 
-def _apply(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """Apply command-line overrides to a completed config."""
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays as Python's, lists as tuples, paths as strings."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, value))
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _apply(config: ConfigDict, overrides: Sequence[str], optional: Sequence[str]) -> ConfigDict:
+    """Apply command-line overrides to a completed config; None unsets the `optional` keys."""
     keys = [f"config.{key}" for key, _ in _leaves(config)]
     for flag in (argument[2:].partition("=")[0] for argument in overrides if argument[:2] == "--"):
         if flag not in keys:
             raise ConfigError(f"{flag}: no such key{_nearest(flag, keys)}")
+    unset, overrides = _nones(overrides)
+    for key in unset:
+        _set(config, key, None, key in optional)
     values = flags.FlagValues()
     try:
-        config_flags.DEFINE_config_dict(
-            "config", config, flag_values=values, sys_argv=list(overrides)
-        )
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=overrides)
         rest = values(["", *overrides])[1:]
     except (flags.Error, TypeError, ValueError) as error:
         text = " ".join(str(error).split()).removeprefix("flag --")
@@ -166,23 +166,45 @@ def _apply(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     return config
 
 
-def _set(config: ConfigDict, key: str, value: Any) -> None:
+def _nones(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The keys that "--config.key=None" unsets, in one argument or two, and the other arguments.
+
+    The last of several arguments for a key wins, as among those that set it.
+    """
+    found: dict[str, list[tuple[range, bool]]] = {}
+    for i, argument in enumerate(overrides):
+        if argument.startswith("--config."):
+            flag, equals, value = argument[2:].partition("=")
+            value = value if equals else "".join(overrides[i + 1 : i + 2])
+            where = range(i, i + (1 if equals else 2))
+            found.setdefault(flag.removeprefix("config."), []).append((where, value == "None"))
+    unset = [key for key, given in found.items() if given[-1][1]]
+    gone = {
+        i
+        for key, given in found.items()
+        for where, none in given
+        if none or key in unset
+        for i in where
+    }
+    return unset, [argument for i, argument in enumerate(overrides) if i not in gone]
+
+
+def _set(config: ConfigDict, key: str, value: Any, optional: bool) -> None:
     parent, _, last = key.rpartition(".")
     home = _get(config, parent) if parent else config
-    old = home.get(last)
-    wrong_bool = old is not None and isinstance(old, bool) != isinstance(value, bool)
-    if isinstance(old, ConfigDict) or wrong_bool:
-        raise ConfigError(f"config.{key}: {value!r} is not {_kind(old)}")
+    kind = home.get_type(last)
+    wrong = (kind is bool) != isinstance(value, bool) if value is not None else not optional
+    if issubclass(kind, ConfigDict) or wrong:
+        raise ConfigError(f"config.{key}: {value!r} is not {_kind(kind)}")
     try:
-        home[last] = tuple(value) if isinstance(value, list) else value
+        home[last] = value
     except TypeError as error:
-        kind = _kind(old if old is not None else home.get_type(last)())
-        raise ConfigError(f"config.{key}: {value!r} is not {kind}") from error
+        raise ConfigError(f"config.{key}: {value!r} is not {_kind(kind)}") from error
 
 
-def _kind(value: Any) -> str:
+def _kind(kind: type) -> str:
     names = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
-    return names.get(type(value), "a list of values" if isinstance(value, tuple) else "a section")
+    return names.get(kind, "a list of values" if kind is tuple else "a section")
 
 
 def _nearest(key: str, keys: list[str]) -> str:
@@ -202,15 +224,6 @@ def _override(overrides: Sequence[str], key: str) -> str | None:
         if flag == f"config.{key}":
             found = value if equals else "".join(overrides[i + 1 : i + 2])
     return found
-
-
-def _leaves(tree: Any, prefix: str = ""):
-    """(dotted key, value) of every leaf."""
-    for key, value in tree.items():
-        if isinstance(value, (dict, ConfigDict)):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _get(tree: Any, key: str) -> Any:
@@ -278,10 +291,27 @@ def _without(tree: dict[str, Any], keys: Sequence[str], prefix: str = "") -> dic
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Changes of `new` that a run resumed from `old` must not make: "key: old -> new" for each."""
+    return [line for line in _changes(old, new) if not _below(line, CHANGEABLE)]
+
+
+def changes_of_learning(old: dict[str, Any], new: ConfigDict) -> list[str]:
+    """Changes that it may make, but that affect what it learns from then on; as `differences`.
+
+    old: the config.json; keys that it does not have are no change.
+    """
+    known = dict(_leaves(old))
+    lines = [line for line in _changes(old, new) if _below(line, LEARNING)]
+    return [line for line in lines if line.partition(":")[0] in known]
+
+
+def _changes(old: dict[str, Any] | ConfigDict, new: ConfigDict) -> list[str]:
     before, after = dict(_leaves(old)), dict(_leaves(new))
-    lines = []
-    for key in sorted(before.keys() | after.keys()):
-        free = any(key == f or key.startswith(f"{f}.") for f in CHANGEABLE)
-        if not free and before.get(key) != after.get(key):
-            lines.append(f"{key}: {before.get(key)!r} -> {after.get(key)!r}")
-    return lines
+    keys = sorted(before.keys() | after.keys())
+    changed = [key for key in keys if before.get(key) != after.get(key)]
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed]
+
+
+def _below(line: str, keys: Sequence[str]) -> bool:
+    """Whether a line "key: old -> new" is about one of these keys and sections."""
+    key = line.partition(":")[0]
+    return any(key == one or key.startswith(f"{one}.") for one in keys)

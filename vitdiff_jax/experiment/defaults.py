@@ -8,11 +8,14 @@ from typing import Any
 from ml_collections import config_dict
 
 CHANGEABLE = (
-    "sample", "evaluate", "restore", "log", "checkpoint", "parallel", "train.steps",
-    "train.accumulate", "model.dtype", "model.attention", "data.data_dir", "data.path",
-    "data.cache", "latent.autoencoder", "latent.path",
+    "sample", "evaluate", "restore", "log", "checkpoint", "parallel", "optimizer", "train.steps",
+    "train.accumulate", "train.gradient_dtype", "train.max_bad_steps", "model.dtype",
+    "model.attention", "data.data_dir", "data.path", "data.cache", "latent.autoencoder",
+    "latent.path",
 )  # fmt: skip
 """Keys and sections that a resumed run may change: they do not affect what was learned so far."""
+LEARNING = ("optimizer", "train.gradient_dtype", "model.dtype")
+"""Those of them that affect what is learned from then on."""
 
 
 def defaults() -> dict[str, Any]:

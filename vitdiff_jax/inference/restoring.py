@@ -12,6 +12,7 @@ import numpy as np
 from vitdiff_jax import restoration
 from vitdiff_jax.diffusion.tiles import Tiling, tiled
 from vitdiff_jax.experiment import config as config_lib
+from vitdiff_jax.experiment import rules
 from vitdiff_jax.experiment.build import Experiment, config_errors
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference.sampling import (
@@ -56,6 +57,7 @@ class Method:
                 value, kind = options[key], type(given[key])
                 if not isinstance(value, (int, float) if kind is float else kind):
                     raise ValueError(f"{name}: {key}: {value!r} is not of type {kind.__name__}")
+        rules.check_method(name, options)
         return cls(name, options)
 
     @property

@@ -9,6 +9,7 @@
 The characters + , : = are separators; a file name may contain only the last two.
 """
 
+import math
 from typing import Any
 
 from vitdiff_jax.operators.presets import PRESETS
@@ -47,6 +48,8 @@ def _part(part: str) -> dict[str, Any]:
             raise ValueError(f"{key} is given twice")
         given.add(key)
         found[key] = _value(value)
+        if isinstance(found[key], float) and not math.isfinite(found[key]):
+            raise ValueError(f"{key}: {value} is not a finite number")
     return found
 
 

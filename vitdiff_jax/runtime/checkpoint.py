@@ -125,6 +125,14 @@ class Checkpoints:
             self.manager.reload()
         return None if found == NOTHING else found
 
+    def set_aside_after(self, step: int) -> None:
+        """Rename the checkpoints after `step`, which are damaged, as `newest` does."""
+        if self.steps()[-1] > step:
+            if jax.process_index() == 0:
+                self._set_aside([later for later in self.steps() if later > step])
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+            self.manager.reload()
+
     def undamaged(self) -> list[int]:
         """All steps with intact files; the others are reported."""
         wrong = np.zeros(len(steps := self.steps()), bool)

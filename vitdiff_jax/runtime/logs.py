@@ -51,7 +51,8 @@ class Metrics:
         self.path, old = self.spool.folder / "metrics.jsonl", workdir / "metrics.jsonl"
         if old.exists():
             kept = [line for line in old.read_text().splitlines() if _step_of(line) <= start]
-            self.path.write_text("".join(f"{line}\n" for line in kept if _step_of(line) >= 0))
+            text = "".join(f"{line}\n" for line in kept if _step_of(line) >= 0)
+            paths.write(self.path, text.encode())
         import tensorboardX  # imports torch if installed: seconds, so only in training
 
         self.events = tensorboardX.SummaryWriter(str(self.spool.folder), purge_step=start + 1)

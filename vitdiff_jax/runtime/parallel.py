@@ -16,10 +16,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import clusters
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from vitdiff_jax.runtime import rendezvous
 from vitdiff_jax.runtime.processes import FROZEN
+
+TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+"""Variables in which a cluster says how many processes there are."""
 
 TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "100000"}
 """Disables windowed einsums: under FSDP, XLA's partitioner would split matrix products whose result
@@ -35,19 +40,33 @@ def start_distributed(
 ) -> None:
     """Initialise `jax.distributed` with the given coordinator, or from the cluster environment.
 
-    JAX detects Cloud TPU pods, SLURM and Open MPI; on a single machine this is a no-op.
+    JAX detects Cloud TPU pods, SLURM and Open MPI; on a single machine this is a no-op. Raises
+    StartError if the processes do not find each other, see `rendezvous`.
     """
-    if coordinator:
-        jax.distributed.initialize(
-            coordinator, processes, process, heartbeat_timeout_seconds=FROZEN
-        )
-        return
-    chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
-    on_tpu = chips and importlib.util.find_spec("libtpu")
-    tasks = os.environ.get("SLURM_NTASKS") or os.environ.get("OMPI_COMM_WORLD_SIZE") or "1"
-    if on_tpu or int(tasks) > 1:
+    local = None
+    advice = "start each with the same --coordinator and --processes, and its own --process"
+    if not coordinator:
+        chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
+        on_tpu = chips and importlib.util.find_spec("libtpu")
+        name = next((name for name in TASKS if os.environ.get(name)), "")
+        if not on_tpu and int(os.environ.get(name, 1)) < 2:
+            return
         with contextlib.suppress(ValueError):  # a TPU outside a pod, such as Colab's
-            jax.distributed.initialize(heartbeat_timeout_seconds=FROZEN)
+            # JAX has no public API for what it detects.
+            detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
+            given = os.environ.get("JAX_COORDINATOR_ADDRESS")
+            coordinator, processes, process, local = detect(given, None, None, None, None, 300)
+        advice = "run the same command on every machine of the TPU"
+        if not on_tpu:
+            advice = (
+                f"{name}={processes}: start all of them, with srun or mpirun, or unset {name} for a"
+                " single process"
+            )
+    if coordinator and processes and process is not None:
+        rendezvous.meet(coordinator, processes, process, advice)
+        jax.distributed.initialize(
+            coordinator, processes, process, local, heartbeat_timeout_seconds=FROZEN
+        )
 
 
 def use_compilation_cache() -> str:

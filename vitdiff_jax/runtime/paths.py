@@ -4,9 +4,12 @@ An `epath.Path` may be either and is used like pathlib's; a `pathlib.Path` is al
 has no folders, no renaming and no appending: objects are written in one piece.
 """
 
+import contextlib
 import importlib.util
 import os
 import pathlib
+import re
+import secrets
 import tempfile
 import time
 from typing import Any, TypeVar
@@ -20,6 +23,10 @@ BUCKETS = {  # URL scheme -> the fsspec implementation, and the pip extra that i
     "s3://": ("s3fs", "s3"),
     "az://": ("adlfs", "az"),
 }
+LEFT = re.compile(r"\.\d+-[0-9a-f]{8}\.partial$")
+"""The end of the name of a file that `write` has not finished."""
+OLD = 3600
+"""Seconds after which such a file is what a killed process left: writing one takes far less."""
 SECONDS = 60
 """Interval of uploads of appended files, longer where they would take over 1 % of the time."""
 if any(importlib.util.find_spec(package) for package, _ in BUCKETS.values()):
@@ -33,11 +40,16 @@ def remote(path: PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def expanded(path: PathLike) -> str:
+    """The path with a leading ~ or ~user as that home folder; --workdir=~/x reaches us as it is."""
+    return os.path.expanduser(os.fspath(path))
+
+
 def resolve(path: PathLike) -> epath.Path:
     """The path as an epath.Path; OSError if it is in a bucket that cannot be listed."""
-    if not remote(path):
-        return epath.Path(path)
-    text = os.fspath(path)
+    text = expanded(path)
+    if not remote(text):
+        return epath.Path(text)
     kind, rest = text[: text.index("://") + 3], text.partition("://")[2]
     if kind not in BUCKETS:
         raise OSError(f"{text}: only {', '.join(BUCKETS)} and local paths are supported; mount it")
@@ -78,7 +90,7 @@ def _list_one(files: Any, bucket: str) -> None:
 def local_copy(path: PathLike) -> pathlib.Path:
     """A local path with the same contents: the path itself, or a copy of what is in a bucket."""
     if not remote(path):
-        return pathlib.Path(path)
+        return pathlib.Path(expanded(path))
     source = resolve(path)
     if not source.exists():
         raise OSError(f"{source}: there is no such object or folder")
@@ -116,22 +128,52 @@ def require_local(path: PathLike, key: str) -> pathlib.Path:
             f"{key}: {path}: training reads in random order, for which a bucket is too slow; mount"
             " it as a folder (gcsfuse, mountpoint-s3) and give that path"
         )
-    return pathlib.Path(path).expanduser()
+    return pathlib.Path(expanded(path))
 
 
 def partial_path(path: Path) -> Path:
-    """The temporary name of a file or folder until it is complete."""
+    """The name of a file or folder until it is complete, where its one writer resumes it."""
     return path.with_name(path.name + ".partial")
 
 
 def write(path: pathlib.Path | epath.Path, data: bytes) -> None:
-    """Write a file atomically."""
+    """Write a file whole or not at all, whatever else writes it; the last writer's data stay.
+
+    On disk before it has its name: a power failure leaves the old file or the new one.
+    """
     if remote(path):
         path.write_bytes(data)
         return
-    partial = partial_path(path)
-    partial.write_bytes(data)
-    partial.replace(path)
+    # Not `partial_path`, which two processes or threads would share.
+    own = f"{os.getpid()}-{secrets.token_hex(4)}.partial"
+    partial = pathlib.Path(path.parent, f"{path.name[:200]}.{own}")
+    try:
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def clean(folder: pathlib.Path | epath.Path) -> None:
+    """Delete what killed processes left half written in a local folder, see `write`."""
+    if remote(folder) or not folder.is_dir():
+        return
+    for path in pathlib.Path(folder).iterdir():
+        with contextlib.suppress(OSError):  # another process cleans too
+            if LEFT.search(path.name) and time.time() - path.stat().st_mtime > OLD:
+                path.unlink()
+
+
+def remove_empty(folder: pathlib.Path | epath.Path) -> None:
+    """Delete a local folder if there is nothing in it."""
+    if not remote(folder):
+        with contextlib.suppress(OSError):
+            pathlib.Path(folder).rmdir()
 
 
 class Spool:

@@ -29,6 +29,10 @@ FAILED = 1
 KEY, JOINING = "vitdiff_jax/peers", 60
 
 
+class StartError(RuntimeError):
+    """Processes that do not find each other; the message is one line."""
+
+
 class Peers:
     """The connections of this process: to all others on process 0, to process 0 elsewhere."""
 

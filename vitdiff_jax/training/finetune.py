@@ -26,29 +26,48 @@ from vitdiff_jax.training.step import TrainState
 
 GRID = "positions"
 """Parameters of this name and three axes are position embeddings [rows, columns, width]."""
+HEADS = ("heads", "head_width")
+"""Options of networks that say how the arrays of attention are cut into heads."""
+SAME = ("name", "size", "dtype", "scan", "remat", "dropout")
+"""Options of networks that change nothing in what the parameters mean."""
 COPIED, PARTLY, RESIZED = "copied", "partly copied, by name", "resized"
 NEW = "newly initialised"
 
 
 def check(config: ConfigDict, workdir: epath.Path) -> None:
-    """Raise ConfigError if the source of a new run is missing, before its workdir is created."""
+    """Raise ConfigError if a new run cannot begin with its source, before its workdir is created.
+
+    Nor from one with other attention heads: the same arrays would mean something else.
+    """
     source = config.train.init_from
-    if source is None or (workdir / "checkpoints").exists():
+    if source is None or _has_checkpoints(workdir):
         return
     path = paths.resolve(source)
     with config_errors("config.train.init_from: "):
         if path.is_file():
             raise ConfigError(f"{path} is a file; convert it to a workdir with --mode=import")
-        config_lib.read(path / "config.json")
-        saved = path / "checkpoints"
-        if not (saved.is_dir() and any(step.name.isdigit() for step in saved.iterdir())):
+        old = config_lib.read(path / "config.json")
+        if not _has_checkpoints(path):
             raise ConfigError(f"{path}: contains no checkpoints")
+        theirs, ours = (_meanings(one) for one in (old, config))
+        for key in HEADS:
+            both = key in theirs and key in ours and theirs.get("width") == ours.get("width")
+            if both and theirs[key] != ours[key]:
+                raise ConfigError(
+                    f"{path} was trained with {theirs[key]} {key}, not {ours[key]}, and its"
+                    f" attention weights are cut into those; set config.model.{key}={theirs[key]}"
+                )
 
 
-def init_from(state: TrainState, experiment: Experiment, workdir: epath.Path) -> TrainState:
+def _has_checkpoints(workdir: epath.Path) -> bool:
+    saved = workdir / "checkpoints"
+    return saved.is_dir() and any(step.name.isdigit() for step in saved.iterdir())
+
+
+def init_from(state: TrainState, experiment: Experiment) -> TrainState:
     """Initialise the parameters and EMAs of a new state from config.train.init_from.
 
-    The source is the EMA that its config.sample selects. Its licence file is copied too.
+    The source is the EMA that its config.sample selects.
     """
     source = paths.resolve(experiment.config.train.init_from)
     with config_errors("config.train.init_from: "):
@@ -69,12 +88,18 @@ def init_from(state: TrainState, experiment: Experiment, workdir: epath.Path) ->
         _say(kind, names, first)
     _say("not used", [name for name in given if name not in first], given)
     _compare(model.experiment.config, experiment.config)
-    if (source / model_lib.LICENCE).is_file() and jax.process_index() == 0:
-        (source / model_lib.LICENCE).copy(workdir / model_lib.LICENCE, overwrite=True)
     params = families.stack_blocks(families.unflatten(found), state.params)
     params = jax.tree.map(lambda a, old: jax.device_put(a, old.sharding), params, state.params)
     copies = {name: jax.tree.map(jnp.copy, params) for name in state.ema}
     return state.replace(params=params, ema=copies)
+
+
+def copy_licence(config: ConfigDict, workdir: epath.Path) -> None:
+    """Copy the licence of the weights that a new run begins with, if there is one."""
+    if config.train.init_from is not None:
+        licence = paths.resolve(config.train.init_from) / model_lib.LICENCE
+        if licence.is_file():
+            paths.write(workdir / model_lib.LICENCE, licence.read_bytes())
 
 
 def _transferred(
@@ -108,11 +133,31 @@ def _rows(conditions: Mapping[str, Any]) -> dict[str, list]:
     return found
 
 
+def _meanings(config: ConfigDict) -> dict[str, Any]:
+    """{option: value} of what a network computes with its parameters; named sizes are resolved."""
+    make, options = config_lib.component(config, "model")
+    model = make({}, **options)
+    if hasattr(model, "dim"):
+        options |= {name: model.dim(name) for name in options if name in model.sizes[model.size]}
+    if isinstance(options.get("attention"), str):  # an implementation, not the levels of a U-Net
+        del options["attention"]
+    return {key: value for key, value in options.items() if key not in SAME}
+
+
 def _compare(old: ConfigDict, new: ConfigDict) -> None:
-    """Report differences of the diffusion process from the one the source was trained with."""
-    lines = [line for line in config_lib.differences(old, new) if line.startswith("diffusion.")]
+    """Say where the same parameters mean something else than where they were learned."""
+    theirs, ours = _meanings(old), _meanings(new)
+    changed = [
+        key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)
+    ]
+    lines = [f"model.{key}: {theirs.get(key)!r} -> {ours.get(key)!r}" for key in changed]
+    lines += [
+        line
+        for line in config_lib.differences(old, new)
+        if line.startswith(("diffusion.", "latent.factor", "degradation.", "model.name"))
+    ]
     if lines:
-        logs.say(f"the source was trained with another diffusion process: {'; '.join(lines)}")
+        logs.say(f"warning: the source was trained with other settings: {'; '.join(lines)}")
 
 
 def _say(what: str, names: list[str], every: Mapping[str, Any]) -> None:

@@ -4,7 +4,9 @@ From top to bottom: set up, restore or initialise the state, then train. The dat
 of a step are functions of (seed, step), so only the state is saved.
 """
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,7 +17,7 @@ from vitdiff_jax.data import card, gather, pipeline
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.inference import model as model_lib
-from vitdiff_jax.runtime import logs, parallel, paths, tables
+from vitdiff_jax.runtime import lock, logs, parallel, paths, tables
 from vitdiff_jax.runtime.checkpoint import Checkpoints
 from vitdiff_jax.training import finetune, monitor, profiling, summary
 from vitdiff_jax.training import program as program_lib
@@ -23,6 +25,8 @@ from vitdiff_jax.training import step as step_lib
 from vitdiff_jax.training.signals import StopRequest
 
 FINISHED, STOPPED = "finished", "stopped"
+FOLDERS = ("samples", "restored", "evaluation", "statistics", "export")
+"""Folders in a workdir that modes write files to."""
 
 
 class TrainingError(RuntimeError):
@@ -49,31 +53,36 @@ def train(
             f"{workdir}: holds imported weights; to fine-tune them, set config.train.init_from to"
             " it and use another --workdir"
         )
-    finetune.check(config, workdir)
+    main = jax.process_index() == 0
+    # Now, and not only after minutes of reading data.
+    dead = lock.dead_owner(workdir, logs.say) if main else None
     dataset = experiment_lib.dataset(config)
     experiment = experiment_lib.build(config, dataset.shape, dataset.conditions)
     with experiment_lib.config_errors("config.parallel."):
         mesh = parallel.make_mesh(config.parallel.fsdp)
     _check_devices(config, dataset)
     _check_processes(dataset)
+    finetune.check(config, workdir)
+    model_lib.check_config(workdir, config)
     watch = monitor.Monitor(config, workdir, dataset, experiment, mesh)
-    _open_workdir(workdir, config)
-    logs.say("\n".join(summary.lines(config, workdir, dataset, experiment)))
-    checkpoints = Checkpoints(
-        workdir / "checkpoints",
-        keep=config.checkpoint.keep,
-        keep_every=config.checkpoint.keep_every,
-        report=logs.say,
-    )
-    with StopRequest(checkpoints) as stop:
-        run = Run(config, workdir, dataset, experiment, mesh, checkpoints)
-        if verbose:
-            logs.say(logs.parameter_table(run.shapes.params))
-        try:
-            return run.train(stop, watch, traced)
-        finally:
-            traced.close()
-            checkpoints.close()
+    with _one_writer(workdir, dead) as owner:
+        model_lib.check_config(workdir, config)  # again: now it stays as it is
+        logs.say("\n".join(summary.lines(config, workdir, dataset, experiment)))
+        checkpoints = Checkpoints(
+            workdir / "checkpoints",
+            keep=config.checkpoint.keep,
+            keep_every=config.checkpoint.keep_every,
+            report=logs.say,
+        )
+        with StopRequest(checkpoints) as stop:
+            run = Run(config, workdir, dataset, experiment, mesh, checkpoints, owner)
+            if verbose:
+                logs.say(logs.parameter_table(run.shapes.params))
+            try:
+                return run.train(stop, watch, traced)
+            finally:
+                traced.close()
+                checkpoints.close()
 
 
 def main(
@@ -112,19 +121,24 @@ def _check_processes(dataset: pipeline.Dataset) -> None:
             )
 
 
-def _open_workdir(workdir: epath.Path, config: ConfigDict) -> None:
-    """Create the workdir with its config.json; reject one of another config, or read-only."""
-    model_lib.check_config(workdir, config)
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        config_lib.save(config, workdir / "config.json")
+@contextlib.contextmanager
+def _one_writer(workdir: epath.Path, dead: str | None) -> Iterator[lock.Lock | None]:
+    """The lock of the workdir, which process 0 holds; without what a failed start has created."""
+    if jax.process_index() > 0:
+        yield None
+        return
+    with lock.hold(workdir, dead) as owner:
+        try:
+            yield owner
+        finally:
+            paths.remove_empty(workdir / "checkpoints")
 
 
 class Run:
     """A training run that has been set up."""
 
-    def __init__(self, config, workdir, dataset, experiment, mesh, checkpoints):
-        self.config, self.workdir, self.dataset = config, workdir, dataset
+    def __init__(self, config, workdir, dataset, experiment, mesh, checkpoints, owner=None):
+        self.config, self.workdir, self.dataset, self.owner = config, workdir, dataset, owner
         self.experiment, self.mesh, self.checkpoints = experiment, mesh, checkpoints
         program = program_lib.build(config, experiment, mesh)
         self.init, self.shapes, self.shardings = program.init, program.shapes, program.shardings
@@ -132,23 +146,30 @@ class Run:
 
     def state(self) -> step_lib.TrainState:
         """The state of the latest intact checkpoint, or an initial one, sharded over the mesh."""
-        step = self.checkpoints.newest(set_aside=True)
+        step = self.checkpoints.newest()
         if step is None:
             state = jax.jit(self.init, out_shardings=self.shardings)()
             given = self.config.train.init_from is not None
-            return finetune.init_from(state, self.experiment, self.workdir) if given else state
+            return finetune.init_from(state, self.experiment) if given else state
+        if step > self.config.train.steps:
+            raise config_lib.ConfigError(
+                f"config.train.steps: {self.config.train.steps} is less than the {step} steps that"
+                f" {self.workdir} was trained for: sample with --mode=sample, or give more steps"
+            )
         target = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
             self.shapes,
             self.shardings,
         )
         model_lib.check_data(self.checkpoints.meta(step), self.dataset)
-        return self.checkpoints.restore(step, target)
+        state = self.checkpoints.restore(step, target)
+        self.checkpoints.set_aside_after(step)
+        return state
 
     def train(self, stop: StopRequest, monitor: monitor.Monitor, profile: profiling.Profile) -> str:
         """Train until config.train.steps or a signal."""
         state, steps = self.state(), self.config.train.steps
-        self._describe_data()  # only now: the data fit the checkpoint
+        self._open_workdir()  # only now: all that can be refused has been checked
         start = int(state.step)
         if start >= steps:
             logs.say(
@@ -166,6 +187,20 @@ class Run:
             return self._loop(state, start, steps, metrics, stop, monitor, profile)
         finally:
             metrics.close()
+
+    def _open_workdir(self) -> None:
+        """Write config.json and data.json, and clear away what killed runs left half written."""
+        if jax.process_index() > 0:
+            return
+        path = self.workdir / "config.json"
+        for line in config_lib.changes_of_learning(tables.read(path), self.config):
+            logs.say(f"changed from here on: config.{line}")
+        for folder in (self.workdir, *(self.workdir / name for name in FOLDERS)):
+            paths.clean(folder)
+        if not path.exists():
+            finetune.copy_licence(self.config, self.workdir)
+        config_lib.save(self.config, path)
+        self._describe_data()
 
     def _describe_data(self) -> None:
         """Write data.json, for the report and the next run; say if the data have changed."""
@@ -219,9 +254,12 @@ class Run:
         if bad >= most:
             raise TrainingError(
                 f"non-finite loss or gradient for {bad} consecutive steps, up to step {step}; these"
-                " steps were skipped; try a lower config.optimizer.learning_rate or"
-                " config.optimizer.clip=1.0"
+                " steps were skipped; resume with a lower config.optimizer.learning_rate"
+                f" (now {self.config.optimizer.learning_rate:g}) or config.optimizer.clip=1.0: both"
+                " may change in the same workdir"
             )
 
     def _save(self, step: int, state: step_lib.TrainState) -> None:
+        if self.owner is not None:
+            self.owner.check()
         self.checkpoints.save(step, state, model_lib.meta_of(self.dataset))

@@ -65,7 +65,8 @@ def adamw(
         weight_decay=weight_decay,
         mask=lambda params: jax.tree_util.tree_map_with_path(_is_kernel, params),
     )
-    return optax.chain(optax.clip_by_global_norm(clip), adam) if clip else adam
+    # The state is the same with and without clipping, so that a resumed run may change it.
+    return optax.chain(optax.clip_by_global_norm(clip) if clip else optax.identity(), adam)
 
 
 def _is_kernel(path, _) -> bool:

@@ -16,6 +16,11 @@ def lines(
     config: ConfigDict, workdir: epath.Path, dataset: Dataset, experiment: Experiment
 ) -> list[str]:
     """The summary of a training run, one topic per line."""
+    warmup, steps = config.optimizer.warmup, config.train.steps
+    warning = (
+        f"warning: config.optimizer.warmup: {warmup:,} steps of warm-up in a run of {steps:,}: the"
+        f" learning rate stays below {config.optimizer.learning_rate:g}"
+    )
     return [
         f"data: {dataset.origin}; {_inputs(dataset)}",
         *card.lines(dataset),
@@ -23,6 +28,7 @@ def lines(
         f"devices: {_devices(config)}",
         f"training: {config.train.steps:,} steps of {config.train.batch} images; samples, metrics,"
         f" checkpoints and report.html in {workdir}",
+        *([warning] if warmup > steps else []),
     ]
 
 

@@ -1,0 +1,213 @@
+"""A workdir has one writer: who is alive keeps it, who is dead loses it, wherever they run."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from etils import epath
+
+from tests import tiny
+from vitdiff_jax.runtime import lock
+from vitdiff_jax.runtime.lock import LockError
+
+HOLD = (
+    "import sys, time; from etils import epath; from vitdiff_jax.runtime import lock\n"
+    "with lock.hold(epath.Path(sys.argv[1]), None): print('held', flush=True); time.sleep(60)"
+)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return epath.Path(tmp_path / "run")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A tenth of a second stands for ten."""
+    monkeypatch.setattr(lock, "BEAT", 0.1)
+    monkeypatch.setattr(lock, "STALE", 0.6)
+
+
+@pytest.fixture
+def holder(workdir):
+    """A process that holds the lock of the workdir."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, workdir], cwd=tiny.REPOSITORY, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def said(lines):
+    """A function that takes lines."""
+    return lines.append
+
+
+def elsewhere(workdir, **changes):
+    """Make the owner in the lock file one that cannot be seen from here."""
+    path = workdir / lock.FILE
+    about = json.loads(path.read_text()) | dict(machine="another", host="node7", token="its")
+    path.write_text(json.dumps(about | changes))
+    return about
+
+
+def test_a_lock_is_there_while_it_is_held_and_nothing_stays(tmp_path, workdir):
+    workdir = workdir / "not" / "yet"
+    with lock.hold(workdir, None):
+        about = json.loads((workdir / "lock.json").read_text())
+        assert about["process"] == os.getpid()
+        assert list(workdir.iterdir()) == [workdir / "lock.json"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_was_written_under_it_stays(workdir):
+    with lock.hold(workdir, None):
+        (workdir / "file").touch()
+    assert os.listdir(workdir) == ["file"]
+
+
+def test_a_living_owner_keeps_it_and_is_named(workdir, holder):
+    before = tiny.files(pathlib.Path(workdir))
+    for take in (
+        lambda: lock.dead_owner(workdir, pytest.fail),
+        lambda: lock.hold(workdir, None).__enter__(),
+    ):
+        with pytest.raises(LockError) as caught:
+            take()
+        text = str(caught.value)
+        host = os.uname().nodename
+        assert text.startswith(
+            f"{workdir}: another run is writing here: process {holder.pid} on {host}, since 20"
+        )
+        assert text.endswith("UTC; wait for it, stop it, or use another --workdir")
+    assert tiny.files(pathlib.Path(workdir)) == before
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_what_a_killed_owner_leaves_is_taken_over_at_once(workdir, holder, reaped):
+    """Also while its parent has not noticed yet."""
+    holder.kill()
+    if reaped:
+        holder.wait()
+    time.sleep(0.1)
+    began = time.monotonic()
+    with lock.hold(workdir, lock.dead_owner(workdir, pytest.fail)):
+        assert time.monotonic() - began < 1
+    assert not (workdir / lock.FILE).exists()
+
+
+def test_another_process_with_the_number_of_a_dead_one_is_not_the_owner(workdir, holder):
+    with lock.hold(epath.Path(workdir / "other"), None):
+        pass
+    about = json.loads((workdir / lock.FILE).read_text())
+    (workdir / lock.FILE).write_text(json.dumps(about | {"started": about["started"] - 1}))
+    assert lock.dead_owner(workdir, pytest.fail) == about["token"]
+
+
+def test_threads_of_one_process(workdir):
+    taken, refused, barrier = [], [], threading.Barrier(8)
+
+    def run():
+        barrier.wait()
+        try:
+            with lock.hold(workdir, None):
+                taken.append(1)
+                time.sleep(0.5)
+        except LockError:
+            refused.append(1)
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(taken), len(refused)) == (1, 7)
+    assert not workdir.exists()
+
+
+def test_eight_that_take_over_at_once_are_one(workdir, holder):
+    holder.kill()
+    holder.wait()
+    taken, barrier = [], threading.Barrier(8)
+
+    def run():
+        dead = lock.dead_owner(workdir, pytest.fail)
+        barrier.wait()
+        try:
+            with lock.hold(workdir, dead):
+                taken.append(1)
+                time.sleep(0.5)
+        except LockError:
+            pass
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 1
+
+
+def test_an_owner_elsewhere_is_believed_while_it_has_a_pulse(workdir, quick):
+    with lock.hold(workdir, None):
+        elsewhere(workdir)
+        stop, lines = threading.Event(), []
+
+        def beat():
+            while not stop.wait(0.1):
+                elsewhere(workdir, renewed=time.time())
+
+        thread = threading.Thread(target=beat)
+        thread.start()
+        with pytest.raises(LockError, match=r"process \d+ on node7, since"):
+            lock.dead_owner(workdir, said(lines))
+        stop.set()
+        thread.join()
+        assert "is locked by process" in lines[0]
+    assert (workdir / lock.FILE).exists()
+
+
+def test_an_owner_elsewhere_without_a_pulse_loses_it(workdir, quick):
+    workdir.mkdir()
+    with lock.hold(workdir, None) as own:
+        own._released.set()
+        about = elsewhere(workdir, renewed=time.time() + 1e6)  # its clock is wrong
+        dead = lock.dead_owner(workdir, said([]))
+        assert dead == about["token"]
+    with lock.hold(workdir, dead):
+        assert json.loads((workdir / lock.FILE).read_text())["process"] == os.getpid()
+
+
+def test_the_owner_renews_it(workdir, quick):
+    with lock.hold(workdir, None):
+        first = json.loads((workdir / lock.FILE).read_text())["renewed"]
+        time.sleep(0.4)
+        assert json.loads((workdir / lock.FILE).read_text())["renewed"] > first
+
+
+def test_who_was_taken_for_dead_stops_and_leaves_the_others_lock(workdir, quick):
+    with lock.hold(workdir, None) as own:
+        own.check()
+        elsewhere(workdir)
+        time.sleep(0.3)
+        with pytest.raises(LockError, match=r"process \d+ on node7 has taken over, for this run"):
+            own.check()
+    assert json.loads((workdir / lock.FILE).read_text())["token"] == "its"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '"held"'])
+def test_a_lock_file_that_says_nothing_is_none(workdir, text):
+    workdir.mkdir()
+    (workdir / lock.FILE).write_text(text)
+    assert lock.dead_owner(workdir, pytest.fail) is None
+    with lock.hold(workdir, None):
+        pass
+    assert os.listdir(workdir) == []

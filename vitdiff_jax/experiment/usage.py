@@ -1,0 +1,43 @@
+"""Which config keys each mode uses, so that none is given and ignored without a word."""
+
+from collections.abc import Sequence
+
+from vitdiff_jax.experiment.defaults import CHANGEABLE
+
+LOADED = ("data", "latent", "model", "sample.grid", "sample.ema", "sample.ema_width",
+          "sample.guide_with")  # fmt: skip
+"""What every use of a trained model depends on, of the changeable keys."""
+USES = {  # mode -> the changeable keys and sections that it uses; not here: all, or none are taken
+    "sample": (*LOADED, "sample"),
+    "restore": (
+        *LOADED, "restore", "sample.guidance", "sample.guidance_low", "sample.guidance_high",
+        "sample.guidance_channels", "sample.guidance_rescale",
+    ),
+    "evaluate": (*LOADED, "sample", "evaluate", "parallel.data_threads"),
+    "statistics": (
+        "data", "latent", "evaluate.metrics", "evaluate.inception", "parallel.data_threads"
+    ),
+    "prepare": ("data", "latent"),
+    "plan": ("data", "latent", "model", "optimizer", "parallel", "train"),
+}  # fmt: skip
+"""`train` and `export` keep the whole config, for later."""
+UNTRAINED = ("statistics", "prepare")
+"""Modes that use no model: keys of the model and its training do not matter to them either."""
+
+
+def unused(mode: str, overrides: Sequence[str]) -> str | None:
+    """A line that names the keys among command-line arguments that a mode does not use, or None.
+
+    Where a mode uses a trained model, only changeable keys are named: others are compared.
+    """
+    if mode not in USES:
+        return None
+    flags = (argument[2:].partition("=")[0] for argument in overrides if argument[:2] == "--")
+    keys = [flag.removeprefix("config.") for flag in flags]
+    asked = [key for key in keys if mode in UNTRAINED or _in(key, CHANGEABLE)]
+    names = [f"config.{key}" for key in dict.fromkeys(asked) if not _in(key, USES[mode])]
+    return f"warning: --mode={mode} does not use {', '.join(names)}" if names else None
+
+
+def _in(key: str, sections: Sequence[str]) -> bool:
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
