@@ -28,7 +28,6 @@ import os
 import pathlib
 import sys
 import time
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,9 +48,8 @@ from vitdiff_jax.evaluation.metric import Setting  # noqa: E402
 from vitdiff_jax.evaluation.psnr import psnr  # noqa: E402
 from vitdiff_jax.experiment import build as experiment_lib  # noqa: E402
 from vitdiff_jax.experiment import config as config_lib  # noqa: E402 - needs the path above
-from vitdiff_jax.inference import tasks  # noqa: E402
+from vitdiff_jax.inference import benchmark, tasks  # noqa: E402
 from vitdiff_jax.interop.images import from_uint8, to_uint8  # noqa: E402
-from vitdiff_jax.modes import restore  # noqa: E402
 from vitdiff_jax.operators import adjoint, inverse  # noqa: E402
 from vitdiff_jax.operators.blur import Circular, Convolution  # noqa: E402
 from vitdiff_jax.operators.denoise import Identity  # noqa: E402
@@ -243,8 +241,8 @@ def tuned(task: str, repair: Repair, values: tuple, x: np.ndarray, noise_std: fl
 
 def rows_of(task: str, config: Any, data: pipeline.Dataset, metrics: list, training: np.ndarray):
     """A row for the degraded images, and one for each method that serves the task."""
-    measured = functools.partial(restore._measured, metrics=metrics)
-    parts = list(restore._degraded(task, types.SimpleNamespace(config=config), data))
+    measured = functools.partial(benchmark.measured, measures=metrics)
+    parts = list(benchmark.degraded(task, config.restore, data))
     truth, cases = [part[0] for part in parts], [part[1] for part in parts]
     noise_std, count = cases[0].noise_std, sum(map(len, truth))
     about = {"task": task, "noise_std": noise_std}
@@ -273,7 +271,7 @@ def main() -> None:
     part = next(pipeline.ordered_batches(data.train, range(args.tune), args.tune))
     training = np.asarray(from_uint8(part["image"]))
     setting = Setting(lambda: data, parallel.make_mesh())
-    metrics = restore._metrics(config.restore.metrics, setting)
+    metrics = benchmark.metrics(config.restore.metrics, lambda: setting)
     rows = []
     for task in config.restore.tasks:
         for row in rows_of(task, config, data, metrics, training):

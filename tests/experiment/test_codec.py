@@ -241,7 +241,7 @@ def sampled(workdir, *flags):
 def test_samples_are_the_latents_decoded(untrained, params):
     """To a grey level: the network's own answer."""
     path = sampled(untrained, "--latents")
-    with np.load(path.with_suffix(".npz")) as file:
+    with np.load(path.with_name(f"{path.stem}-latents.npz")) as file:
         assert file.files == ["latents"]
         z = file["latents"]
     assert (z.shape, z.dtype) == ((3, 4, 4, 4), np.float32)

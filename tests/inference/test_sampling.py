@@ -200,7 +200,8 @@ def test_sampling_with_a_second_workdir(home, guided_digit):
     flags = [f"--workdir={home / 'model'}", "--mode=sample", "--n=3", "--label=4", "--npz"]
     code, _, error = homes.run(*flags, f"--config.sample.guide_with={home / 'guide'}")
     assert code == 0, error
-    with np.load(home / "model" / "samples" / "step0-label-4-seed0-n3.npz") as file:
+    name = "step0-label-4-guide_with-guide-seed0-n3.npz"
+    with np.load(home / "model" / "samples" / name) as file:
         images = file["arr_0"]
     path = euler(lambda x, t: guided_digit(x, t, 4)[0], start(3, (8, 8, 1)))
     assert abs(as_pixels(path[-1]) - images).max() <= 1

@@ -15,9 +15,8 @@ from tests.test_main import fails
 from vitdiff_jax.data import digits
 from vitdiff_jax.evaluation.psnr import psnr
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference import restoring
+from vitdiff_jax.inference import benchmark, restoring
 from vitdiff_jax.interop.images import to_uint8
-from vitdiff_jax.modes import restore
 
 RANDOM, BOX = np.random.default_rng(0), "mask:kind=box,side=0.5"
 pytestmark = pytest.mark.usefixtures("plain")
@@ -211,9 +210,9 @@ def test_a_method_that_does_not_serve_is_left_out(workdir):
 def test_the_numbers_are_those_of_the_images(compared):
     _, report = compared
     images = digits.dataset().heldout.images[:6]
-    degraded = restore._degraded  # the same operators and noise as the command
     model = vitdiff_jax.load(compared[0])
-    parts = list(degraded(BOX, model.experiment, digits.dataset()))
+    config = model.experiment.config.restore  # the same operators and noise as the command
+    parts = list(benchmark.degraded(BOX, config, digits.dataset()))
     assert [len(x) for x, _, _ in parts] == [4, 2]
     assert not np.array_equal(parts[0][1].operator.known, parts[1][1].operator.known)
     shown = np.concatenate([np.asarray(to_uint8(image)) for _, _, image in parts])

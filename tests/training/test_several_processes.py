@@ -241,7 +241,7 @@ def values(path):
     """{place: value} of a report, without what is different each time."""
     report = json.loads(path.read_text())
     found, _ = jax.tree_util.tree_flatten_with_path(report, is_leaf=lambda value: value is None)
-    other = ("['seconds']", "['memory']", "['input']")
+    other = ("['seconds']", "['memory']", "['input']", "['parameters']")
     return {
         name: v for place, v in found if not (name := jax.tree_util.keystr(place)).endswith(other)
     }

@@ -8,7 +8,7 @@ class Metric:
     """The means over images; 0 for identical pairs."""
 
     name = "lpips/vgg16"
-    compares, higher_is_better = False, False
+    compares, paired, higher_is_better = False, True, False
 
     def __init__(self, setting: Setting):
         network = setting.shared(networks.lpips)

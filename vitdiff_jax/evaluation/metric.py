@@ -9,6 +9,7 @@ parts are shared between metrics.
 import dataclasses
 import io
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -76,6 +77,7 @@ class Measure(Protocol):
 
     It is created with a `Setting`; ValueError where it does not apply.
     name: with the network, as "fid/inception-2015-tf1". compares: whether it needs a reference.
+    paired (absent: False): whether it compares each image with its ground truth.
     """
 
     name: str
@@ -88,17 +90,67 @@ class Measure(Protocol):
         ...
 
 
+class Mean:
+    """The mean of numbers [N] and its standard error."""
+
+    def __init__(self, count: int = 0):
+        self.sums = np.zeros(3)
+
+    def update(self, rows: np.ndarray) -> None:
+        rows = np.asarray(rows, np.float64)
+        self.sums += len(rows), rows.sum(), (rows**2).sum()
+
+    def arrays(self):
+        return {"sums": self.sums}
+
+    def load(self, arrays):
+        self.sums = arrays["sums"]
+
+    @property
+    def mean(self) -> float:
+        return float(self.sums[1] / self.sums[0]) if self.sums[0] else math.nan
+
+    @property
+    def error(self) -> float:
+        count, total, squares = self.sums
+        if not (count and np.isfinite(squares)):
+            return math.nan
+        variance = max(squares - total**2 / count, 0) / max(count - 1, 1)
+        return float(np.sqrt(variance / count))
+
+
+class FiniteMean(Mean):
+    """The mean of the finite ones of numbers [N], and how many are infinite."""
+
+    def __init__(self, count: int = 0):
+        super().__init__(count)
+        self.infinite = 0
+
+    def update(self, rows: np.ndarray) -> None:
+        infinite = np.isinf(rows)
+        self.infinite += int(infinite.sum())
+        super().update(np.asarray(rows)[~infinite])
+
+    def arrays(self):
+        return super().arrays() | {"infinite": np.array(self.infinite)}
+
+    def load(self, arrays):
+        super().load(arrays)
+        self.infinite = int(arrays["infinite"])
+
+
 class PairMetric:
     """Base of metrics that are the mean of values(images, truth) over pairs of images."""
 
     name: str
     values: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    compares = False
+    compares, paired = False, True
+    kind = Mean
 
     def __init__(self, setting: "Setting"):
         output = self.name.partition("/")[0]
         extractor = setting.shared(lambda _: PairExtractor(output, self.values), output)
-        self.parts = (Part(extractor, output, Mean),)
+        self.parts = (Part(extractor, output, self.kind),)
 
     def result(self, samples, reference) -> dict[str, float]:
         return {"value": samples[0].mean, "standard_error": samples[0].error}
@@ -178,35 +230,6 @@ class Measured:
             )
         self.done = header["done"]
         return True
-
-
-class Mean:
-    """The mean of numbers [N] and its standard error."""
-
-    def __init__(self, count: int = 0):
-        self.sums = np.zeros(3)
-
-    def update(self, rows: np.ndarray) -> None:
-        rows = np.asarray(rows, np.float64)
-        self.sums += len(rows), rows.sum(), (rows**2).sum()
-
-    def arrays(self):
-        return {"sums": self.sums}
-
-    def load(self, arrays):
-        self.sums = arrays["sums"]
-
-    @property
-    def mean(self) -> float:
-        return float(self.sums[1] / self.sums[0])
-
-    @property
-    def error(self) -> float:
-        count, total, squares = self.sums
-        if not np.isfinite(squares):  # identical images have an infinite PSNR
-            return float("nan")
-        variance = max(squares - total**2 / count, 0) / max(count - 1, 1)
-        return float(np.sqrt(variance / count))
 
 
 class Vectors:

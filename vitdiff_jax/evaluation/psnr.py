@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vitdiff_jax.evaluation.metric import PairMetric
+from vitdiff_jax.evaluation.metric import FiniteMean, PairMetric
 
 
 def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -13,8 +13,17 @@ def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 class Metric(PairMetric):
-    """The mean over images, as in the literature."""
+    """The mean over images, as in the literature; "perfect": how many equal images it leaves out.
+
+    One of them would make the mean infinite; there is no "perfect" where there are none.
+    """
 
     name = "psnr/uint8"
     higher_is_better = True
     values = staticmethod(psnr)
+    kind = FiniteMean
+
+    def result(self, samples, reference):
+        (mean,) = samples
+        perfect = {"perfect": mean.infinite} if mean.infinite else {}
+        return super().result(samples, reference) | perfect

@@ -106,6 +106,14 @@ class Evaluator:
         """The statistics to accumulate over samples."""
         return [part for metric in self.metrics for part in metric.parts]
 
+    def check_unpaired(self) -> None:
+        """Refuse metrics that compare pairs of images, where there is no ground truth."""
+        for name, metric in zip(self.config.evaluate.metrics, self.metrics):
+            if getattr(metric, "paired", False):
+                raise ConfigError(
+                    f"config.evaluate.metrics: {name} compares pairs of images: --truth is required"
+                )
+
     def _compared(self) -> list[Measure]:
         return [metric for metric in self.metrics if metric.compares]
 

@@ -1,8 +1,10 @@
 """A trained model, loaded from a workdir by `vitdiff_jax.load`: samples and restores images."""
 
 import dataclasses
+import functools
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +18,7 @@ from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment import ema as ema_lib
 from vitdiff_jax.experiment.build import Experiment, build, config_errors, sampled_ema
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference import prompts, restoring, tasks
+from vitdiff_jax.inference import numbers, prompts, restoring, tasks
 from vitdiff_jax.inference.prompts import Cond
 from vitdiff_jax.inference.sampling import SampleFn, make_sample_fn
 from vitdiff_jax.interop import images as image_lib
@@ -27,6 +29,8 @@ from vitdiff_jax.runtime.checkpoint import CheckpointError, Checkpoints
 
 FIXED = ("grid", "ema", "ema_width", "guide_with")
 """Keys of config.sample that cannot be overridden once a model is loaded."""
+LEAST = {"steps": 1, "batch": 1}
+"""Of integers in config.sample."""
 LICENCE, IMPORTED = "LICENCE.txt", "imported.json"
 """Files in a workdir of imported weights; the second only if they were not trained further."""
 MAX_EMA_ERROR = 0.2
@@ -68,8 +72,9 @@ class TrainedModel:
         config.degradation; None: the null condition.
         options: overrides of config.sample, such as steps=25, guidance=2.0 or sampler="ddim" (with
         the defaults of that sampler); frames=8: frames of each sampling trajectory,
-        [n, 8, H, W, C].
+        [n, 8, H, W, C]. Raises ConfigError for what cannot be, such as seeds beyond 32 bits.
         """
+        n = numbers.integer("n", n, 1)
         cond = prompts.encode(self.experiment.conditions, n, label, prompt, attributes)
         return self.sample_cond(cond | self._hint(hint, n), n, seed, **options)
 
@@ -112,8 +117,10 @@ class TrainedModel:
         task = task or ("denoise" if mask is None else "inpaint")
         if task == "inpaint" and mask is None:
             raise ConfigError("mask: required for the task inpaint; white where pixels are missing")
+        n = numbers.integer("n", n, 1)
         cond = self.cond(n, label, prompt, attributes)
-        seeds, channels = seed + np.arange(n), self.experiment.shape[2]
+        seeds, channels = numbers.seeds("seed", seed, n), self.experiment.shape[2]
+        seed = int(seeds[0])
         if task == "edit":
             return self._restorer.edit(x, strength, missing, cond, seeds)
         if not degrade:
@@ -124,6 +131,15 @@ class TrainedModel:
         problem = tasks.from_clean(planes, task, missing, noise_std, same, x.shape[2])
         found = self._restorer.restore(problem, method, cond, seeds)
         return dataclasses.replace(found, truth=x)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the parameters, also the guide's: samples of other ones are other samples."""
+        found = 0
+        for leaf in jax.tree.leaves(self.weights):
+            flat = np.ascontiguousarray(leaf.addressable_data(0)).reshape(-1)
+            found = zlib.crc32(flat.view(np.uint8).data, found)
+        return f"{found:08x}"
 
     def on_local_devices(self) -> "TrainedModel":
         """The model on this process's devices alone, to be used independently of the others."""
@@ -172,9 +188,29 @@ class TrainedModel:
         latents, frames: return these instead of images, see `sampling.make_sample_fn`.
         """
         self._check_null(cond)
-        seeds = seed + np.arange(n, dtype=np.int64)
-        sample_fn = self._program(dict(latents=latents, frames=frames), options)
+        seeds = numbers.seeds("seed", seed, numbers.integer("n", n, 1))
+        for name, value in cond.items():
+            if len(value) != len(seeds):
+                raise ConfigError(f"{name}: {len(value)} conditions for {len(seeds)} images")
+        frames = numbers.integer("frames", frames)
+        sample_fn = self._program(dict(latents=latents, frames=frames), self._plain(options))
         return sample_fn(self.weights, seeds, cond)
+
+    def _plain(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Overrides of config.sample as plain Python values of the types there."""
+        known, found = self.experiment.config.sample, {}
+        for name, value in options.items():
+            if name not in known or name in FIXED:
+                raise ConfigError(f"{name}: not an option of sampling")
+            if isinstance(known[name], int):
+                found[name] = numbers.integer(name, value, LEAST.get(name))
+            elif isinstance(known[name], float):
+                found[name] = numbers.real(name, value)
+            elif isinstance(value, str):
+                found[name] = str(value)
+            else:
+                raise ConfigError(f"{name}: {value!r} is not a name")
+        return found
 
     def _program(self, kind: dict[str, Any], options: dict[str, Any]) -> SampleFn:
         """The compiled sampler with these overrides of config.sample, cached."""
@@ -182,8 +218,6 @@ class TrainedModel:
         if key not in self._programs:
             merged = self.experiment.config.sample.copy_and_resolve_references()
             for name, value in options.items():
-                if name not in merged or name in FIXED:
-                    raise ConfigError(f"{name}: not an option of sampling")
                 if name != "sampler":
                     merged[name] = value
                 elif value != merged.sampler.name:

@@ -1,7 +1,7 @@
 """Encodes user input (a class, a prompt, attributes) into the condition arrays of a model."""
 
 import difflib
-import operator
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,10 +9,13 @@ import numpy as np
 
 from vitdiff_jax.data import embeddings, pipeline, text
 from vitdiff_jax.experiment.config import ConfigError
+from vitdiff_jax.inference import numbers
 
 Cond = dict[str, np.ndarray]
 Label = int | str | Sequence[int | str] | np.ndarray
 Texts = str | Sequence[str]
+SHOWN = 12
+"""Names of classes or attributes in an error message, at most."""
 
 
 def encode(
@@ -93,12 +96,16 @@ def _repeat(flag: str, value: Any, n: int) -> list:
 
 def _class_index(label: int | str, names: Sequence[str]) -> int:
     """The index of a class, from its index or name."""
-    if isinstance(label, str) and label in names:
-        return names.index(label)
+    text = label.strip() if isinstance(label, str) else None
+    for name in (label, text):
+        if isinstance(name, str) and name in names:
+            return list(names).index(name)
     try:
-        number = operator.index(int(label) if isinstance(label, str) else label)
-    except (ValueError, TypeError):
-        raise ConfigError(f"label: unknown class {label!r}{_nearest(label, names)}") from None
+        if text is not None and not re.fullmatch("-?[0-9]+", text):  # int() reads "1_0" too
+            raise ValueError
+        number = int(text) if text is not None else numbers.integer("label", label)
+    except ValueError:
+        raise ConfigError(f"label: unknown class {label!r}{_known(label, names)}") from None
     if not -1 <= number < len(names):
         raise ConfigError(f"label: {label} is not in -1 (null class) to {len(names) - 1}")
     return number
@@ -110,14 +117,16 @@ def _attributes(text: str, names: Sequence[str]) -> np.ndarray:
     for item in filter(None, (part.strip() for part in text.split(","))):
         name = item.removeprefix("-").strip()
         if name not in names:
-            raise ConfigError(
-                f"attributes: unknown attribute {name!r}{_nearest(name, names)}; available:"
-                f" {', '.join(names)}"
-            )
+            raise ConfigError(f"attributes: unknown attribute {name!r}{_known(name, names)}")
         found[list(names).index(name)] = 0 if item.startswith("-") else 1
     return found
 
 
-def _nearest(name: Any, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(name), names, 1, 0.5)
-    return f"; did you mean {near[0]}?" if near else ""
+def _known(name: Any, names: Sequence[str]) -> str:
+    """For an error message: what `name` may stand for, and the names, if many the nearest."""
+    near = difflib.get_close_matches(str(name), names, SHOWN, 0.5)
+    guess = f"; did you mean {near[0]}?" if near else ""
+    if len(names) <= SHOWN:
+        return f"{guess}; available: {', '.join(names)}"
+    shown = list(dict.fromkeys([*near, *names]))[:SHOWN]
+    return f"{guess}; available: {', '.join(shown)} and {len(names) - SHOWN:,} more"

@@ -15,6 +15,7 @@ from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment import rules
 from vitdiff_jax.experiment.build import Experiment, config_errors
 from vitdiff_jax.experiment.config import ConfigError
+from vitdiff_jax.inference import numbers
 from vitdiff_jax.inference.sampling import (
     batch_size,
     dispatch_ahead,
@@ -247,6 +248,7 @@ class Restorer:
 
         strength: the time t to which it is noised. changed: bool [H, W], the pixels to edit.
         """
+        strength = numbers.real("strength", strength)
         if not 0 < strength < 1:
             raise ConfigError(f"strength: {strength} is not between 0 and 1")
         planes, n = to_planes(x, self.experiment.shape[2]), len(seeds)

@@ -71,22 +71,22 @@ def save_png(
 
     C: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. profile: an ICC profile; left out where its colour
     space is not that of the image.
-    text: text chunks of a uint8 image, by keyword.
+    text: text chunks, by keyword: Latin-1 of 1 to 79 letters.
     """
     if profile[16:20] != (b"GRAY" if image.shape[-1] < 3 else b"RGB "):
         profile = b""
     if image.dtype == np.uint16:
-        paths.write(path, _png16(image, profile))
+        paths.write(path, _png16(image, profile, text))
         return
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     chunks = PngImagePlugin.PngInfo()
     for keyword, value in text.items():
-        chunks.add_text(keyword, value, zip=True)
+        chunks.add_itxt(keyword, value, zip=True)
     picture.save(file := io.BytesIO(), format="PNG", icc_profile=profile or None, pnginfo=chunks)
     paths.write(path, file.getvalue())
 
 
-def _png16(image: np.ndarray, profile: bytes) -> bytes:
+def _png16(image: np.ndarray, profile: bytes, text: Mapping[str, str]) -> bytes:
     """uint16 [H, W, C] as a PNG file; Pillow writes 16 bits for grey images only.
 
     Each byte is stored as its difference to the previous pixel's (PNG's filter "Sub").
@@ -99,6 +99,7 @@ def _png16(image: np.ndarray, profile: bytes) -> bytes:
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)),
         *([(b"iCCP", b"ICC Profile\0\0" + zlib.compress(profile))] if profile else []),
+        *((b"iTXt", _international(*chunk)) for chunk in text.items()),
         (b"IDAT", zlib.compress(lines.tobytes())),
         (b"IEND", b""),
     ]
@@ -106,6 +107,11 @@ def _png16(image: np.ndarray, profile: bytes) -> bytes:
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         for name, data in chunks
     )
+
+
+def _international(keyword: str, text: str) -> bytes:
+    """The contents of a compressed text chunk in UTF-8, without a language."""
+    return keyword.encode("latin-1") + b"\0\1\0\0\0" + zlib.compress(text.encode())
 
 
 def save_npz(path: epath.Path, images: np.ndarray) -> None:

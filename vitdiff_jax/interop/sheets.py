@@ -47,14 +47,23 @@ class Sheet:
         return image_lib.grid(joined, self.columns)
 
 
-def write(path: epath.Path, sheet: Sheet) -> None:
-    """Write a sheet as a PNG file, atomically."""
+def write(path: epath.Path, sheet: Sheet, text: Mapping[str, str] = {}) -> None:
+    """Write a sheet as a PNG file, atomically; text: further text chunks, by keyword."""
     n, p, h, w, _ = sheet.images.shape
     known = {
         "kind": sheet.kind, "shape": [n, p, h, w], "columns": sheet.columns,
         "names": list(sheet.names), "about": dict(sheet.about),
     }  # fmt: skip
-    image_lib.save_png(path, sheet.pixels, text={KEY: json.dumps(known)})
+    image_lib.save_png(path, sheet.pixels, text={KEY: json.dumps(known), **text})
+
+
+def is_sheet(data: bytes) -> bool:
+    """Whether a file is a sheet; its pixels are not read. False for what is no image."""
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            return KEY in file.info
+    except Exception:  # Pillow raises all kinds of errors for damaged files
+        return False
 
 
 def read(path: epath.Path) -> Sheet | None:

@@ -8,132 +8,26 @@ held-out images.
 import dataclasses
 import functools
 import importlib
-import itertools
 import pathlib
 import time
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from vitdiff_jax.data import image_files
 from vitdiff_jax.data.pipeline import DataError
 from vitdiff_jax.evaluation.metric import Measure, Measured
-from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import model as model_lib
+from vitdiff_jax.inference import numbers, pairs, provenance
 from vitdiff_jax.inference.evaluator import Evaluator, measure, of_pictures, sampled, versions
+from vitdiff_jax.inference.sampling import SamplingError
+from vitdiff_jax.inference.sweep import Row, rows, trained_row
 from vitdiff_jax.interop.images import NpzWriter, check_npz
 from vitdiff_jax.reporting import plots
 from vitdiff_jax.runtime import logs, parallel, paths, tables
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """Sampling settings: a row of the sweep."""
-
-    guidance: float
-    guidance_low: float
-    guidance_high: float
-    ema: float | None
-    ema_width: float | None  # instead of ema
-    sampler: str
-    steps: int
-
-    def options(self) -> dict[str, Any]:
-        """Options of `TrainedModel.sample_cond`."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in self.which_ema()}
-
-    def which_ema(self) -> dict[str, float | None]:
-        """Arguments of `inference.model.load`."""
-        return {"ema": self.ema, "ema_width": self.ema_width}
-
-    def _settings(self) -> dict[str, str]:
-        """{setting in words: short, for file names}."""
-        low, high, scale = map(_short, (self.guidance_low, self.guidance_high, self.guidance))
-        ema = f"EMA {self.ema}" if self.ema_width is None else f"EMA width {self.ema_width}"
-        return {
-            f"guidance {scale}": f"guidance{scale}",
-            f"guidance interval [{low}, {high}]": f"interval{low}-{high}",
-            ema: ema.lower().replace(" ", ""),
-            self.sampler: self.sampler,
-            f"{self.steps} steps": f"{self.steps}steps",
-        }
-
-    def differences(self, base: "Row | None") -> dict[str, str]:
-        """{in words: short} of the settings that differ from `base`; None: of all."""
-        known = base._settings() if base else {}
-        return {words: short for words, short in self._settings().items() if words not in known}
-
-
-def _short(value: float) -> str:
-    return str(value).removesuffix(".0")
-
-
-def base_row(config: ConfigDict) -> Row:
-    """The settings of config.sample."""
-    given, width = config.sample, config.sample.ema_width
-    ema = float(experiment_lib.sampled_ema(config)) if width is None else None
-    return Row(
-        float(given.guidance), float(given.guidance_low), float(given.guidance_high), ema, width,
-        given.sampler.name, given.steps,
-    )  # fmt: skip
-
-
-def _trained_row(workdir: epath.Path) -> Row | None:
-    """The settings in the workdir's config.json, as plain JSON: no code is run for a name."""
-    try:
-        return base_row(ConfigDict(tables.read(workdir / "config.json")))
-    except (ValueError, LookupError, AttributeError, TypeError):  # an older version wrote it
-        return None
-
-
-def rows(config: ConfigDict) -> list[Row]:
-    """All combinations of config.evaluate.sweep; empty entries take the value of config.sample."""
-    base, sweep = base_row(config), config.evaluate.sweep
-    _check_sweep(config)
-    emas = [(float(d), None) for d in sweep.ema] + [(None, float(w)) for w in sweep.ema_width]
-    product = itertools.product(
-        emas or [(base.ema, base.ema_width)], sweep.sampler or (base.sampler,),
-        sweep.steps or (base.steps,), sweep.interval or ((base.guidance_low, base.guidance_high),),
-        sweep.guidance or (base.guidance,),
-    )  # fmt: skip
-    return [
-        Row(float(guidance), float(low), float(high), *ema, sampler, steps)
-        for ema, sampler, steps, (low, high), guidance in product
-    ]
-
-
-def _check_sweep(config: ConfigDict) -> None:
-    """Reject invalid values before sampling."""
-    sweep, known = config.evaluate.sweep, [float(decay) for decay in config.train.ema]
-
-    def number(value):
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-    def pair(value):
-        return isinstance(value, (tuple, list)) and len(value) == 2 and all(map(number, value))
-
-    wanted = {
-        "guidance": (number, "a number"),
-        "interval": (pair, "a pair (low, high)"),
-        "ema": (lambda value: number(value) and float(value) in known, f"one of train.ema {known}"),
-        "steps": (lambda value: isinstance(value, int) and value >= 1, "a positive integer"),
-    }
-    for key, (good, what) in wanted.items():
-        for value in sweep[key]:
-            if not good(value):
-                raise ConfigError(f"config.evaluate.sweep.{key}: {value!r} is not {what}")
-    if sweep.ema and sweep.ema_width:
-        raise ConfigError(
-            "config.evaluate.sweep.ema_width: sweep either ema or ema_width, they are alternatives"
-        )
-    for name in sweep.sampler:
-        key = "config.evaluate.sweep.sampler"
-        config_lib.find(config_lib.COMPONENTS["sample.sampler"], key, name)
 
 
 def main(
@@ -147,8 +41,8 @@ def main(
     """Print a table, write evaluation.json with all settings and, for a sweep, evaluation.png.
 
     --samples: a folder, zip or .npz file of images to evaluate instead of a model. --truth: ground
-    truth in the same order, for psnr, ssim and lpips. --npz: also write the samples, in the format
-    of ADM's evaluator.
+    truth, in files of the same names, for psnr, ssim and lpips. --npz: also write the samples, in
+    the format of ADM's evaluator.
     """
     start = time.monotonic()
     if truth and not samples:
@@ -167,39 +61,73 @@ def main(
     report["versions"] = versions()
     path = workdir / "evaluation.json"
     if jax.process_index() == 0:
+        provenance.set_aside(path, report["made"])
         tables.write(path, report)
         if len(report["rows"]) > 1:
-            plots.sweep(path.with_suffix(".png"), report)
+            plots.sweep(path.with_suffix(".png"), report, provenance.chunk(report["made"]))
     logs.say(f"results in {path}")
 
 
 def _of_model(config: ConfigDict | None, workdir: epath.Path, npz: bool) -> dict[str, Any]:
     """The report on samples of a trained model, one row per combination of settings."""
     stored = config_lib.read(workdir / "config.json") if config is None else config
-    sweep, base = rows(stored), _trained_row(workdir)
+    sweep, base = rows(stored), trained_row(workdir)
     model = model_lib.load(workdir, config, **sweep[0].which_ema())
     known = model.experiment
     evaluator = Evaluator(known.config, workdir, model.mesh)
+    evaluator.check_unpaired()
+    numbers.seeds("config.evaluate.seed", known.config.evaluate.seed, known.config.evaluate.images)
     dataset = evaluator.setting.dataset
     model_lib.check_data({"shape": known.image_shape, "conditions": known.conditions}, dataset)
-    found, loaded = [], sweep[0].which_ema()
+    found, loaded, keeps, last = [], sweep[0].which_ema(), [], None
+    parameters = []
     for row in sweep:
         if row.which_ema() != loaded:
             loaded = row.which_ema()
             model = model_lib.load(workdir, config, **loaded)
-        began = time.monotonic()
-        measured = _measure_row(model, evaluator, row, row.differences(base), npz)
-        numbers = evaluator.results(measured)
-        seconds = round(time.monotonic() - began, 1)
+        began, made = time.monotonic(), _record(model, row)
+        parameters.append(model.digest)
+        keeps.append(_keep(evaluator, row.differences(base), made))
+        result: dict[str, Any] = {"results": {}}
+        try:
+            last = _measure_row(model, evaluator, row, row.differences(base), npz, keeps[-1], made)
+            result["results"] = evaluator.results(last)
+        except SamplingError as error:  # the other rows may be good
+            if row == sweep[-1] and last is None:
+                raise
+            logs.say(f"warning: no result of this row: {error}")
+            result["failed"] = str(error)
+        result["seconds"] = round(time.monotonic() - began, 1)
         calls = {"network_calls": _calls(known.config, row)}
-        found.append(dataclasses.asdict(row) | calls | {"results": numbers, "seconds": seconds})
-    for line in evaluator.warnings(measured, known.image_shape, dataset.crop, False):
+        found.append(dataclasses.asdict(row) | calls | result)
+    assert last is not None
+    for line in evaluator.warnings(last, known.image_shape, dataset.crop, False):
         logs.say(f"warning: {line}")
-    report = _report(evaluator, found, measured.count)
+    report = _report(evaluator, found, last.count)
     if jax.process_index() == 0:
-        for row in sweep:
-            _partial(evaluator, row.differences(base)).unlink(missing_ok=True)
-    return report | {"step": model.step, "sample": known.config.sample.to_dict()}
+        for keep in keeps:
+            keep.unlink(missing_ok=True)
+    made = _command(known.config, model.step, parameters=parameters)
+    about = {"step": model.step, "sample": known.config.sample.to_dict(), "made": made}
+    return report | about
+
+
+def _command(config: ConfigDict, step: int | None, **what: Any) -> provenance.Record:
+    """The record of a report."""
+    return provenance.record(
+        "evaluate", step, data=provenance.of_data(config), evaluate=config.evaluate.to_dict(),
+        sample=config.sample.to_dict(), **what,
+    )  # fmt: skip
+
+
+def _record(model: model_lib.TrainedModel, row: Row) -> provenance.Record:
+    """The record of the samples of a row."""
+    config = model.experiment.config
+    return provenance.record(
+        "evaluate", model.step, parameters=model.digest, settings=row.of_sampling(config),
+        data=provenance.of_data(config), seed=config.evaluate.seed, n=config.evaluate.images,
+        labels=config.evaluate.labels,
+    )  # fmt: skip
 
 
 def _calls(config: ConfigDict, row: Row) -> int:
@@ -212,16 +140,17 @@ def _calls(config: ConfigDict, row: Row) -> int:
 
 
 def _measure_row(
-    model: model_lib.TrainedModel, evaluator: Evaluator, row: Row, names: dict[str, str], npz: bool
-) -> Measured:
+    model: model_lib.TrainedModel, evaluator: Evaluator, row: Row, names: dict[str, str], npz: bool,
+    keep: epath.Path, made: provenance.Record,
+) -> Measured:  # fmt: skip
     """Sample and measure a row; npz: also write the samples into evaluation/.
 
-    names: `Row.differences`.
+    names: `Row.differences`. keep: the file of the statistics so far.
     """
     config, dataset = model.experiment.config, evaluator.setting.dataset
-    count, keep = config.evaluate.images, _partial(evaluator, names)
-    stem = "-".join([f"samples-step{model.step}", *names.values()])
-    target, shape = evaluator.home / f"{stem}.npz", (count, *model.experiment.image_shape)
+    count, stem = config.evaluate.images, "-".join([f"samples-step{model.step}", *names.values()])
+    target = provenance.free(evaluator.home / f"{stem}.npz", made)
+    shape = (count, *model.experiment.image_shape)
     sample = functools.partial(model.sample_cond, **row.options())
     batches = sampled(sample, config, dataset, count)
     writes = npz and jax.process_index() == 0
@@ -229,7 +158,7 @@ def _measure_row(
         keep.unlink(missing_ok=True)  # measured earlier, but not written
 
     def written(first):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        provenance.write_beside(target, made)
         writer = NpzWriter(target, shape)
         for batch in batches(first):
             writer.write(first, batch.images)
@@ -237,42 +166,42 @@ def _measure_row(
             yield batch
 
     logs.say(f"sampling {count:,} images" + (f": {', '.join(names)}" if names else ""))
-    about = {
-        "step": model.step, "row": dataclasses.asdict(row), "seed": config.evaluate.seed,
-        "labels": config.evaluate.labels, "sample": config.sample.to_dict(), "npz": npz,
-        "mark": dataset.mark,
-    }  # fmt: skip
+    about = {"made": provenance.digest(made), "npz": npz, "mark": dataset.mark}
     measured = measure(evaluator.parts, count, written if writes else batches, keep, about)
     if writes and paths.partial_path(target).exists():
         NpzWriter(target, shape).close(count)
     return measured
 
 
-def _partial(evaluator: Evaluator, names: dict[str, str]) -> epath.Path:
-    """The file of a row's statistics so far."""
-    return evaluator.home / f"{'-'.join(['row', *names.values()])}.npz"
+def _keep(evaluator: Evaluator, names: dict[str, str], made: provenance.Record) -> epath.Path:
+    """The file of a row's statistics so far; names: `Row.differences`."""
+    return evaluator.home / f"{'-'.join(['row', *names.values(), provenance.digest(made)])}.npz"
 
 
 def _of_pictures(
     config: ConfigDict, workdir: epath.Path, samples: pathlib.Path, truth: pathlib.Path | None
 ) -> dict[str, Any]:
     """The report on images from files."""
-    images = image_files.open_images(samples, "--samples")
-    true = image_files.open_images(truth, "--truth") if truth else None
+    images, true = pairs.open_pair(samples, truth)
     if len(images) < 2:
         raise DataError(f"--samples: {images.origin} are too few, at least 2 are required")
-    if true and (len(true), true.shape) != (len(images), images.shape):
-        raise DataError(
-            f"--truth: {true.origin} of {true.shape}, but the samples are {images.origin} of"
-            f" {images.shape}"
-        )
     evaluator = Evaluator(config, workdir, parallel.make_mesh())
+    if truth is None:
+        evaluator.check_unpaired()
+    if truth is not None and not any(getattr(m, "paired", False) for m in evaluator.metrics):
+        raise ConfigError(
+            "--truth: no metric of config.evaluate.metrics compares pairs; add psnr, ssim or lpips,"
+            " or omit it"
+        )
     logs.say(f"measuring {images.origin}")
     measured = measure(evaluator.parts, len(images), of_pictures(images, true), None, {})
     found = [{"samples": str(samples), "results": evaluator.results(measured)}]
     for line in evaluator.warnings(measured, images.shape, None, images.lossy):
         logs.say(f"warning: {line}")
-    return _report(evaluator, found, len(images)) | {"truth": str(truth) if truth else None}
+    about = {"samples": pairs.stamp(samples), "truth": truth and pairs.stamp(truth)}
+    made = _command(config, None, **about)
+    report = _report(evaluator, found, len(images))
+    return report | {"truth": str(truth) if truth else None, "made": made}
 
 
 def _report(evaluator: Evaluator, found: list[dict[str, Any]], count: int) -> dict[str, Any]:
@@ -295,7 +224,9 @@ def _report(evaluator: Evaluator, found: list[dict[str, Any]], count: int) -> di
     }
 
 
-def _best(metric: Measure, found: list[dict[str, Any]]) -> int:
-    """Index of the row with the best value of the first metric."""
+def _best(metric: Measure, found: list[dict[str, Any]]) -> int | None:
+    """Index of the row with the best value of the first metric; None if none has one."""
     sign = -1 if metric.higher_is_better else 1
-    return int(np.argmin([sign * row["results"][metric.name]["value"] for row in found]))
+    values = [row["results"].get(metric.name, {}).get("value") for row in found]
+    known = {i: sign * value for i, value in enumerate(values) if tables.is_finite(value)}
+    return min(known, key=known.__getitem__, default=None)

@@ -92,7 +92,7 @@ def _head(workdir: epath.Path) -> tuple[str, Facts]:
     best = _at(evaluation, "rows", _at(evaluation, "best"), "results")
     for name in list(best)[:2] if isinstance(best, dict) else ():
         value = _at(evaluation, "rows", _at(evaluation, "best"), "results", name, "value")
-        facts += [(name, f"{value:.4f}")] if isinstance(value, float) else []
+        facts += [(name, f"{value:.4f}")] if tables.is_finite(value) else []
     model, data = _at(config, "model", "name"), _data(workdir)
     lead = f"Model {model}, trained on {data}" if model and data else "A run of vitdiff_jax"
     return lead, Facts(facts)
@@ -118,7 +118,7 @@ def _metrics(workdir: epath.Path) -> tuple[list[Json], int]:
     for line in text.splitlines(True):
         try:
             values = json.loads(line)
-            numbers = {key: v for key, v in values.items() if isinstance(v, (int, float))}
+            numbers = {key: v for key, v in values.items() if tables.is_finite(v)}
             found.append(numbers | {"step": int(values["step"])})
         except (ValueError, LookupError, TypeError, AttributeError):
             bad += line.endswith("\n")
@@ -172,11 +172,12 @@ def _evaluation(workdir: epath.Path) -> Iterator[Part]:
     if report := tables.read(workdir / "evaluation.json"):
         rows, best, found = report["rows"], report["best"], report["real_images"]
         if len(rows) > 1:
-            for metric in rows[0]["results"]:
-                values = [row["results"][metric]["value"] for row in rows]
-                known = [value for value in values if value is not None]
-                ends = f"{min(known):.4g} to {max(known):.4g}"
-                words = f"{metric} of {len(rows)} sampling settings: {ends}."
+            for metric in dict.fromkeys(name for row in rows for name in row["results"]):
+                values = [row["results"].get(metric, {}).get("value") for row in rows]
+                known = [value for value in values if tables.is_finite(value)]
+                ends = f"{min(known):.4g} to {max(known):.4g}" if known else "no number"
+                missing = f", none of {len(rows) - len(known)}" if len(known) < len(rows) else ""
+                words = f"{metric} of {len(rows)} sampling settings: {ends}{missing}."
                 yield Plot(plots.sweep_panel(report, metric), words, metric)
         real = (found["of"], found["results"]) if found else None
         head, *cells = tables.of_evaluation(rows, real, best)

@@ -8,10 +8,11 @@
 All settings and results are recorded in restoration.json.
 """
 
+import hashlib
 import itertools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,24 +21,28 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from vitdiff_jax import restoration
 from vitdiff_jax.data import card, gather, listing, photos
 from vitdiff_jax.data.files import Folder
-from vitdiff_jax.evaluation.metric import Batch, Measure, Measured, Setting
+from vitdiff_jax.data.pipeline import DataError
+from vitdiff_jax.evaluation.metric import Setting
 from vitdiff_jax.experiment import build as experiment_lib
-from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment.config import ConfigError
+from vitdiff_jax.inference import benchmark, inputs, numbers, provenance
 from vitdiff_jax.inference import model as model_lib
-from vitdiff_jax.inference import tasks
 from vitdiff_jax.inference.evaluator import versions
-from vitdiff_jax.inference.restoring import Method, Restored, program, with_hint
+from vitdiff_jax.inference.restoring import Method, RestorationError, Restored
 from vitdiff_jax.interop import images as image_lib
+from vitdiff_jax.modes import report
 from vitdiff_jax.runtime import logs, tables
 
 SHOWN = 8
-"""Maximum number of images in a benchmark's figure, and of samples next to a restored image."""
+"""Maximum number of samples next to a restored image."""
 WHITE = 0.5
 """The standard deviation, in units of [-1, 1], that is white in an uncertainty map."""
+FAILURES = {kind.__name__: kind for kind in (ConfigError, DataError, RestorationError)}
+"""Of one picture among many, which do not stop the others."""
+NAMED = 3
+"""Pictures that an error message names, at most."""
 
 
 def main(
@@ -66,6 +71,7 @@ def main(
     """
     if n < 1:
         raise ConfigError(f"--n: {n} is less than 1")
+    numbers.seeds("--seed", seed, n)
     model = model_lib.load(workdir, config)
     model.check_pixels()
     if input is None:
@@ -78,56 +84,130 @@ def main(
     _restore_all(model, workdir, input, task, how)
 
 
+def _record(
+    model: model_lib.TrainedModel, keys: Iterable[str], **settings: Any
+) -> provenance.Record:  # fmt: skip
+    """The record of a command. keys: of config.restore. settings: others."""
+    config = model.experiment.config
+    of_restore = {"restore": {key: config.restore.to_dict()[key] for key in keys}}
+    return provenance.record(
+        "restore", model.step, parameters=model.digest, **settings,
+        settings=provenance.of_sampling(config) | of_restore,
+    )  # fmt: skip
+
+
 def _restore_all(model, workdir, given: pathlib.Path, task: str | None, how) -> None:
-    """Restore the user's images, one at a time per process, on its local devices."""
-    places = list(_places(photos.find(given), given, workdir / "restored").items())
+    """Restore the user's images, one at a time per process, on its local devices.
+
+    One that cannot be restored does not stop the others; it is named at the end.
+    """
+    if how["method"]:
+        Method.parse(how["method"])  # one error for all images
+    model.cond(how["n"], how["label"], how["prompt"], how["attributes"])
+    home, made, places = _plan(model, workdir, given, task, how)
     if given.is_dir():
         for line in card.of_inputs(listing.images(Folder(given)), given):
             logs.say(line)
     local, processes, rows = model.on_local_devices(), jax.process_count(), []
     for first in range(0, len(places), processes):
-        now = places[first : first + processes]
-        mine = [_restored(*place, local, task, how) for place in now[jax.process_index() :][:1]]
+        now = list(places.items())[first : first + processes]
+        mine = [
+            _tried(path, home / stem, local, task, how, made[path])
+            for path, stem in now[jax.process_index() :][:1]
+        ]
         for (path, stem), about in zip(now, itertools.chain(*gather.allgather_objects(mine))):
-            where = {"input": str(path), "restored": f"{stem.relative_to(workdir)}.png"}
+            where = {"input": str(path)}
+            if "failed" in about and len(places) > 1:
+                logs.say(f"not restored: {_reason(where | about)}")
+            elif "failed" not in about:
+                where["restored"] = f"{home.name}/{stem}.png"
+                logs.say(_line(path, home / stem, about))
             rows.append(where | about)
-            logs.say(
-                f"{path.name} -> {stem}.png: {about['task']} by {about['method']}, noise std"
-                f" {about.get('noise_std', 0):.3f}, {about['seconds']:.1f} s,"
-                f" {about['memory'] / 2**20:.0f} MiB per sample"
-            )
-        _report(workdir, {"rows": rows}, model)
+        if any("failed" not in row for row in rows):
+            _report(workdir, {"rows": rows, "made": made[None]}, model)
+    _check(rows, home, workdir)
 
 
-def _restored(
-    path: pathlib.Path, stem: epath.Path, model: model_lib.TrainedModel, task: str | None, how: Any
-) -> dict[str, Any]:
-    """Restore an image into files that start with `stem`; returns how."""
-    photo = photos.read(path)
-    found = model.restore(photo.x, task, **how)
+def _line(path: pathlib.Path, stem: epath.Path, about: dict[str, Any]) -> str:
+    return (
+        f"{path.name} -> {stem}.png: {about['task']} by {about['method']}, noise std"
+        f" {about.get('noise_std', 0):.3f}, {about['seconds']:.1f} s,"
+        f" {about['memory'] / 2**20:.0f} MiB per sample"
+    )
+
+
+def _check(rows: Sequence[dict[str, Any]], home: epath.Path, workdir: epath.Path) -> None:
+    """Raise an error that names the images that were not restored, if there are any."""
+    failed = [row for row in rows if "failed" in row]
+    if len(failed) == len(rows):
+        raise FAILURES[failed[0]["error"]](failed[0]["failed"])
+    if failed:
+        report.at_end(workdir)
+        lines = map(_reason, failed[:NAMED])
+        more = f"; {len(failed) - NAMED} more in restoration.json" if len(failed) > NAMED else ""
+        raise RestorationError(
+            f"{len(failed)} of {len(rows)} images not restored: {'; '.join(lines)}{more}"
+            f" (the others are in {home})"
+        )
+
+
+def _reason(row: dict[str, Any]) -> str:
+    """Which image could not be restored, and why."""
+    why = row["failed"].removeprefix(f"{row['input']}: ")
+    return f"{pathlib.Path(row['input']).name}: {why}"
+
+
+def _tried(path, stem: epath.Path, model, task: str | None, how, made) -> dict[str, Any]:
+    """Restore an image into files that start with `stem`; returns how, or why not."""
+    try:
+        photo = photos.read(path)
+        found = model.restore(photo.x, task, **how)
+    except tuple(FAILURES.values()) as error:
+        return {"failed": str(error), "error": _kind(error)}
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        why = f"{path}: too large for this machine's memory; --config.restore.tiles=64 needs less"
+        return {"failed": why, "error": RestorationError.__name__}
     stem.parent.mkdir(parents=True, exist_ok=True)
-    _write(stem, photo, found)
+    _write(stem, photo, found, made)
     return found.about
 
 
-def _places(
-    paths: list[pathlib.Path], given: pathlib.Path, home: epath.Path
-) -> dict[pathlib.Path, epath.Path]:
-    """The output path of each image, without suffix; a.png and a.jpg do not collide."""
-    if given.resolve().is_relative_to(pathlib.Path(home).resolve()):
-        raise ConfigError(f"--input: {given} is in the output folder; it would be overwritten")
-    below = {path: path.relative_to(given) if path != given else path.name for path in paths}
-    stems = {path: (home / name).with_suffix("") for path, name in below.items()}
-    twice = [stem for stem in stems.values() if list(stems.values()).count(stem) > 1]
-    return {path: stem if stem not in twice else home / below[path] for path, stem in stems.items()}
+def _kind(error: Exception) -> str:
+    return next(name for name, kind in FAILURES.items() if isinstance(error, kind))
 
 
-def _write(stem: epath.Path, photo: photos.Photo, found: Restored) -> None:
+def _plan(
+    model, workdir: epath.Path, given: pathlib.Path, task: str | None, how: dict[str, Any]
+) -> tuple[epath.Path, dict[Any, provenance.Record], dict[pathlib.Path, pathlib.PurePath]]:
+    """(the output folder, the record of each image, of all at None, their paths in the folder).
+
+    The folder is restored/, or another one if a file there is of another result.
+    """
+    stems = inputs.stems(inputs.find(given, workdir), given, ends := inputs.endings(how["n"]))
+    settings = {key: how[key] for key in ("method", "noise_std", "degrade", "n", "seed")}
+    settings |= {"strength": how["strength"]} if task == "edit" else {}
+    made = _record(
+        model, ("steps", "overlap"), task=task, **settings,
+        mask=inputs.digest(how["mask"]) if how["mask"] else None,
+        condition={key: how[key] for key in ("label", "prompt", "attributes")},
+    )  # fmt: skip
+    of_each = {path: made | {"source": path.name, "sha256": inputs.digest(path)} for path in stems}
+    all_of_them = hashlib.sha256("".join(sorted(m["sha256"] for m in of_each.values())).encode())
+    made |= {"source": given.name, "sha256": all_of_them.hexdigest()[:16]}
+    files = {f"{stem}{end}.png": of_each[path] for path, stem in stems.items() for end in ends}
+    home = provenance.free_folder(workdir / "restored", files, made)
+    return home, {**of_each, None: made}, stems
+
+
+def _write(stem: epath.Path, photo: photos.Photo, found: Restored, made: provenance.Record) -> None:
     """Write the restored image in the format of the input, the samples and a comparison sheet.
 
     In parallel threads: encoding a PNG takes 0.4 s per megapixel and releases the GIL.
     """
     pictures, sheets, shown = {"": found.mean}, {}, [found.degraded, found.mean]
+    shows = {"": "restored", "-uncertainty": "uncertainty", "-beside": "beside"}
     if (n := len(found.samples)) > 1:
         pictures |= {f"-{i + 1}": image for i, image in enumerate(found.samples)}
         uncertain = np.clip(found.std / WHITE, 0, 1) * 2 - 1
@@ -141,10 +221,11 @@ def _write(stem: epath.Path, photo: photos.Photo, found: Restored) -> None:
 
     def save(name):
         path = stem.with_name(f"{stem.name}{name}.png")
+        text = provenance.chunk(made, shows=shows.get(name, f"sample {name[1:]}"))
         if name in sheets:
-            image_lib.save_png(path, sheets[name])
+            image_lib.save_png(path, sheets[name], text=text)
         else:
-            image_lib.save_png(path, photos.encode(photo, pictures[name]), photo.profile)
+            image_lib.save_png(path, photos.encode(photo, pictures[name]), photo.profile, text)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         written = [pool.submit(save, name) for name in [*sheets, *pictures]]
@@ -152,10 +233,12 @@ def _write(stem: epath.Path, photo: photos.Photo, found: Restored) -> None:
         one.result()
 
 
-def _report(workdir: epath.Path, report: dict[str, Any], model: model_lib.TrainedModel) -> None:
+def _report(workdir: epath.Path, found: dict[str, Any], model: model_lib.TrainedModel) -> None:
     if jax.process_index() == 0:
+        path = workdir / "restoration.json"
+        provenance.set_aside(path, found["made"])
         about = {"step": model.step, "config": model.experiment.config.restore.to_dict()}
-        tables.write(workdir / "restoration.json", report | about | {"versions": versions()})
+        tables.write(path, found | about | {"versions": versions()})
 
 
 def _compare(model: model_lib.TrainedModel, workdir: epath.Path) -> None:
@@ -164,93 +247,26 @@ def _compare(model: model_lib.TrainedModel, workdir: epath.Path) -> None:
     if not config.tasks:
         raise ConfigError("--input: required, or config.restore.tasks for a benchmark of methods")
     methods = [Method.parse(text) for text in config.methods]
+    data: Any = None
+    measures = benchmark.metrics(config.metrics, lambda: Setting(lambda: data, model.mesh))
     data = experiment_lib.dataset(model.experiment.config)
     model_lib.check_data(
         {"shape": model.experiment.shape, "conditions": model.experiment.conditions}, data
     )
     for line in card.changed(workdir, data):
         logs.say(line)
-    metrics, rows = _metrics(config.metrics, Setting(lambda: data, model.mesh)), []
-    count = min(config.images, len(data.heldout))
-    for task in config.tasks:
-        for row in _compare_on(task, methods, model, data, metrics, workdir / "restored"):
+    keys = set(config) - {"batch", "tiles"}  # which change nothing
+    made = _record(model, keys, data=provenance.of_data(model.experiment.config))
+    pictures = {task: benchmark.picture_of(task) for task in config.tasks}
+    files = {pictures[task]: made | {"task": task} for task in config.tasks}
+    home = provenance.free_folder(workdir / "restored", files, made)
+    count, rows = min(config.images, len(data.heldout)), []
+    for task, name in pictures.items():
+        of_task = made | {"task": task}
+        for row in benchmark.compare(task, methods, model, data, measures, home / name, of_task):
             rows.append(row)
-            counts = {"images": count, "shown": min(SHOWN, count)}
-            _report(workdir, {"rows": rows} | counts, model)
+            counts = {"images": count, "shown": min(benchmark.SHOWN, count)}
+            _report(workdir, {"rows": rows, "made": made} | counts, model)
     for line in tables.aligned(tables.of_restoration(rows)):
         logs.say(line)
     logs.say(f"results in {workdir / 'restoration.json'}")
-
-
-def _compare_on(task, methods, model, data, metrics, home) -> Iterator[dict[str, Any]]:
-    """A row for the degraded images, and one for each applicable method."""
-    parts = list(_degraded(task, model.experiment, data))
-    truth, shown = [part[0] for part in parts], [part[2] for part in parts]
-    noise_std = parts[0][1].noise_std
-    name = "".join(c if c.isalnum() or c in "-." else "_" for c in task)
-    about = {"task": task, "noise_std": noise_std, "picture": f"restored/{name}.png"}
-    yield about | {"method": "degraded"} | _measured(shown, truth, metrics)
-    columns = [shown]
-    for method in _serving(task, parts[0][1].operator, methods, model):
-        run = program(
-            model.experiment, model.mesh, method, parts[0][1].operator, data.shape,
-            model.experiment.config.restore.batch,
-        )  # fmt: skip
-        found, first = [], 0
-        for x, degraded, image in parts:
-            seeds = np.arange(first, first + len(x))
-            cond = with_hint(model.experiment, model.cond(len(x)), image)
-            found.append(
-                run(model.weights, seeds, cond, degraded.y, degraded.operator, degraded.noise_std)
-            )
-            first += len(x)
-        columns.append(found)
-        costs = run.costs() | {"network_calls": method.nfe(model.experiment.config.restore.steps)}
-        logs.say(f"{task}, {method.text}: {first} images, {costs['seconds']} s each")
-        yield about | {"method": method.text} | costs | _measured(found, truth, metrics)
-    if jax.process_index() == 0:
-        home.mkdir(parents=True, exist_ok=True)
-        columns.append(truth)
-        images = np.stack([np.concatenate(column)[:SHOWN] for column in columns], 1)
-        sheet = np.asarray(image_lib.to_uint8(images.reshape(-1, *data.shape)))
-        image_lib.save_png(home / f"{name}.png", image_lib.grid(sheet, len(columns)))
-
-
-def _degraded(
-    task: str, experiment, data
-) -> Iterator[tuple[np.ndarray, tasks.InverseProblem, np.ndarray]]:
-    """Batches of (clean images, their inverse problem, the measurements as images)."""
-    config = experiment.config.restore
-    count = min(config.images, len(data.heldout))
-    for part in gather.read(data.heldout, range(count), config.batch):
-        x, first = np.asarray(image_lib.from_uint8(part["image"])), int(part["index"][0])
-        found = tasks.from_clean(x, task, None, config.noise_std, first + np.arange(len(x)))
-        yield x, found, found.images
-
-
-def _serving(task, operator, methods, model) -> Iterator[Method]:
-    """The applicable ones of the given methods; of all methods if none are given."""
-    hint = "hint" in model.experiment.conditions
-    for method in methods or [Method(name, {}) for name in restoration.methods()]:
-        traits = restoration.module(method.name).TRAITS
-        if traits.supports(operator) and (hint or not traits.hint):
-            yield method
-        elif methods:
-            logs.say(f"{task}: {method.text} is not applicable and skipped")
-
-
-def _metrics(names: tuple[str, ...], setting: Setting) -> list[Measure]:
-    """The metrics of config.restore.metrics, which compare pairs of images."""
-    with experiment_lib.config_errors("config.restore.metrics: "):
-        place = config_lib.METRICS
-        return [config_lib.find(place, "config.restore.metrics", n)(setting) for n in names]
-
-
-def _measured(found, truth, metrics: list[Measure]) -> dict[str, Any]:
-    """{"results": {metric: values}} of batches of restored images and their ground truth."""
-    measured = Measured([part for metric in metrics for part in metric.parts], len(truth))
-    with experiment_lib.config_errors("config.restore.metrics: "):
-        for images, true in zip(found, truth):
-            images, true = (np.asarray(image_lib.to_uint8(a)) for a in (images, true))
-            measured.update(Batch(images, {}, true))
-        return {"results": {m.name: m.result(measured.of(m), ()) for m in metrics}}

@@ -14,13 +14,13 @@ from vitdiff_jax.data import card
 from vitdiff_jax.evaluation import memorisation
 from vitdiff_jax.experiment.build import dataset, pixel_dataset
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference import prompts
+from vitdiff_jax.inference import numbers, prompts, provenance
 from vitdiff_jax.inference.model import TrainedModel, check_data, load
 from vitdiff_jax.inference.sampling import class_names, restored_sheet, samples_sheet
 from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.interop import sheets
 from vitdiff_jax.interop.sheets import Sheet
-from vitdiff_jax.runtime import logs, paths
+from vitdiff_jax.runtime import logs, paths, tables
 
 
 def main(
@@ -46,24 +46,32 @@ def main(
     """
     if n < 1:
         raise ConfigError(f"--n: {n} is less than 1")
+    numbers.seeds("--seed", seed, n)
     if latents and (npz or nearest or frames):
         raise ConfigError("--latents: writes no images; omit --npz, --nearest and --frames")
     if npz:
         image_lib.check_npz(workdir)
     model = load(workdir, config)
     given = {"label": label, "prompt": prompt, "attributes": attributes}
-    which = "".join(f"-{k}-{_slug(v)}" for k, v in given.items() if v is not None)
-    path = workdir / "samples" / f"step{model.step}{which}-seed{seed}-n{n}.png"
+    kind = "-latents" if latents else f"-frames{frames}" if frames else ""
+    made = provenance.record(
+        "sample", model.step, seed=seed, n=n, condition=given, frames=frames, latents=latents,
+        parameters=model.digest, settings=provenance.of_sampling(model.experiment.config),
+    )  # fmt: skip
+    other = provenance.differences(model.experiment.config, tables.read(workdir / "config.json"))
+    conditions = [f"{key}-{_slug(value)}" for key, value in given.items() if value is not None]
+    middle = [*conditions, *([_shortened("-".join(other))] if other else [])]
+    stem = "-".join([f"step{model.step}", *middle, f"seed{seed}", f"n{n}{kind}"])
+    path = provenance.free(workdir / "samples" / f"{stem}.png", made, ".npz", "-nearest.png")
     if latents:
-        _write_latents(path.with_suffix(".npz"), model, n, seed, given)
+        _write_latents(path.with_suffix(".npz"), model, n, seed, given, made)
         return
-    if frames:
-        path = path.with_name(f"{path.stem}-frames{frames}.png")
-    images, sheet = _sampled(model, n, seed, given, frames)
+    images, sheet = _sampled(model, n, seed, given, frames, other)
     if jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
-        sheets.write(path, sheet)
+        sheets.write(path, sheet, provenance.chunk(made))
         if npz:
+            provenance.write_beside(path.with_suffix(".npz"), made)
             image_lib.save_npz(path.with_suffix(".npz"), images)
     logs.say(f"{n} samples in {path}")
     if nearest:
@@ -73,16 +81,20 @@ def main(
         found = memorisation.compare(images, data.train)
         target = path.with_name(f"{path.stem}-nearest.png")
         if jax.process_index() == 0:
-            sheets.write(target, memorisation.sheet(images, found, sheet.names, **sheet.about))
+            pairs = memorisation.sheet(images, found, sheet.names, **sheet.about)
+            sheets.write(target, pairs, provenance.chunk(made, shows="nearest"))
         logs.say(f"{memorisation.summary(found)}; each next to its nearest in {target}")
 
 
 def _sampled(
-    model: TrainedModel, n: int, seed: int, given: dict[str, Any], frames: int
+    model: TrainedModel, n: int, seed: int, given: dict[str, Any], frames: int, other: list[str]
 ) -> tuple[np.ndarray, Sheet]:
-    """Images [n, H, W, C], and a sheet of them; flags override the held-out images' conditions."""
+    """Images [n, H, W, C], and a sheet of them; flags override the held-out images' conditions.
+
+    other: settings that are not the workdir's own.
+    """
     known = model.experiment.conditions
-    about = {"step": model.step, "seed": seed}
+    about = {"step": model.step, "seed": seed} | ({"settings": other} if other else {})
     about |= {key: given[key] for key in ("prompt", "attributes") if given[key] is not None}
     if "hint" not in known:
         images = model.sample(n=n, seed=seed, frames=frames, **given)
@@ -102,7 +114,10 @@ def _sampled(
     return images, restored_sheet(images, cond["hint"], data, **about)
 
 
-def _write_latents(path: epath.Path, model: TrainedModel, n: int, seed: int, given: dict[str, Any]):
+def _write_latents(
+    path: epath.Path, model: TrainedModel, n: int, seed: int, given: dict[str, Any],
+    made: dict[str, Any],
+) -> None:  # fmt: skip
     """Write sampled latents without decoding: "latents" float32 [n, h, w, C]."""
     if model.experiment.config.latent.factor == 1:
         raise ConfigError("--latents: this is a pixel-space model")
@@ -112,11 +127,18 @@ def _write_latents(path: epath.Path, model: TrainedModel, n: int, seed: int, giv
     if jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
         np.savez(file := io.BytesIO(), latents=found)
+        provenance.write_beside(path, made)
         paths.write(path, file.getvalue())
     logs.say(f"{n} latents of shape {model.experiment.shape} in {path}")
 
 
 def _slug(text: str) -> str:
-    """A condition as part of a file name, shortened."""
-    words = re.sub(r"[^\w,+-]+", "_", text)
-    return words if len(words) < 60 else f"{words[:50]}-{zlib.crc32(text.encode()):08x}"
+    """A condition as part of a file name."""
+    return _shortened(re.sub(r"[^\w,+-]+", "_", text), text)
+
+
+def _shortened(words: str, text: str = "") -> str:
+    """Part of a file name, of a length that file systems take; text: what it stands for."""
+    if len(words) < 60:
+        return words
+    return f"{words[:50]}-{zlib.crc32((text or words).encode()):08x}"

@@ -182,8 +182,9 @@ def _what(sheet: Sheet) -> str:
 
 
 def _when(sheet: Sheet) -> list[str]:
-    """For a caption: seed and step of a sheet, where it says them."""
-    return [f"{key} {sheet.about[key]:,}" for key in ("seed", "step") if key in sheet.about]
+    """For a caption: seed and step of a sheet, and unusual settings, where it says them."""
+    numbers = [f"{key} {sheet.about[key]:,}" for key in ("seed", "step") if key in sheet.about]
+    return [*numbers, *map(str, sheet.about.get("settings", ()))]
 
 
 def _left_out(found: Shown) -> str:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 from etils import epath
 
-from vitdiff_jax.runtime import paths
+from vitdiff_jax.runtime import paths, tables
 
 Line = tuple[Sequence[float], Sequence[float]]
 """x and y."""
@@ -34,11 +34,14 @@ COLOURS = {  # matplotlib's own -> the page's, which follow the reader's theme
 }  # fmt: skip
 
 
-def sweep(path: epath.Path, report: dict[str, Any]) -> None:
-    """A PNG file with one panel for each metric of an evaluation's rows, see `sweep_panel`."""
+def sweep(path: epath.Path, report: dict[str, Any], text: Mapping[str, str] = {}) -> None:
+    """A PNG file with one panel for each metric of an evaluation's rows, see `sweep_panel`.
+
+    text: text chunks, by keyword.
+    """
     from matplotlib.figure import Figure  # half a second to import: only where something is plotted
 
-    names = list(report["rows"][0]["results"])
+    names = list(dict.fromkeys(name for row in report["rows"] for name in row["results"]))
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for axes, metric in zip(panels, names):
@@ -50,21 +53,22 @@ def sweep(path: epath.Path, report: dict[str, Any]) -> None:
     figure.legend(
         found.values(), found, loc="outside lower center", ncols=2 * len(names), fontsize=8
     )
-    figure.savefig(file := io.BytesIO(), dpi=110, format="png")
+    figure.savefig(file := io.BytesIO(), dpi=110, format="png", metadata=dict(text))
     paths.write(path, file.getvalue())
 
 
 def sweep_panel(report: dict[str, Any], metric: str) -> str:
     """One metric of an evaluation's rows, over the setting with most values, as SVG.
 
-    A line for each combination of the others; real images dashed, the best row ringed.
+    A line for each combination of the others; real images dashed, the best row ringed. There is no
+    point for a number that is not there.
     """
     return _svg(f"sweep {metric}", lambda axes: _sweep(axes, report, metric))
 
 
 def _sweep(axes: Any, report: dict[str, Any], metric: str) -> None:
     rows = report["rows"]
-    settings = [k for k in rows[0] if k not in ("results", "seconds", "network_calls")]
+    settings = [k for k in rows[0] if k not in ("results", "seconds", "network_calls", "failed")]
     counts = {key: len({row[key] for row in rows}) for key in settings}
     numeric = [key for key in settings if isinstance(rows[0][key], (int, float))]
     along = max(settings, key=lambda key: (key in numeric) * (counts[key] > 1) + counts[key] / 1e6)
@@ -76,16 +80,17 @@ def _sweep(axes: Any, report: dict[str, Any], metric: str) -> None:
         name = ", ".join(f"{key} {row[key]}" for key in others)
         lines.setdefault(name, []).append(row)
     for name, found in lines.items():
-        y = [row["results"][metric]["value"] for row in found]
+        y = [_value(row["results"], metric) for row in found]
         axes.plot([place[row[along]] for row in found], y, "o-", label=name)
-    best = rows[report["best"]]
-    axes.plot(
-        place[best[along]], best["results"][metric]["value"], "o", markersize=14,
-        fillstyle="none", color="black", clip_on=False,
-        label=f"best by {next(iter(rows[0]['results']))}",
-    )  # fmt: skip
-    if report["real_images"] and metric in report["real_images"]["results"]:
-        real = report["real_images"]["results"][metric]["value"]
+    if report["best"] is not None:
+        best = rows[report["best"]]
+        axes.plot(
+            place[best[along]], _value(best["results"], metric), "o", markersize=14,
+            fillstyle="none", color="black", clip_on=False,
+            label=f"best by {next(iter(best['results']))}",
+        )  # fmt: skip
+    real = _value(report["real_images"]["results"], metric) if report["real_images"] else math.nan
+    if math.isfinite(real):
         axes.axhline(real, linestyle="--", color="gray", label="score of real images")
     axes.set(xlabel=along.replace("_", " "), ylabel=metric)
     x = list(place.values())
@@ -93,6 +98,12 @@ def _sweep(axes: Any, report: dict[str, Any], metric: str) -> None:
         axes.set_xticks(x, [str(value) for value in values])
     _room(axes, x)
     axes.grid(alpha=0.3)
+
+
+def _value(results: Mapping[str, Any], metric: str) -> float:
+    """A metric's number, NaN for one that is missing or not finite: matplotlib leaves it out."""
+    value = results.get(metric, {}).get("value")
+    return value if tables.is_finite(value) else math.nan
 
 
 def _room(axes: Any, x: Sequence[float]) -> None:

@@ -32,10 +32,19 @@ def restorations(workdir: epath.Path) -> Iterator[Part]:
         for name, rows in list(sheets.items())[:TASKS]:
             yield from page.careful(name, _methods(workdir, rows, report["shown"]))
     elif report:
-        for row in report["rows"][:PAIRS]:
+        done = [row for row in report["rows"] if "failed" not in row]
+        for row in done[:PAIRS]:
             yield from page.careful(row.get("restored", row["input"]), _pair(workdir, row))
-        if (count := len(report["rows"])) > PAIRS:
-            yield Facts([("Pictures", f"{PAIRS} of {count} are shown, all are in restored/")])
+        if (count := len(done)) > PAIRS:
+            where = pathlib.PurePath(done[0].get("restored", "restored/")).parts[0]
+            yield Facts([("Pictures", f"{PAIRS} of {count} are shown, all are in {where}/")])
+        failed = [
+            (pathlib.PurePath(r["input"]).name, r["failed"])
+            for r in report["rows"]
+            if "failed" in r
+        ]
+        if failed:
+            yield Table("Not restored", ("picture", "why"), failed)
 
 
 def _within(workdir: epath.Path, name: str) -> epath.Path:

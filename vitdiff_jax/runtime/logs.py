@@ -11,7 +11,7 @@ import jax
 import tqdm
 from etils import epath
 
-from vitdiff_jax.runtime import chips, paths
+from vitdiff_jax.runtime import chips, paths, tables
 
 
 def peak_flops() -> float | None:
@@ -65,7 +65,7 @@ class Metrics:
         """Write the scalars of a step to metrics.jsonl and TensorBoard."""
         if self.main:
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": step} | values) + "\n")
+                file.write(json.dumps(tables.finite({"step": step} | values)) + "\n")
             for name, value in values.items():
                 self.events.add_scalar(name, value, step)
             if self.spool.due:

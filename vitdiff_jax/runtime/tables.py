@@ -5,12 +5,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from vitdiff_jax.runtime import chips, paths
 
 Results = dict[str, dict[str, float]]
 """The numbers of each metric, "value" first."""
+NONE = "-"
+"""In a table, for a number that is not there."""
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -21,7 +24,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def table(
-    found: list[dict[str, Any]], real: tuple[str, Results] | None, best: int
+    found: list[dict[str, Any]], real: tuple[str, Results] | None, best: int | None
 ) -> Iterator[str]:
     """`of_evaluation` as lines of text, and what the real images were."""
     yield from aligned(of_evaluation(found, real, best))
@@ -30,17 +33,18 @@ def table(
 
 
 def of_evaluation(
-    found: list[dict[str, Any]], real: tuple[str, Results] | None, best: int
+    found: list[dict[str, Any]], real: tuple[str, Results] | None, best: int | None
 ) -> list[list[str]]:
     """A head, a row each: the settings that differ, all numbers, the best marked; real images."""
-    settings = [k for k in found[0] if k not in ("results", "seconds")]
-    differ = [k for k in settings if len({row[k] for row in found}) > 1]
-    names = list(_numbers(found[0]["results"]))
+    settings = [k for k in found[0] if k not in ("results", "seconds", "failed")]
+    differ = [k for k in settings if len({str(row.get(k)) for row in found}) > 1]
+    numbers = [_numbers(row["results"]) for row in found]
+    names = list(dict.fromkeys(name for of_row in numbers for name in of_row))
     lines = [["", *differ, *names]]
-    for i, row in enumerate(found):
+    for i, (row, known) in enumerate(zip(found, numbers)):
         mark = "best" if i == best and len(found) > 1 else ""
-        values = [str(row[key]) for key in differ]
-        lines.append([mark, *values, *_numbers(row["results"]).values()])
+        values = [str(row.get(key, NONE)) for key in differ]
+        lines.append([mark, *values, *(known.get(name, NONE) for name in names)])
     if real is not None:
         known = _numbers(real[1])
         lines.append(["real images", *[""] * len(differ), *(known.get(name, "") for name in names)])
@@ -50,28 +54,42 @@ def of_evaluation(
 def _numbers(results: Results) -> dict[str, str]:
     """All numbers of some metrics, {what: number}."""
     return {
-        name if key == "value" else f"{name} {key}": f"{math.nan if value is None else value:.4f}"
+        name if key == "value" else f"{name} {key}": number(value)
         for name, values in results.items()
         for key, value in values.items()
     }
 
 
+def number(value: Any, form: str = ".4f") -> str:
+    """A number as text; a dash for one that is missing or not finite."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:{form}}" if is_finite(value) else NONE
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a result is a finite number; JSON has None for those that are not."""
+    return isinstance(value, (int, float, np.number)) and math.isfinite(value)
+
+
 def of_restoration(rows: list[dict[str, Any]]) -> list[list[str]]:
     """A head, a row each; every metric's mean with its 95 % confidence interval."""
-    names = list(rows[0]["results"])
+    names = list(dict.fromkeys(name for row in rows for name in row["results"]))
     lines = [["task", "method", *names, "seconds", "network calls"]]
     for row in rows:
-        values = [_interval(r["value"], r["standard_error"]) for r in row["results"].values()]
+        values = [_interval(row["results"].get(name, {})) for name in names]
         costs = [str(row.get(key, "")) for key in ("seconds", "network_calls")]
         lines.append([row["task"], row["method"], *values, *costs])
     return lines
 
 
-def _interval(value: float | None, standard_error: float | None) -> str:
-    """A mean with its 95 % confidence interval; None stands in JSON for what is not finite."""
-    if value is None or standard_error is None or not math.isfinite(value + standard_error):
-        return "not finite"
-    return f"{value:.3f} ± {1.96 * standard_error:.3f}"
+def _interval(found: Mapping[str, Any]) -> str:
+    """A mean with its 95 % confidence interval, and how many images it leaves out as perfect."""
+    value, error = found.get("value"), found.get("standard_error")
+    text = number(value, ".3f")
+    if value is not None and is_finite(value) and error is not None and is_finite(error):
+        text += f" ± {1.96 * error:.3f}"
+    return f"{text} ({found['perfect']:,} perfect)" if found.get("perfect") else text
 
 
 def of_plan(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -101,7 +119,7 @@ def of_plan(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
 def write(path: epath.Path, report: dict[str, Any]) -> None:
     """As JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_finite(report), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(finite(report), indent=2, allow_nan=False) + "\n"
     paths.write(path, text.encode())
 
 
@@ -118,10 +136,11 @@ def read(path: epath.Path) -> dict[str, Any]:
     return found
 
 
-def _finite(report: Any) -> Any:
-    """The same with None for what is not finite, which JSON cannot say."""
-    if isinstance(report, dict):
-        return {key: _finite(value) for key, value in report.items()}
+def finite(report: Any) -> Any:
+    """The same as JSON can say it: None for what is not finite, NumPy's numbers as Python's."""
+    if isinstance(report, Mapping):
+        return {key: finite(value) for key, value in report.items()}
     if isinstance(report, (list, tuple)):
-        return [_finite(value) for value in report]
+        return [finite(value) for value in report]
+    report = report.item() if isinstance(report, np.generic) else report
     return None if isinstance(report, float) and not math.isfinite(report) else report

@@ -15,7 +15,7 @@ from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import evaluator as evaluator_lib
 from vitdiff_jax.inference import model as model_lib
-from vitdiff_jax.inference import prompts, sampling
+from vitdiff_jax.inference import prompts, provenance, sampling
 from vitdiff_jax.interop import sheets
 from vitdiff_jax.interop.sheets import Sheet
 from vitdiff_jax.runtime import logs, parallel
@@ -70,6 +70,7 @@ class Monitor:
             self.pictures = experiment_lib.pixel_dataset(config)
         if log.evaluate_every:
             self.evaluator = evaluator_lib.Evaluator(config, workdir, mesh, self.pictures)
+            self.evaluator.check_unpaired()
 
     def after_step(
         self, step: int, emas: dict[str, Any], metrics: logs.Metrics, last: bool
@@ -135,7 +136,11 @@ class Monitor:
         if jax.process_index() == 0:
             path = self.workdir / "samples" / file
             path.parent.mkdir(exist_ok=True)
-            sheets.write(path, sheet)
+            made = provenance.record(
+                "train", step, seed=0, n=len(sheet.images),
+                settings=provenance.of_sampling(self.config),
+            )  # fmt: skip
+            sheets.write(path, sheet, provenance.chunk(made))
 
     def _copies(self, step, params, metrics):
         """Warn about samples that replicate training images, and show them."""

@@ -1,0 +1,52 @@
+"""Numbers that a caller gives, of Python, NumPy or JAX: as plain ones, or one line on why not."""
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+
+from vitdiff_jax.experiment.config import ConfigError
+
+SEEDS = 2**32
+"""Random keys are made from 32 bits: other seeds would repeat those of images with smaller ones."""
+
+
+def integer(
+    name: str, value: Any, least: int | None = None, most: int | None = None
+) -> int:  # fmt: skip
+    """An integer in [least, most], None: without bound; ConfigError that names it."""
+    try:
+        if np.ndim(value) or np.asarray(value).dtype == bool:
+            raise TypeError
+        found = operator.index(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name}: {value!r} is not an integer") from None
+    if least is not None and found < least:
+        raise ConfigError(f"{name}: {found} is less than {least}")
+    if most is not None and found > most:
+        raise ConfigError(f"{name}: {found} is more than {most}")
+    return found
+
+
+def real(name: str, value: Any) -> float:
+    """A finite number; ConfigError that names it."""
+    try:
+        if np.ndim(value) or np.asarray(value).dtype.kind in "bcSU":
+            raise TypeError
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{name}: {value!r} is not a number") from None
+    if not math.isfinite(found):
+        raise ConfigError(f"{name}: {found} is not finite")
+    return found
+
+
+def seeds(name: str, first: Any, count: int) -> np.ndarray:
+    """The seeds int64 [count] from `first` on; ConfigError for those that are not 32 bits."""
+    first = integer(name, first, 0, SEEDS - 1)
+    if first + count > SEEDS:
+        raise ConfigError(
+            f"{name}: {first} and the {count - 1} after it go beyond {SEEDS - 1}, the largest seed"
+        )
+    return first + np.arange(count, dtype=np.int64)
