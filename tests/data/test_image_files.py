@@ -84,21 +84,23 @@ def test_one_file_with_loss_is_enough_to_say_so(images, tmp_path, name):
     assert image_files.open_images(home, "--samples").lossy
 
 
-def test_all_are_of_the_first_ones_colour(images, tmp_path):
-    """A grey picture among colours is one with three equal channels."""
+@pytest.mark.parametrize("grey", [0, 3, COUNT - 1])
+def test_one_in_colour_is_enough(images, tmp_path, grey):
+    """A grey picture among colours, be it the first, is one with three equal channels; said."""
     home = stored(images, "folder", tmp_path)
-    (home / "003.png").write_bytes(encoded(images[3, :, :, :1]))
-    (part,) = image_files.open_images(home, "--samples").read(COUNT)
-    np.testing.assert_array_equal(part[3], images[3, :, :, :1].repeat(3, -1))
+    (home / f"{grey:03d}.png").write_bytes(encoded(images[grey, :, :, :1]))
+    found = image_files.open_images(home, "--samples")
+    (part,) = found.read(COUNT)
+    images[grey] = images[grey, :, :, :1]
+    np.testing.assert_array_equal(part, images)
+    assert f"(1 grey ones as colour, {COUNT - 1} in colour)" in found.origin
 
 
 def test_another_size_is_refused_with_both_names(images, tmp_path):
     home = stored(images, "folder", tmp_path)
     (home / "005.png").write_bytes(encoded(images[5].transpose(1, 0, 2)))
-    found = image_files.open_images(home, "--samples").read(3)
-    next(found)
     with pytest.raises(DataError) as caught:
-        next(found)
+        image_files.open_images(home, "--samples")
     assert str(caught.value).startswith(
         f"{home}: 005.png has 5x4 pixels, but 000.png has 4x5; all must have one size"
     )
@@ -118,10 +120,8 @@ def test_nothing_there(tmp_path):
         image_files.open_images(tmp_path, "--samples")
     with pytest.raises(DataError, match="no such folder or zip file"):
         image_files.open_images(tmp_path / "none", "--samples")
-    (tmp_path / "folder.npz").mkdir()
-    for name in ("none.npz", "folder.npz"):
-        with pytest.raises((DataError, OSError), match=name):
-            image_files.open_images(tmp_path / name, "--samples")
+    with pytest.raises(DataError, match=r"none\.npz: no such"):
+        image_files.open_images(tmp_path / "none.npz", "--samples")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -195,3 +195,27 @@ def test_fewer_pixels_than_the_header_says(images, tmp_path):
         archive.writestr("arr_0.npy", header.getvalue() + images.tobytes())
     with pytest.raises(DataError, match=f"ends in image {COUNT}"):
         list(image_files.Npz(path).read(3))
+
+
+def test_a_folder_called_npz_is_a_folder(images, tmp_path):
+    stored(images, "folder", tmp_path).rename(tmp_path / "images.npz")
+    assert len(image_files.open_images(tmp_path / "images.npz", "--samples")) == COUNT
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("a.npy", r"a \.npy file.*np\.savez\(PATH, arr_0=images\)"), ("a.png", "one picture"),
+     ("a.PNG", "one picture"), ("a.tar", r"a \.tar file"), ("a", "a plain file"),
+     ("a.zip", "not a readable zip file")],
+)  # fmt: skip
+def test_what_is_no_set_says_what_is_wanted(tmp_path, name, words):
+    (tmp_path / name).write_bytes(b"?")
+    with pytest.raises(DataError, match=words) as caught:
+        image_files.open_images(tmp_path / name, "--truth")
+    if name != "a.zip":
+        assert "--truth takes a folder or zip file of pictures, or an .npz" in str(caught.value)
+
+
+def test_a_zip_file_of_any_name(images, tmp_path):
+    path = stored(images, "zip", tmp_path).rename(tmp_path / "images.cbz")
+    assert len(image_files.open_images(path, "--samples")) == COUNT

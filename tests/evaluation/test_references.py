@@ -187,11 +187,19 @@ def test_no_files(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     assert "no such file of reference statistics" in refused(path)
     path.mkdir()
-    assert "no such file of reference statistics" in refused(path)
+    assert "a folder, but a reference is a file of statistics" in refused(path)
     path.rmdir()
     for data in (b"", b"mu,sigma\n1,2\n" * 9):
         path.write_bytes(data)
         refused(path)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".png", ".zip", ""])
+def test_other_files_say_what_is_wanted(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"?")
+    found = refused(path)
+    assert f"a {suffix or 'plain'} file, but a reference is a file of statistics or images" in found
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

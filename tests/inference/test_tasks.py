@@ -73,8 +73,8 @@ def test_a_mask_comes_after_everything_else():
         ("upscale:factor=5", None, "task: factor: 5 does not divide 12x16"),
         ("deblur:radius=3", None, "task: blur: .*radius"),
         ("dps/bax", None, "task: there is no preset 'dps/bax'"),
-        ("inpaint", np.zeros((3, 4), bool), "task: the mask has 4x3 pixels, .* 16x12"),
-        ("upscale", np.zeros((12, 16), bool), "task: the mask has 16x12 pixels, .* 4x3"),
+        ("inpaint", np.zeros((3, 4), bool), "mask: the mask has 4x3 pixels, .* 16x12"),
+        ("upscale", np.zeros((12, 16), bool), "mask: the mask has 16x12 pixels, .* 4x3"),
     ],
 )
 def test_impossible_tasks_are_one_line(task, missing, message):

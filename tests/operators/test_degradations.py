@@ -205,6 +205,6 @@ def test_impossible_options_are_one_line(name, options, message):
 
 
 def test_a_mask_of_another_size_names_both(tmp_path):
-    Image.new("L", (5, 6)).save(tmp_path / "mask.png")
+    Image.fromarray(np.eye(6, 5, dtype=np.uint8)).save(tmp_path / "mask.png")
     with pytest.raises(ValueError, match="has 5x6 pixels, the image 10x8"):
         make("mask", (8, 10, 3), kind="file", path=str(tmp_path / "mask.png"))

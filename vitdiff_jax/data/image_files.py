@@ -4,16 +4,17 @@ import contextlib
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
 
 import numpy as np
-from PIL import Image
 
-from vitdiff_jax.data import listing, transforms
+from vitdiff_jax.data import listing
 from vitdiff_jax.data.files import Folder, Zip, open_path
 from vitdiff_jax.data.pipeline import DataError, shard
+from vitdiff_jax.runtime import pictures
 
+T = TypeVar("T")
 LOSSY = (".jpg", ".jpeg", ".jfif", ".webp")
 
 
@@ -42,23 +43,48 @@ class ImageSet(Protocol):
 def open_images(path: pathlib.Path, key: str) -> ImageSet:
     """The images of a folder or zip file, sorted by name, or of an .npz file in ADM's layout.
 
-    key: the option that names the path, for errors.
+    key: the option that names the path, for errors. Raises DataError for anything else.
     """
-    return Npz(path) if path.suffix == ".npz" else Files(open_path(path, key))
+    if not path.exists():
+        raise DataError(f"{path}: no such folder or zip file ({key})")
+    kind = path.suffix.lower()
+    if kind == ".npz" and not path.is_dir():
+        return Npz(path)
+    if path.is_dir() or kind == ".zip" or zipfile.is_zipfile(path):
+        return Files(open_path(path, key))
+    what = "one picture" if kind in listing.suffixes() else f"a {kind or 'plain'} file"
+    hint = "; from Python: np.savez(PATH, arr_0=images)" if kind == ".npy" else ""
+    raise DataError(
+        f"{path}: {what}, but {key} takes a folder or zip file of pictures, or an .npz file with"
+        f" the array arr_0, uint8 [N, height, width, 1 or 3]{hint}"
+    )
 
 
 class Files:
-    """Images in files, sorted by name, all of the size and number of channels of the first."""
+    """Images in files, sorted by name, all of one size; in colour if any of them is.
+
+    Raises DataError if their sizes differ.
+    """
 
     def __init__(self, files: Folder | Zip):
         found = listing.images(files)
         self._files, self._names = files, list(found.found)
         self.lossy = any(name.lower().endswith(LOSSY) for name in self._names)
-        first = transforms.pixels(self._decode(self._names[0], None))
-        self.shape = first.shape
-        left = listing.summary(found.left_out)
+        shapes = [self._read(name, pictures.shape) for name in self._names]
+        for name, shape in zip(self._names, shapes):
+            if shape[:2] != shapes[0][:2]:
+                raise DataError(
+                    f"{files.path}: {name} has {shape[1]}x{shape[0]} pixels, but {self._names[0]}"
+                    f" has {shapes[0][1]}x{shapes[0][0]}; all must have one size"
+                )
+        grey = sum(shape[2] == 1 for shape in shapes)
+        channels = 1 if grey == len(shapes) else 3
+        self.shape = (shapes[0][0], shapes[0][1], int(channels))
         self.origin = f"{len(self._names):,} files in {files.path}"
+        left = listing.summary(found.left_out)
         self.origin += f" (left out: {left})" if left else ""
+        if 0 < grey < len(shapes):
+            self.origin += f" ({grey:,} grey ones as colour, {len(shapes) - grey:,} in colour)"
 
     def __len__(self):
         return len(self._names)
@@ -74,17 +100,11 @@ class Files:
             yield np.stack([self._pixels(self._names[i]) for i in mine])
 
     def _pixels(self, name: str) -> np.ndarray:
-        found = transforms.pixels(self._decode(name, self.shape[2]))
-        if found.shape != self.shape:
-            raise DataError(
-                f"{self._files.path}: {name} has {found.shape[1]}x{found.shape[0]} pixels, but"
-                f" {self._names[0]} has {self.shape[1]}x{self.shape[0]}; all must have one size"
-            )
-        return found
+        return self._read(name, pictures.read).on_white(self.shape[2])
 
-    def _decode(self, name: str, channels: int | None) -> Image.Image:
+    def _read(self, name: str, how: Callable[[bytes], T]) -> T:
         try:
-            return transforms.decode(self._files.read(name), channels)
+            return how(self._files.read(name))
         except (ValueError, OSError) as error:
             raise DataError(f"{self._files.path}: {name}: {error}") from error
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from vitdiff_jax.data import images, listing, marks, records
 from vitdiff_jax.data.files import Folder, Zip
 from vitdiff_jax.data.pipeline import DataError
+from vitdiff_jax.runtime import pictures
 
 LOG = logging.getLogger(__name__)
 
@@ -155,7 +156,8 @@ def home_of(root: pathlib.Path) -> pathlib.Path:
     """Where the index and caches of a folder are kept."""
     base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     root = root.resolve()
-    return base / "vitdiff_jax" / "folders" / f"{root.name}-{marks.digest([str(root)])}"
+    digest = marks.digest([str(root), pictures.VERSION])
+    return base / "vitdiff_jax" / "folders" / f"{root.name}-{digest}"
 
 
 def _load(path: pathlib.Path) -> dict[str, Entry]:

@@ -12,9 +12,9 @@ import struct
 
 from PIL import Image
 
-from vitdiff_jax.data import transforms
 from vitdiff_jax.data.files import Folder, Zip
 from vitdiff_jax.data.pipeline import DataError
+from vitdiff_jax.runtime import pillow
 
 HEAD = 32
 """Bytes that tell a format."""
@@ -60,7 +60,7 @@ def images(files: Folder | Zip) -> Listing:
             found[name] = about
         elif suffix and NAMED.match(suffix):
             others.setdefault(suffix, []).append(name)
-        elif (kind := _kind(files, name)) in transforms.formats():
+        elif (kind := _kind(files, name)) in pillow.formats():
             found[name] = about
             by_content.append(name)
         else:
@@ -77,7 +77,7 @@ def images(files: Folder | Zip) -> Listing:
 def suffixes() -> frozenset[str]:
     """The suffixes of images that are read."""
     known = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, kind in known if kind in transforms.formats())
+    return frozenset(suffix for suffix, kind in known if kind in pillow.formats())
 
 
 def _kind(files: Folder | Zip, name: str) -> str | None:
@@ -98,7 +98,7 @@ def kind_of(head: bytes) -> str | None:
     if head[4:8] == b"ftyp":
         brand = head[8:12]
         if brand in (b"avif", b"avis"):
-            return "AVIF" if "AVIF" in transforms.formats() else ".avif"
+            return "AVIF" if "AVIF" in pillow.formats() else ".avif"
         return ".heic" if brand in (b"heic", b"heix", b"mif1", b"msf1", b"hevc") else None
     if re.match(rb"P[1-6]\s", head):
         return "PPM"
@@ -131,7 +131,7 @@ def size_of(data: bytes) -> tuple[int, int, bool] | None:
             return width, height, kind in (0, 4)
         if data.startswith(b"\xff\xd8"):
             return _size_of_jpeg(data)
-        with Image.open(io.BytesIO(data), formats=transforms.formats()) as image:
+        with Image.open(io.BytesIO(data), formats=pillow.formats()) as image:
             return image.width, image.height, image.mode[0] in "1LI"
     except Exception:  # damaged: decoding says how
         return None

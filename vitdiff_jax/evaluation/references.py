@@ -141,8 +141,14 @@ class References:
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
     """The arrays of an .npz, .pt or .pth file by ADM's names, without the images."""
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"{path}: no such file of reference statistics")
+    if path.is_dir() or path.suffix not in (".npz", ".pt", ".pth", ".safetensors"):
+        what = "a folder" if path.is_dir() else f"a {path.suffix or 'plain'} file"
+        raise DataError(
+            f"{path}: {what}, but a reference is a file of statistics or images, .npz, .pt or .pth;"
+            " --mode=statistics makes one of the config's data"
+        )
     try:
         if path.suffix == ".npz":
             return read_npz(path, without="arr_0")

@@ -18,12 +18,11 @@ from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment import ema as ema_lib
 from vitdiff_jax.experiment.build import Experiment, build, config_errors, sampled_ema
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference import numbers, prompts, restoring, tasks
+from vitdiff_jax.inference import arrays, numbers, prompts, restoring, tasks
 from vitdiff_jax.inference.prompts import Cond
 from vitdiff_jax.inference.sampling import SampleFn, make_sample_fn
-from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.models.conditions import NULL
-from vitdiff_jax.operators.mask import read as read_mask
+from vitdiff_jax.operators import marks
 from vitdiff_jax.runtime import logs, parallel, paths
 from vitdiff_jax.runtime.checkpoint import CheckpointError, Checkpoints
 
@@ -68,7 +67,7 @@ class TrainedModel:
         """Sample n images, uint8 [n, H, W, C]; image i uses the seed `seed + i`.
 
         label, prompt, attributes: conditions, one for all or a list of n; see `prompts.encode`.
-        hint: float [n, H, W, C] in [-1, 1], degraded images, for a model trained with
+        hint: [n, H, W, C], uint8 or float in [-1, 1], degraded images, for a model trained with
         config.degradation; None: the null condition.
         options: overrides of config.sample, such as steps=25, guidance=2.0 or sampler="ddim" (with
         the defaults of that sampler); frames=8: frames of each sampling trajectory,
@@ -90,11 +89,10 @@ class TrainedModel:
             return {"hint": np.full(shape, NULL["hint"], np.float32)}
         if np.shape(hint) != shape:
             raise ConfigError(f"hint: of shape {np.shape(hint)}, not {shape}")
-        return {"hint": np.asarray(hint, np.float32)}
+        return {"hint": arrays.floats(np.asarray(hint), "hint")}
 
     def restore(
-        self, image: np.ndarray, task: str | None = None, *,
-        mask: np.ndarray | paths.PathLike | None = None, method: str | None = None,
+        self, image: Any, task: str | None = None, *, mask: Any = None, method: str | None = None,
         noise_std: float | None = None, degrade: bool = False, strength: float = 0.5,
         n: int = 1, seed: int = 0,
         label: prompts.Label | None = None, prompt: prompts.Texts | None = None,
@@ -102,18 +100,21 @@ class TrainedModel:
     ) -> restoring.Restored:  # fmt: skip
         """Restore an image of any size: `.images` holds n samples, uint8 [n, H, W, C].
 
-        image: uint8 or float in [-1, 1], [H, W] or [H, W, 1 or 3]. task: its degradation, see
-        `tasks`; "edit" applies SDEdit from time `strength`; None: inpaint if there is a mask, else
-        denoise. mask: bool [H, W] or the path of an image, True or white where pixels are missing
-        (or to be edited). method: of `restoration`; None: the recommended one. noise_std: in units
-        of [-1, 1]; None: estimated. degrade: the image is clean, degrade it first.
+        image: uint8, uint16 or float in [-1, 1] (noise may leave it), [H, W] or [H, W, 1 or 3]; a
+        PIL image or the path of a file, see `arrays.picture`. task: its degradation, see `tasks`;
+        "edit" applies SDEdit from time `strength`; None: inpaint if there is a mask, else denoise.
+        mask: an array [H, W], PIL image or path, True or white where pixels are missing (or to be
+        edited), see `operators.marks`. method: of `restoration`; None: the recommended one.
+        noise_std: in units of [-1, 1]; None: estimated. degrade: the image is clean, degrade it
+        first.
         label, prompt, attributes: its conditions, as in `sample`; None: null conditions.
         """
         self.check_pixels()
-        x = _as_floats(image)
+        arrays.check_noise(noise_std)
+        x = arrays.picture(image, 0.0 if degrade else noise_std)
         with config_errors("mask: "):
             file = isinstance(mask, (str, os.PathLike))
-            missing = read_mask(paths.local_copy(mask), x.shape) if file else mask
+            missing = None if mask is None else marks.of(paths.local_copy(mask) if file else mask)
         task = task or ("denoise" if mask is None else "inpaint")
         if task == "inpaint" and mask is None:
             raise ConfigError("mask: required for the task inpaint; white where pixels are missing")
@@ -225,18 +226,6 @@ class TrainedModel:
                     merged.sampler = ConfigDict({"name": value} | config_lib.options(make))
             self._programs[key] = make_sample_fn(self.experiment, merged, self.mesh, **kind)
         return self._programs[key]
-
-
-def _as_floats(image: np.ndarray) -> np.ndarray:
-    """An image as float32 [H, W, C] in [-1, 1]."""
-    x = np.asarray(image)
-    x = x[..., None] if x.ndim == 2 else x
-    if x.ndim != 3 or x.shape[2] not in (1, 3):
-        raise ConfigError(f"image: of shape {x.shape}, not [height, width, 1 or 3]")
-    x = np.asarray(image_lib.from_uint8(x)) if x.dtype == np.uint8 else x.astype(np.float32)
-    if not np.isfinite(x).all() or abs(x).max() > 1.001:
-        raise ConfigError("image: has values outside [-1, 1]; scale it, or pass uint8")
-    return x
 
 
 def load(

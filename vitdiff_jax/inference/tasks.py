@@ -15,7 +15,7 @@ from scipy import ndimage
 from vitdiff_jax import operators
 from vitdiff_jax.experiment.build import config_errors
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.operators import Operator, Shape, parsing
+from vitdiff_jax.operators import Operator, Shape, marks, parsing
 from vitdiff_jax.operators.compose import Composed
 from vitdiff_jax.operators.inverse import as_image
 from vitdiff_jax.operators.mask import Mask
@@ -45,7 +45,7 @@ def spec_of(task: str) -> dict[str, Any]:
 def operator_of(
     task: str, shape: Shape, rng: np.random.Generator, missing: np.ndarray | None = None
 ) -> Operator:
-    """The operator of a task for images of this shape; ConfigError for an unknown task.
+    """The operator of a task for images of this shape; ConfigError if it or the mask is wrong.
 
     missing: bool [H, W] in the degraded image, pixels lost after all other degradation.
     """
@@ -53,16 +53,13 @@ def operator_of(
         spec = spec_of(task)
         name = spec.pop("name")
         operator = operators.make(name, shape, rng, **spec)
-        if missing is None:
-            return operator
-        degraded = _measured(operator, shape)
-        if degraded[:2] != missing.shape:
-            raise ValueError(
-                f"the mask has {missing.shape[1]}x{missing.shape[0]} pixels, the degraded image"
-                f" {degraded[1]}x{degraded[0]}"
-            )
-        mask = Mask((~missing).astype(np.float32)[..., None], degraded[2])
-        return mask if name == "denoise" else Composed((operator, mask), operator.linear)
+    if missing is None:
+        return operator
+    degraded = _measured(operator, shape)
+    with config_errors("mask: "):
+        marks.fitted(missing, degraded, "the degraded image")
+    mask = Mask((~missing).astype(np.float32)[..., None], degraded[2])
+    return mask if name == "denoise" else Composed((operator, mask), operator.linear)
 
 
 def _measured(operator: Operator, shape: Shape) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ from vitdiff_jax.data.pipeline import DataError
 from vitdiff_jax.evaluation.metric import Setting
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference import benchmark, inputs, numbers, provenance
+from vitdiff_jax.inference import arrays, benchmark, inputs, numbers, provenance
 from vitdiff_jax.inference import model as model_lib
 from vitdiff_jax.inference.evaluator import versions
 from vitdiff_jax.inference.restoring import Method, RestorationError, Restored
@@ -72,6 +72,7 @@ def main(
     if n < 1:
         raise ConfigError(f"--n: {n} is less than 1")
     numbers.seeds("--seed", seed, n)
+    arrays.check_noise(noise, "--noise")
     model = model_lib.load(workdir, config)
     model.check_pixels()
     if input is None:
@@ -161,7 +162,7 @@ def _tried(path, stem: epath.Path, model, task: str | None, how, made) -> dict[s
     """Restore an image into files that start with `stem`; returns how, or why not."""
     try:
         photo = photos.read(path)
-        found = model.restore(photo.x, task, **how)
+        found = model.restore(photo.colours, task, **how)
     except tuple(FAILURES.values()) as error:
         return {"failed": str(error), "error": _kind(error)}
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -246,6 +247,7 @@ def _compare(model: model_lib.TrainedModel, workdir: epath.Path) -> None:
     config = model.experiment.config.restore
     if not config.tasks:
         raise ConfigError("--input: required, or config.restore.tasks for a benchmark of methods")
+    arrays.check_noise(config.noise_std, "config.restore.noise_std")
     methods = [Method.parse(text) for text in config.methods]
     data: Any = None
     measures = benchmark.metrics(config.metrics, lambda: Setting(lambda: data, model.mesh))

@@ -10,13 +10,12 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from vitdiff_jax.operators import Operator, Shape, register, static
 from vitdiff_jax.operators.fourier import fft2, ifft2
 from vitdiff_jax.operators.kronecker import Kronecker
 from vitdiff_jax.operators.svd import Svd
-from vitdiff_jax.runtime import paths
+from vitdiff_jax.runtime import paths, pictures
 
 
 @register
@@ -151,8 +150,7 @@ def read(path: pathlib.Path) -> np.ndarray:
         if path.suffix == ".npy":
             kernel = np.load(path, allow_pickle=False).astype(np.float64)
         else:
-            with Image.open(path) as image:
-                kernel = np.asarray(image.convert("L"), np.float64)
+            kernel = pictures.read(path.read_bytes(), floats=True).luminance()
     except (OSError, ValueError) as error:
         raise ValueError(f"path: {path}: not a readable kernel: {error}") from error
     square = kernel.ndim == 2 and kernel.shape[0] == kernel.shape[1]

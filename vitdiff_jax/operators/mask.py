@@ -1,18 +1,17 @@
 """Missing pixels: y = mask x. For inpainting.
 
 "box": a square, "random": a fraction of the pixels, the same in all channels, "strokes": free-form
-strokes (as in arXiv:1806.03589), "file": an image that is white where pixels are missing.
+strokes (as in arXiv:1806.03589), "file": an image that marks them, see `marks`.
 """
 
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vitdiff_jax.operators import Shape, register, static
+from vitdiff_jax.operators import Shape, marks, register, static
 from vitdiff_jax.operators.svd import Svd
 from vitdiff_jax.runtime import paths
 
@@ -55,7 +54,10 @@ def make(
     elif kind == "strokes":
         missing = _strokes(shape, rng, strokes)
     elif kind == "file":
-        missing = read(paths.local_copy(path), shape)
+        try:
+            missing = marks.fitted(marks.of(paths.local_copy(path)), shape)
+        except ValueError as error:
+            raise ValueError(f"path: {error}") from error
     else:
         raise ValueError(f"kind: {kind!r} is not one of box, random, strokes, file")
     return Mask((~missing).astype(np.float32)[..., None], shape[2])
@@ -99,21 +101,3 @@ def _strokes(shape: Shape, rng: np.random.Generator, strokes: int) -> np.ndarray
             pen.ellipse([c + d for d in (-thick / 2, thick / 2) for c in end], fill=1)
             x, y = end
     return np.asarray(sheet)
-
-
-def read(path: pathlib.Path, shape: Shape) -> np.ndarray:
-    """bool [H, W] from an image of this size: True where its grey level is at least 128.
-
-    Raises ValueError for another size, or a file that is not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            found = np.asarray(image.convert("L")) >= 128
-    except OSError as error:
-        raise ValueError(f"path: {path}: not a readable image: {error}") from error
-    if found.shape != shape[:2]:
-        raise ValueError(
-            f"path: {path} has {found.shape[1]}x{found.shape[0]} pixels, the image"
-            f" {shape[1]}x{shape[0]}"
-        )
-    return found

@@ -1,1 +1,1 @@
-"""Devices, processes, checkpoints, files and buckets, logging."""
+"""Devices, processes, checkpoints, files, pictures and buckets, logging."""

@@ -1,0 +1,110 @@
+"""What a mask marks: the rules by which a file or an array says which pixels are missing.
+
+A picture with a transparent pixel is a layer: what is painted (alpha above one half) is missing,
+whatever its colour. Otherwise white is missing, luminance above one half. Two values 0 and 1, or 0
+and 255, are no and yes in numbers of any size, and floats lie in [0, 1]. What could be read in two
+ways is refused, and so is a mask that marks nothing or everything.
+"""
+
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vitdiff_jax.runtime import pictures
+from vitdiff_jax.runtime.pictures import Picture
+
+WANTED = "bool, 0 and 1, 0 and 255, or floats in [0, 1]; 1 where pixels are missing"
+
+
+def of(mask: Any) -> np.ndarray:
+    """bool [H, W], True where pixels are missing.
+
+    mask: the path of a picture, a PIL image, or an array (or nested lists) [H, W] or [H, W, 1 to
+    4], alpha last. Raises ValueError for what is ambiguous, unreadable, or marks no or all pixels.
+    """
+    name = ""
+    if isinstance(mask, str | os.PathLike):
+        name = f"{mask}: "
+        try:
+            picture = pictures.read(pathlib.Path(mask).read_bytes(), floats=True)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"{name}not a readable image: {reason}") from error
+    else:
+        picture = pictures.of_image(mask) if isinstance(mask, Image.Image) else _of_array(mask)
+    try:
+        found = _painted(picture)
+        if not found.any():
+            raise ValueError("marks no pixel as missing: paint them, or make them white on black")
+        if found.all():
+            raise ValueError(
+                "marks every pixel as missing, so that nothing of the picture would be kept; sample"
+                " new pictures with --mode=sample"
+            )
+    except ValueError as error:
+        raise ValueError(f"{name}{error}") from error
+    return found
+
+
+def fitted(missing: np.ndarray, shape: tuple[int, ...], what: str = "the image") -> np.ndarray:
+    """The mask [H, W] itself, if that is the size of an image [H, W, ...]; else ValueError."""
+    if missing.shape == tuple(shape[:2]):
+        return missing
+    turned = "; one of them is turned" if missing.shape[::-1] == tuple(shape[:2]) else ""
+    raise ValueError(
+        f"the mask has {missing.shape[1]}x{missing.shape[0]} pixels, {what}"
+        f" {shape[1]}x{shape[0]}{turned}"
+    )
+
+
+def _of_array(mask: Any) -> Picture:
+    """The numbers of an array as a picture of 1 to 16 bits, or of floats."""
+    try:
+        array = np.asarray(mask)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"not an array: {error}") from error
+    array = array[..., None] if array.ndim == 2 else array
+    if array.ndim != 3 or not array.size or array.shape[2] > 4:
+        raise ValueError(f"of shape {array.shape}, not [height, width]")
+    if array.shape[2] == 3 and (array != array[..., :1]).any():
+        raise ValueError("has three channels that differ; give one")
+    if array.dtype.kind == "b":
+        return Picture(array.astype(np.uint8) * 255, 1)
+    if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+        return Picture(array.astype(np.float32))
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"of type {array.dtype}; give {WANTED}")
+    if array.dtype in (np.uint8, np.uint16):
+        return Picture(array, 8 * array.dtype.itemsize)
+    values = set(np.unique(array).tolist())
+    if not (values <= {0, 1} or values <= {0, 255}):
+        raise ValueError(f"{_described(array)}, of type {array.dtype}; give {WANTED}")
+    return Picture(array.astype(np.uint8))
+
+
+def _painted(picture: Picture) -> np.ndarray:
+    """The rules, see above."""
+    alpha, colours = picture.alpha, picture.colours
+    if colours.dtype.kind == "f":
+        if alpha is not None or not ((colours >= 0) & (colours <= 1)).all():
+            raise ValueError(f"{_described(picture.samples)}; give {WANTED}")
+        return picture.luminance() > 0.5
+    most = np.iinfo(colours.dtype).max
+    if alpha is not None and alpha.min() < most:
+        return alpha[..., 0] > most / 2
+    one = round(most / (2**picture.bits - 1))  # in the file's own numbers
+    values = set(np.unique(colours).tolist())
+    if (colours == colours[..., :1]).all() and (values <= {0, one} or values <= {0, 255}):
+        return colours[..., 0] > 0
+    if max(values) <= most / 2:
+        raise ValueError(f"{_described(colours)} of {most}, which is all dark; give {WANTED}")
+    return picture.luminance() > most / 2
+
+
+def _described(array: np.ndarray) -> str:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return "has values that are not finite"
+    return f"has values from {array.min():g} to {array.max():g}"
