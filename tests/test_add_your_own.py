@@ -71,7 +71,7 @@ def test_the_damage_is_repaired(workdir):
         ("methods", "my.scanline", "error: method: cannot use 'my.scanline': .*No module named"),
         ("methods", "my.jump", "error: method: cannot use 'my.jump': .*it has no restore"),
         ("tasks", "my.scanline", "error: .*my.scanline.*No module named"),
-        ("tasks", "my.jump", "error: .*my.jump.*there is no operator"),
+        ("tasks", "my.jump", "error: .*there is no operator 'my.jump'"),
     ],
 )
 def test_a_module_that_is_not_there_or_lacks_its_function_is_named(

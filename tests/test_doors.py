@@ -41,7 +41,7 @@ def trained(tmp_path_factory, plain):
     data = dict(name="folder", path=str(folder), size=8, channels=1, heldout=0.2)
     config = tiny.write(
         home / "tiny.py", model=tiny.PLAIN, data=data, train=dict(steps=2, batch=4),
-        checkpoint=dict(every=1), log=dict(every=1),
+        checkpoint=dict(every=2), log=dict(every=1),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home / "cache"))

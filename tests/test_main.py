@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("plain", "no_plots")
 def config(tmp_path_factory, plain):
     return tiny.write(
         tmp_path_factory.mktemp("config") / "tiny.py", model=tiny.PLAIN, log=LOG,
-        diffusion=tiny.UNIFORM, optimizer=dict(learning_rate=1e-2),
+        diffusion=tiny.UNIFORM, optimizer=dict(learning_rate=1e-2, warmup=0),
         evaluate=dict(metrics=("pixel_frechet",)),
     )  # fmt: skip
 

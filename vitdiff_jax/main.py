@@ -173,13 +173,15 @@ def _alone(mode: str, workdir: Any) -> Iterator[None]:
     """Hold the lock of a mode of `ALONE`, in process 0."""
     import jax
 
-    from vitdiff_jax.runtime import lock, logs
+    from vitdiff_jax.runtime import lock, logs, parallel
 
-    if mode not in ALONE or jax.process_index() > 0:
+    if mode not in ALONE:
         yield
         return
-    folder = workdir / ALONE[mode] if ALONE[mode] else workdir
-    with lock.hold(folder, lock.dead_owner(folder, logs.say)):
+    folder, first = workdir / ALONE[mode] if ALONE[mode] else workdir, jax.process_index() == 0
+    dead = lock.dead_owner(folder, logs.say) if first else None
+    parallel.wait_for_first()
+    with lock.hold(folder, dead) if first else contextlib.nullcontext():
         yield
 
 

@@ -640,7 +640,8 @@ def test_train_and_sample_on_a_folder(photos, tmp_path, capsys, flags):
     found = {path.name for path in (workdir / "samples").glob("step2*")}
     assert found == {"step2-label-dogs-seed0-n3.png", "step2-label-dogs-seed0-n3-nearest.png"}
     code, message = fails(capsys, *sampling, "--label=dog")
-    assert (code, message) == (2, "label: unknown class 'dog'; did you mean dogs?")
+    unknown = "label: unknown class 'dog'; did you mean dogs?; available: bears, cats, dogs"
+    assert (code, message) == (2, unknown)
     code, message = fails(capsys, *sampling, "--label=3")
     assert (code, message) == (2, "label: 3 is not in -1 (null class) to 2")
 

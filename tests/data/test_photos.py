@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.data.test_picture import some
+from tests.runtime.test_pictures import some
 from vitdiff_jax.data import photos
 from vitdiff_jax.data.pipeline import DataError
 

@@ -260,7 +260,7 @@ def test_data_with_a_hint_of_their_own_are_refused(monkeypatch):
     [
         (dict(operators=("blurr",)), "config.degradation.operators: 'blurr': name: there is no"),
         (dict(operators="mask"), "config.degradation.operators: 'mask' is not a list of values"),
-        (dict(noise=-0.1), "config.degradation.noise: -0.1 is less than 0"),
+        (dict(noise=-0.1), "config.degradation.noise: -0.1 is not in [0, 2]"),
         (dict(bank=0), "config.degradation.bank: 0 is less than 1"),
     ],
     ids=str,

@@ -225,7 +225,6 @@ def test_a_component_of_ones_own_has_its_own_ranges(tmp_path, monkeypatch):
         (dict(seed=2**32), "--seed: 4294967296 is more than 4294967295"),
         (dict(seed=2**63), "--seed: 9223372036854775808 is more than 4294967295"),
         (dict(seed=2**32 - 1, n=2), "--seed: 4294967295 and the seeds of 2 images go beyond"),
-        (dict(frames=-1), "--frames: -1 is less than 0"),
         (dict(strength=math.nan), "--strength: nan is not a finite number"),
         (dict(strength=1.0), "--strength: 1.0 is not in (0, 1)"),
         (dict(noise=math.inf), "--noise: inf is not a finite number"),

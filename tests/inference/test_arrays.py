@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.test_picture import png16
+from tests.runtime.test_pictures import png16
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import arrays
 
@@ -84,6 +84,7 @@ REFUSED = {
     "dark [0, 255]": (PIXELS.astype(np.float32) % 12, "x / 127.5 - 1"),
     "[0, 255] with noise": (PIXELS + RANDOM.normal(size=X.shape) * 20, "x / 127.5 - 1"),
     "[-128, 127]": (PIXELS - 128.0, "x / 127.5 - 1"),
+    "masked": (np.ma.array(X, mask=X > 0.5), r"mask=np\.ma\.getmask"),
     "alpha": (np.zeros((4, 4, 4), np.uint8), "leave out alpha"),
     "grey with alpha": (np.zeros((4, 4, 2), np.uint8), "leave out alpha"),
     "channels first": (np.moveaxis(PIXELS, -1, 0), "channels come last"),
@@ -122,6 +123,13 @@ def test_a_bright_picture_has_a_way(said):
     (line,) = said
     assert "image: " in line
     assert "hardly any is dark" in line
+
+
+def test_values_beyond_the_range_without_a_noise_level_are_said(said):
+    """They may as well be standardised by a mean and deviation."""
+    arrays.picture(2.2 * X)
+    (line,) = said
+    assert "taken for noise" in line
 
 
 def test_doubts_are_one_line(tmp_path, said):

@@ -171,9 +171,11 @@ def test_examples_in_a_random_order_that_is_always_the_same():
 
 def test_a_picture_to_restore_is_of_no_class_unless_one_is_given():
     """A sample is of the classes in turn; a picture that someone brings is of none of them."""
-    model = types.SimpleNamespace(experiment=types.SimpleNamespace(conditions=EVERYTHING))
-    found = TrainedModel.cond(model, 2)
+    model = object.__new__(TrainedModel)  # without parameters
+    trained = types.SimpleNamespace(diffusion=types.SimpleNamespace(label_dropout=0.1))
+    model.experiment = types.SimpleNamespace(conditions=EVERYTHING, config=trained)
+    found = model.cond(2)
     assert found["label"].tolist() == [-1, -1]
     assert (found["attributes"] == -1).all()
     assert (found["text"] == -1).all()
-    assert TrainedModel.cond(model, 2, label="dog")["label"].tolist() == [1, 1]
+    assert model.cond(2, label="dog")["label"].tolist() == [1, 1]

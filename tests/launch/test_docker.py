@@ -38,4 +38,4 @@ def test_what_is_copied_can_be_installed(tmp_path, name, extra):
         [sys.executable, "-m", "vitdiff_jax.main", f"--config={config}", "--mode=nothing"],
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
-    assert "invalid choice: 'nothing'" in done.stderr
+    assert "--mode: 'nothing' is not one of train, " in done.stderr

@@ -97,7 +97,7 @@ one = pytest.mark.parametrize("turned", quick([True], [False, True]), ids=["plai
 
 SCALES = (100.0, 1e-4), (1e4, 1e-2)  # of scores, and the error that is allowed
 SMALL, LARGE = SIZES[0], SIZES[-1]
-QUICK = [(SMALL, False, "bfloat16"), (LARGE, False, "float32")]
+QUICK = [(LARGE, False, "float32")]
 CASES = [  # rounding is the same in all sizes
     (size, turned, dtype)
     for dtype, sizes in (("float32", SIZES), ("bfloat16", SIZES[:2]))

@@ -249,7 +249,7 @@ def without(weights, name):
 @pytest.mark.parametrize(
     ("name", "start"),
     only(
-        [("text", 0), ("hint", 1)],
+        [("hint", 1)],
         itertools.product(["attributes", "text", "embedding", "hint"], [0, 1]),
     ),
 )

@@ -267,7 +267,7 @@ def test_keys_alone_do_nothing(name):
     assert with_keys == without
 
 
-@each
+@pytest.mark.parametrize("name", quick(["vit"], DENOISERS))
 def test_every_class_and_none_of_them_differ(name):
     """-1 is a class of its own: guidance needs the network that knows nothing."""
     given, images = given_all(name)

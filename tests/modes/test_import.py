@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 import vitdiff_jax
 from tests import tiny
+from tests.parts import quick
 from tests.test_main import fails
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import config as config_lib
@@ -35,7 +36,8 @@ DIFFUSION = {  # what the families' networks were trained for
 MODELS = {  # file -> (--family, what the config says of the network, its images)
     "dit": ("dit:heads=2,null_row=True", dict(name="dit", patch=2, learned_sigma=True, **DIMS),
             (4, 4, 4)),
-    "sit": ("sit:heads=2,null_row=True,path=gvp", dict(name="dit", patch=2, **DIMS), (4, 8, 4)),
+    "sit": ("sit:heads=2,null_row=True,path=gvp,size=4x8", dict(name="dit", patch=2, **DIMS),
+            (4, 8, 4)),
     "uvit": ("uvit:heads=2,null_row=True", dict(name="uvit", patch=2, **DIMS), (8, 8, 3)),
     "uvit-latent": ("uvit:heads=2,null_row=True", dict(name="uvit", patch=2, **DIMS), (4, 4, 4)),
     "jit": (
@@ -105,9 +107,7 @@ def flags(source, family, workdir):
     return f"--source={source}", f"--family={family}", f"--workdir={workdir}"
 
 
-@pytest.mark.parametrize(
-    "name", ["dit", "jit", "uvit", *(pytest.param(n, marks=pytest.mark.slow) for n in LATENTS[1:])]
-)
+@pytest.mark.parametrize("name", quick(["dit"], ["dit", "jit", "uvit", *LATENTS[1:]]))
 def test_an_imported_network_is_the_published_one(copy_of, name):
     """Its parameters bit by bit, the network that they are of, and its process."""
     workdir = copy_of(name)

@@ -97,7 +97,7 @@ def test_a_search_names_the_fastest_that_fits(planned):
         (["--topology=v5e:4x4"], "config.train.batch: 8 is not divisible by 16 chips"),
         (
             ["--topology=v5e:2x2", "--price_per_chip_hour=-1"],
-            "--price_per_chip_hour: -1.0 is negat",
+            "--price_per_chip_hour: -1.0 is less than 0",
         ),
     ],
 )

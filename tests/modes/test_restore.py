@@ -244,7 +244,7 @@ def test_the_numbers_are_those_of_the_images(compared):
         (["--input={home}/photo.png", "--method=dps:scale=much"], "method: dps: scale: 'much' is"),
         (["--input={home}/photo.png", "--method=repaint"], "method: repaint needs a mask"),
         (["--input={home}/photo.png", "--method=palette"], "method: palette needs a model"),
-        (["--input={home}/photo.png", "--task=edit", "--strength=2"], "strength: 2.0 is not"),
+        (["--input={home}/photo.png", "--task=edit", "--strength=2"], "--strength: 2.0 is not"),
         (["--input={home}/photo.png", "--config.restore.overlap=1.5"], "config.restore.overlap"),
         (["--config.restore.tasks=('denoise',)", "--config.restore.methods=('my.own',)"],
          "method: cannot use 'my.own': No module named"),

@@ -51,6 +51,17 @@ def test_what_is_not_finite_leaves_no_axis_without_end(axes):
     assert axes[0].get_xlim()[1] > axes[0].get_xlim()[0]
 
 
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [([100.0, 2.0, 1.0, 1.0, 1.0], "log"), ([3.0, 2.0, 1.0, 1.0, 1.0], "linear"),
+     ([100.0, 2.0, 1.0, 1.0, -1.0], "linear")],
+)  # fmt: skip
+def test_a_few_large_values_make_the_axis_logarithmic(axes, values, scale):
+    """Such as the first losses, above which the others would be a flat line; of all positive."""
+    plots.curves({"loss": ([1.0, 2.0, 3.0, 4.0, 5.0], values)}, "step", "loss")
+    assert axes[0].get_yscale() == scale
+
+
 def report(rows, real=0.5):
     """An evaluation of rows of settings and a value."""
     return {

@@ -140,7 +140,7 @@ SERVED = [
     for name in METHODS
     if METHODS[name].TRAITS.supports(degraded(degradation))
 ]
-SERVED_FIRST = [("pnpflow", "hdr"), ("ddrm", "fourier")]
+SERVED_FIRST = [("pnpflow", "hdr")]
 
 
 @eager

@@ -34,9 +34,9 @@ def facts(dataset: Dataset) -> dict[str, Any]:
     for key, condition in (("classes", "label"), ("attributes", "attributes")):
         found[key] = len(dataset.conditions.get(condition, ())) or None
     known = dict(dataset.card)
-    if dataset.classes and isinstance(dataset.train, InMemory):
-        parts = dataset.train, dataset.heldout
-        counts = [np.bincount(part.labels, minlength=dataset.classes) for part in parts]  # type: ignore
+    parts = [p for p in (dataset.train, dataset.heldout) if isinstance(p, InMemory)]
+    if dataset.classes and len(parts) == 2:
+        counts = [np.bincount(part.labels, minlength=dataset.classes) for part in parts]
         pairs = np.stack(counts, 1).tolist()
         known["class_counts"] = dict(zip(map(str, dataset.conditions["label"]), pairs))
     return found | known | ({"mark": dataset.mark} if dataset.mark else {})
@@ -70,13 +70,15 @@ def of_classes(names: tuple[str, ...], train: Iterable[int], heldout: Iterable[i
     return dict(zip(map(shown, names), np.stack(counts, 1).tolist()))
 
 
-def of_captions(matched: Matched, names: list[str]) -> dict[str, Any]:
-    """How many images have captions, and which names match nothing."""
+def of_captions(matched: Matched, names: list[str], length: int) -> dict[str, Any]:
+    """How many images have captions, which names match nothing, and what is cut at length bytes."""
+    texts = matched.texts.values()
     without = [name for name in names if name not in matched.texts]
     return {
         "with": len(names) - len(without), "without": len(without), "lost": len(matched.lost),
         "loosely": len(matched.loosely), "names_without": list(map(shown, without[:FEW])),
         "names_lost": list(map(shown, matched.lost[:FEW])),
+        "cut": sum(len(text.encode(errors="replace")) > length for of in texts for text in of),
     }  # fmt: skip
 
 
@@ -116,7 +118,7 @@ def warnings_of_classes(
     for alike in plain.values():
         if len(alike) > 1:
             lines.append(f"classes of nearly the same name: {some(alike)}")
-    if no_class := [name for name in folders if name not in names]:
+    if no_class := sorted(set(folders) - set(names)):
         lines.append(f"no class, since without an image that can be read: {some(no_class)}")
     if empty := [name for name, (train, _) in counts.items() if not train]:
         lines.append(f"classes without a training image: {some(empty)}")
@@ -136,6 +138,8 @@ def warning_of_captions(card: Mapping[str, Any], file: str) -> list[str]:
         parts.append(f"{n:,} {'line names' if n == 1 else 'lines name'} no image ({names})")
     if n := card["loosely"]:
         parts.append(f"{n:,} matched without regard to case, suffix or folder")
+    if n := card["cut"]:
+        parts.append(f"{n:,} longer than config.data.length bytes and cut there")
     return [f"{file}: {', '.join(parts)}"] if parts else []
 
 

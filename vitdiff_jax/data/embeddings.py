@@ -82,7 +82,7 @@ class Store:
         self.folder = folder
         try:
             self.about = json.loads((folder / "embeddings.json").read_text())
-            self.mark = self.about.pop("mark")
+            self.mark = self.about.pop("mark", None)
             self._source = ArrayRecordDataSource(str(folder / "embeddings.array_record"))
             self._width = int(self.about["width"])
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:

@@ -20,7 +20,7 @@ HIDDEN, RUNS = "hidden", "made by runs of vitdiff_jax"
 NO_FILES, EMPTY = "no files, such as broken links", "empty folders"
 """Reasons for which files are left out."""
 OF_RUNS = ("samples", "restored", "evaluation", "checkpoints", "profile", "statistics")
-"""What a run writes into its workdir, as folders."""
+"""What a run writes into its workdir: folders, and a picture; also with a digest appended."""
 WAITS = (0.0, 0.1)
 """Seconds until a failed read is tried again, as network drives need it now and then."""
 
@@ -62,8 +62,8 @@ class Folder:
                 name = prefix + entry.name
                 if _hidden(entry.name):
                     self._leave_out(HIDDEN, name)
-                elif entry.is_dir() and of_run and entry.name in OF_RUNS:
-                    self._leave_out(RUNS, f"{name}/")
+                elif of_run and entry.name.partition("-")[0].removesuffix(".png") in OF_RUNS:
+                    self._leave_out(RUNS, f"{name}/" if entry.is_dir() else name)
                 elif entry.is_dir():
                     todo.append((f"{name}/", above | {real}))
                 elif entry.is_file():

@@ -16,7 +16,7 @@ import numpy as np
 from vitdiff_jax.data import card, images, index, listing, marks, records, text
 from vitdiff_jax.data.files import EMPTY, Folder, Zip, open_path
 from vitdiff_jax.data.pipeline import DataError, Dataset
-from vitdiff_jax.runtime import paths
+from vitdiff_jax.runtime import paths, pictures
 
 LOG = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def _check(path: str, channels: int, length: int, heldout: float) -> None:
 
 def _mark(items: Sequence[Any], which: Sequence[int]) -> str:
     """The mark of some of the items [name, mark of the file, metadata]."""
-    return marks.digest(items[i] for i in which)
+    return marks.digest([pictures.VERSION, *(items[i] for i in which)])
 
 
 def _wrapper(names: list[str]) -> tuple[str, list[str]]:
@@ -169,7 +169,8 @@ def _metadata(
             metadata[name]["label"] = numbers[name.partition("/")[0]]
     if captions is not None:
         conditions["text"] = length
-        known = (posixpath.dirname(captions), below.rstrip("/"), files.path.resolve().stem)
+        place = files.path.resolve()
+        known = (posixpath.dirname(captions), below.rstrip("/"), place.stem, place.name)
         matched = text.match(_captions(files, captions, below), names, known)
         for name in names:
             metadata[name]["captions"] = matched.texts.get(name, [""])
@@ -177,7 +178,7 @@ def _metadata(
             raise DataError(
                 f"{files.path}: {captions} names none of the images, such as {names[0]}"
             )
-        about["captions"] = card.of_captions(matched, names)
+        about["captions"] = card.of_captions(matched, names, length)
         about["warnings"] += card.warning_of_captions(about["captions"], captions)
     return metadata, conditions, about
 
@@ -238,7 +239,7 @@ def _trainable(
     alone = {labels[name]: name for name in reversed(rest) if labels[name] not in trained}
     moved, warnings = sorted(alone.values()), []
     if moved:
-        held = [name for name in rest if name not in moved]
+        held = sorted(set(rest) - set(moved))
         train, rest = sorted(train + moved), held or rest[:1]
         warnings = [
             f"not held out, since their classes have no other to train on: {listing.some(moved)}"

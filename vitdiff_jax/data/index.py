@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import PIL
+
 from vitdiff_jax.data import images, listing, marks, records
 from vitdiff_jax.data.files import Folder, Zip
 from vitdiff_jax.data.pipeline import DataError
@@ -156,7 +158,7 @@ def home_of(root: pathlib.Path) -> pathlib.Path:
     """Where the index and caches of a folder are kept."""
     base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     root = root.resolve()
-    digest = marks.digest([str(root), pictures.VERSION])
+    digest = marks.digest([str(root), pictures.VERSION, PIL.__version__])  # which may read more
     return base / "vitdiff_jax" / "folders" / f"{root.name}-{digest}"
 
 

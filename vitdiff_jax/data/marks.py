@@ -14,8 +14,10 @@ from typing import Any
 
 from vitdiff_jax.data.pipeline import Source
 
-WINDOW, WINDOWS = 2**12, 4
-"""A sample of a file: so many windows of so many bytes, evenly from its start to its end."""
+WHOLE, WINDOW, WINDOWS = 2**24, 2**16, 16
+"""Files of up to this many bytes are read whole; of larger ones so many windows of so many bytes,
+evenly from start to end.
+"""
 EXAMPLES = 8
 """Examples that stand for a source of unknown files."""
 
@@ -43,7 +45,7 @@ def of_sample(path: pathlib.Path) -> str:
 
 def _of_sample(size: int, read: Callable[[int, int], bytes]) -> str:
     found = hashlib.sha256(b"%d " % size)
-    if size <= WINDOW * WINDOWS:
+    if size <= WHOLE:
         found.update(read(0, size))
     else:
         for i in range(WINDOWS):

@@ -84,7 +84,7 @@ class CachedRecords:
             about = json.loads((folder / "cache.json").read_text())
             self._source = ArrayRecordDataSource(str(folder / "images.array_record"))
             self._shape, self._count = tuple(about["shape"]), about["count"]
-            self.mark = about["mark"]
+            self.mark = about.get("mark")
             if len(self._source) != self._count:
                 raise ValueError(f"{len(self._source)} images instead of {self._count}")
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:

@@ -71,6 +71,8 @@ def match(captions: dict[str, list[str]], names: Iterable[str], folders: Iterabl
             found[loosen(key).casefold()].append(name)
     matched = Matched({}, [], [])
     for given, texts in captions.items():
+        if not (texts := [text for text in texts if text.strip()]):
+            continue  # a line without a text is no caption
         name = next((exact[key] for key in _spellings(given, folders) if key in exact), None)
         if name is None:
             tries = [

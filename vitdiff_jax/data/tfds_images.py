@@ -18,7 +18,7 @@ from vitdiff_jax.data import records as records_lib
 from vitdiff_jax.data.images import Annotate, Crop, Images, Metadata
 from vitdiff_jax.data.pipeline import DataError, Dataset
 from vitdiff_jax.data.records import NotPrepared, Say, TfdsRecords
-from vitdiff_jax.runtime import paths
+from vitdiff_jax.runtime import paths, pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +196,5 @@ def dataset(
 
 def _mark(files: str, split: str, which: Sequence[int]) -> str:
     """The mark of records of a split, of files with a mark."""
-    return marks.digest(
-        [files, split, hashlib.sha256(np.array(which, np.int64).tobytes()).hexdigest()]
-    )
+    numbers = hashlib.sha256(np.array(which, np.int64).tobytes()).hexdigest()
+    return marks.digest([pictures.VERSION, files, split, numbers])

@@ -83,6 +83,7 @@ def build(
     shape, conditions: of the dataset, see `data.pipeline.Dataset`.
     """
     rules.check(config)
+    rules.check_emas(config)
     make, options = config_lib.component(config, "diffusion.schedule")
     with config_errors("config.diffusion.schedule."):
         schedule = make(**options)

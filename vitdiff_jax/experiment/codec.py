@@ -63,7 +63,7 @@ def load(path: str, factor: int) -> Codec:
 
     Raises WeightsError if it is not one, or has another downsampling factor.
     """
-    file = paths.local_copy(path).expanduser()
+    file = paths.local_copy(path)
     if not file.is_file():
         raise WeightsError(f"config.latent.autoencoder: there is no file {file}")
     try:

@@ -61,7 +61,7 @@ RANGES = {
     "diffusion.schedule.noise_scale": POSITIVE, "diffusion.schedule.time_scale": POSITIVE,
     "diffusion.schedule.beta_min": COUNT, "diffusion.schedule.beta_max": POSITIVE,
     "diffusion.schedule.sigma_min": POSITIVE, "diffusion.schedule.sigma_max": POSITIVE,
-    "diffusion.schedule.sigma_data": POSITIVE,
+    "diffusion.schedule.sigma_data": POSITIVE, "diffusion.schedule.first": COUNT,
     "diffusion.times.std": POSITIVE, "diffusion.times.steps": ONE,
     "optimizer.learning_rate": POSITIVE, "optimizer.warmup": COUNT, "optimizer.b1": BELOW_ONE,
     "optimizer.b2": BELOW_ONE, "optimizer.eps": POSITIVE, "optimizer.weight_decay": COUNT,
@@ -97,7 +97,7 @@ CHOICES = {
 INFINITE = ("sample.sampler.s_max",)
 """Keys that may be infinite."""
 FLAGS = {
-    "n": ONE, "seed": SEED, "frames": COUNT, "strength": Range(0, 1, above=True, below=True),
+    "n": ONE, "seed": SEED, "strength": Range(0, 1, above=True, below=True),
     "processes": ONE, "process": COUNT, "price_per_chip_hour": COUNT,
 }  # fmt: skip
 """Flag -> its range, in every mode that has the flag."""
@@ -129,7 +129,6 @@ def check(config: Any) -> None:
             f"config.sample.guidance_low: {config.sample.guidance_low} is more than guidance_high,"
             f" {config.sample.guidance_high}: no time lies between them"
         )
-    _check_emas(config)
     _check_parallel(config)
 
 
@@ -199,8 +198,8 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _check_emas(config: Any) -> None:
-    """Reject EMAs that cannot be made from those that training maintains."""
+def check_emas(config: Any) -> None:
+    """Raise ConfigError for EMAs that cannot be made from those that training maintains."""
     decays, widths, sample = config.train.ema, config.train.ema_widths, config.sample
     if not decays:
         raise ConfigError("config.train.ema: empty; name at least one decay, such as (0.9999,)")

@@ -14,7 +14,7 @@ from PIL import Image
 from vitdiff_jax.data import photos
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.interop import images as image_lib
-from vitdiff_jax.runtime import logs, paths, pictures
+from vitdiff_jax.runtime import logs, paths, pictures, pillow
 
 MAX_NOISE = 2.0
 """The largest noise std that is accepted, in units of [-1, 1]: the whole range of values."""
@@ -40,11 +40,15 @@ def picture(image: Any, noise_std: float | None = None) -> np.ndarray:
         except (OSError, ValueError) as error:
             raise ConfigError(f"image: {error}") from error
         _tell_alpha(opened.alpha)
+        if pillow.orientation_of(image) in range(2, 9):
+            logs.say("image: turned upright by its EXIF tag; a mask array must be upright too")
         return floats(opened.colours, noise_std=noise_std)
     try:
         x = np.asarray(image)
     except (ValueError, TypeError) as error:  # rows of different lengths, a tensor on a GPU
         raise ConfigError(f"image: not an array: {error}") from error
+    if np.ma.is_masked(image):
+        raise ConfigError("image: a masked array; give its pixels, and mask=np.ma.getmask(image)")
     x = x[..., None] if x.ndim == 2 else x
     if x.ndim != 3 or x.shape[2] not in (1, 3) or not x.size:
         hint = ""
@@ -99,6 +103,11 @@ def _check_range(x: np.ndarray, key: str, noise_std: float | None) -> None:
         raise ConfigError(
             f"{key}: {span}: [0, 1] is scaled to [-1, 1] by 2 * x - 1; a picture that is so bright"
             " in [-1, 1] goes as uint16, by np.uint16(np.round((x + 1) * 32767.5))"
+        )
+    if noise_std is None and max(-low, high) > 1 + OVERSHOOT:
+        logs.say(
+            f"warning: {key}: {span}; what leaves [-1, 1] is taken for noise, whose level noise_std"
+            " states"
         )
     if np.quantile(x, 0.01) > -min(max(2.33 * (noise_std or 0), 0.25), 0.5):
         logs.say(

@@ -14,7 +14,7 @@ from vitdiff_jax.evaluation.metric import Batch, Measure, Measured, Setting
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment.build import config_errors
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference import provenance, tasks
+from vitdiff_jax.inference import prompts, provenance, tasks
 from vitdiff_jax.inference.model import TrainedModel
 from vitdiff_jax.inference.restoring import Method, program, with_hint
 from vitdiff_jax.interop import images as image_lib
@@ -62,7 +62,7 @@ def compare(
         found, first = [], 0
         for x, problem, image in parts:
             seeds = np.arange(first, first + len(x))
-            cond = with_hint(model.experiment, model.cond(len(x)), image)
+            cond = with_hint(model.experiment, _cond(model, data, first, len(x)), image)
             found.append(
                 run(model.weights, seeds, cond, problem.y, problem.operator, problem.noise_std)
             )
@@ -78,6 +78,13 @@ def compare(
         sheet = np.asarray(image_lib.to_uint8(images.reshape(-1, *data.shape)))
         grid = image_lib.grid(sheet, len(columns))
         image_lib.save_png(picture, grid, text=provenance.chunk(made, shows="benchmark"))
+
+
+def _cond(model: TrainedModel, data: Dataset, first: int, n: int) -> prompts.Cond:
+    """Null conditions; the held-out images' own where the model has no null class."""
+    if "label" in data.conditions and not model.experiment.config.diffusion.label_dropout:
+        return prompts.of_heldout(data, range(first, first + n))
+    return model.cond(n)
 
 
 def degraded(

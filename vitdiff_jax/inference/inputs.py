@@ -8,27 +8,19 @@ from collections.abc import Sequence
 from etils import epath
 
 from vitdiff_jax.data import photos
-from vitdiff_jax.data.pipeline import DataError
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import provenance
-from vitdiff_jax.runtime import logs, paths
+from vitdiff_jax.runtime import paths
 
 
 def find(given: pathlib.Path, workdir: epath.Path) -> list[pathlib.Path]:
-    """The images to restore; not those of the workdir, if it is in the folder."""
-    found = photos.find(given)
-    if paths.remote(workdir):
-        return found
-    run, place = pathlib.Path(workdir).resolve(), given.resolve()
-    inside = run in place.parents
-    if inside and re.match(r"restored(-\w+)?$", place.relative_to(run).parts[0]):
-        raise ConfigError(f"--input: {given} is in the output folder; copy it to another place")
-    kept = [path for path in found if inside or not path.resolve().is_relative_to(run)]
-    if len(kept) < len(found):
-        logs.say(f"--input: left out {len(found) - len(kept)} images in the workdir {workdir}")
-    if not kept:
-        raise DataError(f"{given}: contains no images outside of the workdir {workdir}")
-    return kept
+    """The images to restore, which must not be those restored before."""
+    if not paths.remote(workdir):
+        run, place = pathlib.Path(workdir).resolve(), given.resolve()
+        inside = run in place.parents
+        if inside and re.match(r"restored(-\w+)?$", place.relative_to(run).parts[0]):
+            raise ConfigError(f"--input: {given} is in the output folder; copy it to another place")
+    return photos.find(given)
 
 
 def digest(path: pathlib.Path) -> str:

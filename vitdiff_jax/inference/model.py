@@ -22,7 +22,7 @@ from vitdiff_jax.inference import arrays, numbers, prompts, restoring, tasks
 from vitdiff_jax.inference.prompts import Cond
 from vitdiff_jax.inference.sampling import SampleFn, make_sample_fn
 from vitdiff_jax.models.conditions import NULL
-from vitdiff_jax.operators import marks
+from vitdiff_jax.operators import masks
 from vitdiff_jax.runtime import logs, parallel, paths
 from vitdiff_jax.runtime.checkpoint import CheckpointError, Checkpoints
 
@@ -104,7 +104,7 @@ class TrainedModel:
         PIL image or the path of a file, see `arrays.picture`. task: its degradation, see `tasks`;
         "edit" applies SDEdit from time `strength`; None: inpaint if there is a mask, else denoise.
         mask: an array [H, W], PIL image or path, True or white where pixels are missing (or to be
-        edited), see `operators.marks`. method: of `restoration`; None: the recommended one.
+        edited), see `operators.masks`. method: of `restoration`; None: the recommended one.
         noise_std: in units of [-1, 1]; None: estimated. degrade: the image is clean, degrade it
         first.
         label, prompt, attributes: its conditions, as in `sample`; None: null conditions.
@@ -114,7 +114,7 @@ class TrainedModel:
         x = arrays.picture(image, 0.0 if degrade else noise_std)
         with config_errors("mask: "):
             file = isinstance(mask, (str, os.PathLike))
-            missing = None if mask is None else marks.of(paths.local_copy(mask) if file else mask)
+            missing = None if mask is None else masks.of(paths.local_copy(mask) if file else mask)
         task = task or ("denoise" if mask is None else "inpaint")
         if task == "inpaint" and mask is None:
             raise ConfigError("mask: required for the task inpaint; white where pixels are missing")

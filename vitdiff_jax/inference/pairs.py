@@ -18,6 +18,8 @@ from vitdiff_jax.runtime import logs
 
 OURS = re.compile(r"(.+)-(beside|uncertainty|\d+)\.png")
 """Names that --mode=restore gives to what is shown besides a restored picture."""
+SHOWN = ("beside", "uncertainty", "benchmark")
+"""What such pictures show, by their records."""
 EXAMPLES = 3
 """Names in an error message."""
 
@@ -46,7 +48,12 @@ class Without(Folder):
         self._files, self._names = files, frozenset(names)
 
     def files(self):
-        return {name: s for name, s in self._files.files().items() if name not in self._names}
+        found = self._files.files()
+        self.left_out = self._files.left_out
+        return {name: stamps for name, stamps in found.items() if name not in self._names}
+
+    def head(self, name, count):
+        return self._files.head(name, count)
 
     def read(self, name):
         return self._files.read(name)
@@ -161,7 +168,7 @@ def _open(path: pathlib.Path, key: str, paired: bool) -> ImageSet:
     if path.is_dir() or path.suffix == ".zip":
         files = open_path(path, key)
         first = min((name for name in files.files() if name.endswith(".png")), default=None)
-        if first is not None and sheets.is_sheet(files.read(first)):
+        if first is not None and sheets.is_sheet(_read(files, first)):
             raise DataError(
                 f"{key}: {first} in {path} is a sheet of several images; --mode=sample --npz writes"
                 " each of them"
@@ -174,16 +181,22 @@ def _open(path: pathlib.Path, key: str, paired: bool) -> ImageSet:
     return image_files.open_images(path, key)
 
 
+def _read(files: Folder | Zip, name: str) -> bytes:
+    try:
+        return files.read(name)
+    except (OSError, ValueError) as error:  # damaged or encrypted in a zip file
+        raise DataError(f"{files.path}: {name}: {error}") from error
+
+
 def _besides(files: Folder | Zip, paired: bool) -> list[str]:
     """The names of our own comparisons and uncertainty maps; paired: of single samples too."""
     names, found = files.files(), []
     for name in sorted(names):
         beside = OURS.fullmatch(name)
-        if beside is None or f"{beside[1]}.png" not in names:
+        by_name = beside[2] if beside and f"{beside[1]}.png" in names else ""  # older files
+        if not name.endswith(".png"):
             continue
-        shows = provenance.of_bytes(files.read(name)).get(
-            "shows", beside[2]
-        )  # older files: by name
-        if shows in ("beside", "uncertainty") or (paired and shows.startswith("sample ")):
+        shows = provenance.of_bytes(_read(files, name)).get("shows", by_name)
+        if shows in SHOWN or (paired and shows.startswith("sample ")):
             found.append(name)
     return found

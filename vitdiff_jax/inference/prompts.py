@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,12 @@ def of_examples(dataset: pipeline.Dataset, n: int, first: int = 0, *, prior: boo
         return {"label": (numbers % len(dataset.conditions["label"])).astype(np.int32)}
     if not dataset.conditions:
         return {}
-    examples = [dataset.heldout.example(int(i)) for i in numbers % len(dataset.heldout)]
+    return of_heldout(dataset, numbers % len(dataset.heldout))
+
+
+def of_heldout(dataset: pipeline.Dataset, which: Iterable[int]) -> Cond:
+    """Conditions of these held-out examples, besides their hints."""
+    examples = [dataset.heldout.example(int(i)) for i in which]
     return {name: np.stack([e[name] for e in examples]) for name in dataset.conditions}
 
 

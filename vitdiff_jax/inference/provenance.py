@@ -5,6 +5,7 @@ in a .json file beside an .npz file. The same command writes the same files agai
 result has the name already, a digest of the settings is appended.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import vitdiff_jax
+from vitdiff_jax.data import marks
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.runtime import paths, tables
@@ -44,7 +46,7 @@ def of_sampling(config: ConfigDict) -> dict[str, Any]:
     sample["guide_with"] = _name(sample["guide_with"])
     return {
         "sample": sample, "ema": experiment_lib.sampled_ema(config),
-        "dtype": config.model.get("dtype"), "autoencoder": _name(config.latent.autoencoder),
+        "dtype": config.model.get("dtype"), "autoencoder": _weights(config.latent.autoencoder),
     }  # fmt: skip
 
 
@@ -53,6 +55,15 @@ def of_data(config: ConfigDict) -> dict[str, Any]:
     known = config.data.to_dict()
     return {k: _name(v) if k == "path" else v for k, v in known.items()
             if k not in ("data_dir", "cache")}  # fmt: skip
+
+
+@functools.cache
+def _weights(path: str | None) -> list[str] | None:
+    """The name of a file of weights, and the mark of its contents."""
+    if not path:
+        return None
+    file = paths.local_copy(path)
+    return [file.name, marks.of_file(file) if file.is_file() else ""]
 
 
 def _name(path: str | None) -> str | None:
@@ -102,6 +113,8 @@ def free(path: epath.Path, made: Record, *more: str) -> epath.Path:
 
     more: endings of further files whose names start with the path's stem.
     """
+    if not path.parent.exists():  # in a bucket each file takes a request
+        return path
     files = [path, *(path.with_name(f"{path.stem}{ending}") for ending in more)]
     if any(holds_other(file, made) for file in files):
         return path.with_name(f"{path.stem}-{digest(made)}{path.suffix}")
@@ -113,6 +126,8 @@ def free_folder(folder: epath.Path, files: Mapping[str, Record], made: Record) -
 
     files: {path in the folder: record}. made: the record of all of them.
     """
+    if not folder.exists():
+        return folder
     if any(holds_other(folder / name, of_file) for name, of_file in files.items()):
         return folder.with_name(f"{folder.name}-{digest(made)}")
     return folder

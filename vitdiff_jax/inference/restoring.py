@@ -26,7 +26,7 @@ from vitdiff_jax.inference.sampling import (
 from vitdiff_jax.inference.tasks import InverseProblem, from_planes, to_planes
 from vitdiff_jax.interop.images import to_uint8
 from vitdiff_jax.models.conditions import NULL
-from vitdiff_jax.operators import Operator, Shape, marks, parsing
+from vitdiff_jax.operators import Operator, Shape, masks, parsing
 from vitdiff_jax.operators.mask import Mask
 from vitdiff_jax.restoration import sdedit
 from vitdiff_jax.runtime import parallel
@@ -256,7 +256,7 @@ class Restorer:
             raise ConfigError("task: editing a colour image needs a model of colour images")
         if changed is not None:
             with config_errors("mask: "):
-                marks.fitted(changed, x.shape)
+                masks.fitted(changed, x.shape)
         kept = np.float32(0) if changed is None else (~changed).astype(np.float32)[..., None]
         times = times_of(self.experiment)
         times = np.concatenate([[strength], times[times < strength]])

@@ -15,7 +15,7 @@ from scipy import ndimage
 from vitdiff_jax import operators
 from vitdiff_jax.experiment.build import config_errors
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.operators import Operator, Shape, marks, parsing
+from vitdiff_jax.operators import Operator, Shape, masks, parsing
 from vitdiff_jax.operators.compose import Composed
 from vitdiff_jax.operators.inverse import as_image
 from vitdiff_jax.operators.mask import Mask
@@ -57,7 +57,7 @@ def operator_of(
         return operator
     degraded = _measured(operator, shape)
     with config_errors("mask: "):
-        marks.fitted(missing, degraded, "the degraded image")
+        masks.fitted(missing, degraded, "the degraded image")
     mask = Mask((~missing).astype(np.float32)[..., None], degraded[2])
     return mask if name == "denoise" else Composed((operator, mask), operator.linear)
 

@@ -115,12 +115,15 @@ class Storage:
 
 def _identified(pid: Any) -> tuple[str, str, int]:
     """(type, key, number of bytes) of ("storage", class, key, device, numbers, ...)."""
-    if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
+    # The key too: nested tuples may be endless as text.
+    if not (
+        isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage" and isinstance(pid[2], str)
+    ):
         raise ValueError("a storage without a name")
     name = getattr(pid[1], "name", "").rpartition(".")[2].removesuffix("Storage")
     found = STORAGES.get(name, f"of the unknown type {name}Storage")
     size = item_size(found) if found in STORAGES.values() else 1
-    return found, str(pid[2]), int(pid[4]) * size
+    return found, pid[2], int(pid[4]) * size
 
 
 def _zip(path: pathlib.Path) -> Any:
@@ -136,7 +139,7 @@ def _zip(path: pathlib.Path) -> Any:
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}constants.pkl" in names:
         raise ValueError("it is a TorchScript program; save its state_dict()")
-    if f"{root}byteorder" in names and archive.read(f"{root}byteorder") == b"big":
+    if f"{root}byteorder" in names and _record(archive, f"{root}byteorder") == b"big":
         raise ValueError("its numbers are big-endian; save it again on another machine")
 
     @functools.lru_cache(1)  # tensors that share a storage often come one after another
@@ -186,9 +189,10 @@ def _legacy(path: pathlib.Path) -> Any:
         torch_pickle.read(file)  # facts about the machine
         contents = torch_pickle.read(file, torch_pickle.TENSORS, storage)
         keys, place = torch_pickle.read(file), file.tell()
-    if not isinstance(keys, list) or set(map(str, keys)) != found.keys():
+    named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not named or set(keys) != found.keys():
         raise ValueError("damaged: its storages are not those of its tensors")
-    for key in map(str, keys):
+    for key in keys:
         places[key] = place + 8
         place += 8 + found[key]
     if place > (size := path.stat().st_size):

@@ -5,6 +5,7 @@ name stands for a function of this module (tensors, arrays, dictionaries) or for
 whose instances accept and forget whatever a pickle does to them. No name is ever imported.
 """
 
+import functools
 import io
 import pickle
 import pickletools
@@ -92,12 +93,22 @@ class _Array(Tensor):
 def _encode(text: Any, codec: Any = "latin1") -> bytes:
     """Pickles of protocol 2 spell bytes so."""
     if not isinstance(text, str) or codec != "latin1":
-        raise pickle.UnpicklingError(f"damaged: bytes in {codec!r}")
+        raise pickle.UnpicklingError("damaged: bytes in another codec")
     return text.encode("latin1")
 
 
+def _ordered(items: Any = (), *_: Any) -> Named:
+    """Python 3 gives no items, Python 2 a list of them, which serves once: copies add up."""
+    if items and not isinstance(items, list):
+        raise pickle.UnpicklingError("damaged: a dictionary of something else than pairs")
+    found = Named(items)
+    if isinstance(items, list):
+        items.clear()
+    return found
+
+
 NAMES: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": Named,
+    "collections.OrderedDict": _ordered,
     "collections.defaultdict": lambda *_: Named(),
     "_codecs.encode": _encode,
     "numpy.dtype": _DType,
@@ -109,7 +120,8 @@ class _Inert(pickle.Unpickler):
 
     def __init__(self, data: bytes, names: Mapping[str, Any], storage: Callable[[Any], Any]):
         super().__init__(io.BytesIO(data), encoding="latin1")
-        self.names, self.persistent_load = NAMES | dict(names), storage
+        once = {"_codecs.encode": functools.cache(_encode)}  # however often it is repeated
+        self.names, self.persistent_load = NAMES | once | dict(names), storage
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"

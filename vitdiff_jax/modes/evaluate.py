@@ -16,6 +16,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from vitdiff_jax.data import marks
 from vitdiff_jax.data.pipeline import DataError
 from vitdiff_jax.evaluation.metric import Measure, Measured
 from vitdiff_jax.experiment import config as config_lib
@@ -85,7 +86,7 @@ def _of_model(config: ConfigDict | None, workdir: epath.Path, npz: bool) -> dict
         if row.which_ema() != loaded:
             loaded = row.which_ema()
             model = model_lib.load(workdir, config, **loaded)
-        began, made = time.monotonic(), _record(model, row)
+        began, made = time.monotonic(), _record(model, row, dataset.mark)
         parameters.append(model.digest)
         keeps.append(_keep(evaluator, row.differences(base), made))
         result: dict[str, Any] = {"results": {}}
@@ -107,26 +108,30 @@ def _of_model(config: ConfigDict | None, workdir: epath.Path, npz: bool) -> dict
     if jax.process_index() == 0:
         for keep in keeps:
             keep.unlink(missing_ok=True)
-    made = _command(known.config, model.step, parameters=parameters)
+    made = _command(
+        evaluator, model.step, settings=provenance.of_sampling(known.config),
+        parameters=parameters, mark=dataset.mark,
+    )  # fmt: skip
     about = {"step": model.step, "sample": known.config.sample.to_dict(), "made": made}
     return report | about
 
 
-def _command(config: ConfigDict, step: int | None, **what: Any) -> provenance.Record:
+def _command(evaluator: Evaluator, step: int | None, **what: Any) -> provenance.Record:
     """The record of a report."""
+    config, file = evaluator.config, evaluator.file
     return provenance.record(
         "evaluate", step, data=provenance.of_data(config), evaluate=config.evaluate.to_dict(),
-        sample=config.sample.to_dict(), **what,
+        reference=marks.of_file(file.path) if file else None, **what,
     )  # fmt: skip
 
 
-def _record(model: model_lib.TrainedModel, row: Row) -> provenance.Record:
-    """The record of the samples of a row."""
+def _record(model: model_lib.TrainedModel, row: Row, mark: str) -> provenance.Record:
+    """The record of the samples of a row, with conditions of a data set of this mark."""
     config = model.experiment.config
     return provenance.record(
         "evaluate", model.step, parameters=model.digest, settings=row.of_sampling(config),
         data=provenance.of_data(config), seed=config.evaluate.seed, n=config.evaluate.images,
-        labels=config.evaluate.labels,
+        labels=config.evaluate.labels, mark=mark,
     )  # fmt: skip
 
 
@@ -166,7 +171,7 @@ def _measure_row(
             yield batch
 
     logs.say(f"sampling {count:,} images" + (f": {', '.join(names)}" if names else ""))
-    about = {"made": provenance.digest(made), "npz": npz, "mark": dataset.mark}
+    about = {"made": provenance.digest(made), "npz": npz}
     measured = measure(evaluator.parts, count, written if writes else batches, keep, about)
     if writes and paths.partial_path(target).exists():
         NpzWriter(target, shape).close(count)
@@ -199,7 +204,7 @@ def _of_pictures(
     for line in evaluator.warnings(measured, images.shape, None, images.lossy):
         logs.say(f"warning: {line}")
     about = {"samples": pairs.stamp(samples), "truth": truth and pairs.stamp(truth)}
-    made = _command(config, None, **about)
+    made = _command(evaluator, None, **about)
     report = _report(evaluator, found, len(images))
     return report | {"truth": str(truth) if truth else None, "made": made}
 

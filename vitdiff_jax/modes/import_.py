@@ -169,7 +169,10 @@ def _published(
     try:
         states = families.state_dicts(family, contents)
         known = families.ema_decays(family)
-        taken = [state for state in states if state.entry in known] or states[:1]
+        first: dict[str, StateDict] = {}  # of each entry, the best comes first
+        for state in states:
+            first.setdefault(state.entry, state)
+        taken = [state for entry, state in first.items() if entry in known] or states[:1]
         for state in taken:
             found, of_state = families.from_torch(family, state, **options)
             params[ema_lib.decay_name(known.get(state.entry, 0.0))] = of_state
@@ -191,9 +194,11 @@ def _published(
 def _remarks(contents: Any, states: list[StateDict], taken: list[StateDict]) -> Iterator[str]:
     """What was chosen, left and converted, where a file gives the choice."""
     if len(states) > 1:
-        names = [state.name or "the tensors outside" for state in states]
-        chosen = names[: len(taken)]
-        others = [name for name in names if name not in chosen]
+        kept = list(map(id, taken))
+        chosen, others = (
+            [s.name or "the tensors outside" for s in states if (id(s) in kept) == was_taken]
+            for was_taken in (True, False)
+        )
         yield f"weights: {', '.join(chosen)}" + (f", not {preview(others)}" if others else "")
     if left := left_unread(contents, taken):
         yield f"left unread: {preview(left, 8)}"

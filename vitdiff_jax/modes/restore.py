@@ -170,6 +170,9 @@ def _tried(path, stem: epath.Path, model, task: str | None, how, made) -> dict[s
             raise
         why = f"{path}: too large for this machine's memory; --config.restore.tiles=64 needs less"
         return {"failed": why, "error": RestorationError.__name__}
+    if provenance.holds_other(target := stem.with_name(f"{stem.name}.png"), made):
+        why = f"{path}: another command has written {target} meanwhile; run this one again"
+        return {"failed": why, "error": RestorationError.__name__}
     stem.parent.mkdir(parents=True, exist_ok=True)
     _write(stem, photo, found, made)
     return found.about
@@ -258,7 +261,7 @@ def _compare(model: model_lib.TrainedModel, workdir: epath.Path) -> None:
     for line in card.changed(workdir, data):
         logs.say(line)
     keys = set(config) - {"batch", "tiles"}  # which change nothing
-    made = _record(model, keys, data=provenance.of_data(model.experiment.config))
+    made = _record(model, keys, data=provenance.of_data(model.experiment.config), mark=data.mark)
     pictures = {task: benchmark.picture_of(task) for task in config.tasks}
     files = {pictures[task]: made | {"task": task} for task in config.tasks}
     home = provenance.free_folder(workdir / "restored", files, made)

@@ -139,6 +139,6 @@ def _slug(text: str) -> str:
 
 def _shortened(words: str, text: str = "") -> str:
     """Part of a file name, of a length that file systems take; text: what it stands for."""
-    if len(words) < 60:
+    if len(data := words.encode()) < 60:
         return words
-    return f"{words[:50]}-{zlib.crc32((text or words).encode()):08x}"
+    return f"{data[:50].decode(errors='ignore')}-{zlib.crc32((text or words).encode()):08x}"

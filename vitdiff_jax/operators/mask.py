@@ -1,7 +1,7 @@
 """Missing pixels: y = mask x. For inpainting.
 
 "box": a square, "random": a fraction of the pixels, the same in all channels, "strokes": free-form
-strokes (as in arXiv:1806.03589), "file": an image that marks them, see `marks`.
+strokes (as in arXiv:1806.03589), "file": an image that marks them, see `masks`.
 """
 
 import math
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vitdiff_jax.operators import Shape, marks, register, static
+from vitdiff_jax.operators import Shape, masks, register, static
 from vitdiff_jax.operators.svd import Svd
 from vitdiff_jax.runtime import paths
 
@@ -55,7 +55,7 @@ def make(
         missing = _strokes(shape, rng, strokes)
     elif kind == "file":
         try:
-            missing = marks.fitted(marks.of(paths.local_copy(path)), shape)
+            missing = masks.fitted(masks.of(paths.local_copy(path)), shape)
         except ValueError as error:
             raise ValueError(f"path: {error}") from error
     else:

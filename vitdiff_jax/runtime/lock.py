@@ -58,7 +58,10 @@ class Lock:
 
     def check(self) -> None:
         """Raise LockError if another run has taken over, having seen no sign of this one."""
-        owner = read(self.workdir)
+        try:
+            owner = read(self.workdir)
+        except OSError:
+            return  # a network drive that gives nothing now is no other owner
         if owner is None or owner["token"] != self.token:
             raise LockError(
                 f"{self.workdir}: {_named(owner) if owner else 'somebody'} has taken over, for this"
@@ -118,7 +121,10 @@ def dead_owner(workdir: epath.Path, say: Callable[[str], None]) -> str | None:
     end = time.monotonic() + STALE
     while time.monotonic() < end:
         time.sleep(min(1, STALE / 10))
-        now = read(workdir)
+        try:
+            now = read(workdir)
+        except OSError:
+            continue
         if now is None:
             return None
         if now != owner:
@@ -127,12 +133,15 @@ def dead_owner(workdir: epath.Path, say: Callable[[str], None]) -> str | None:
 
 
 def read(workdir: epath.Path) -> Owner | None:
-    """The owner in the lock file; None if there is none, or none that can be understood."""
+    """The owner in the lock file; None if there is none, or none that can be understood.
+
+    Raises OSError if the file cannot be read now, which is no sign that there is none.
+    """
     try:
         found = json.loads((workdir / FILE).read_text())
-        return found if {"token", *_this()} <= set(found) else None
-    except (OSError, ValueError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    return found if isinstance(found, dict) and {"token", *_this()} <= set(found) else None
 
 
 def lives(owner: Owner) -> bool | None:

@@ -9,6 +9,7 @@ all devices, and the step gathers the parameters once.
 import contextlib
 import glob
 import importlib.util
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,8 @@ TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "100000"}
 is reduce-scattered into ring steps, and recompute their inputs in each. Measured with ZeRO-1 before
 `by_shard_map` (2 blocks of DiT-XL, v5e): 27.4 million cycles instead of 21.2."""
 
+BARRIERS = itertools.count()
+"""Barriers need new names."""
 FSDP_LEAST = 2**12
 """Smaller arrays are replicated: sharding a bias costs more communication than it saves memory."""
 
@@ -43,7 +46,6 @@ def start_distributed(
     JAX detects Cloud TPU pods, SLURM and Open MPI; on a single machine this is a no-op. Raises
     StartError if the processes do not find each other, see `rendezvous`.
     """
-    local = None
     advice = "start each with the same --coordinator and --processes, and its own --process"
     if not coordinator:
         chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
@@ -55,7 +57,8 @@ def start_distributed(
             # JAX has no public API for what it detects.
             detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
             given = os.environ.get("JAX_COORDINATOR_ADDRESS")
-            coordinator, processes, process, local = detect(given, None, None, None, None, 300)
+            # Not the local devices: `initialize` has them from $JAX_LOCAL_DEVICE_IDS first.
+            coordinator, processes, process, _ = detect(given, None, None, None, None, 300)
         advice = "run the same command on every machine of the TPU"
         if not on_tpu:
             advice = (
@@ -65,8 +68,21 @@ def start_distributed(
     if coordinator and processes and process is not None:
         rendezvous.meet(coordinator, processes, process, advice)
         jax.distributed.initialize(
-            coordinator, processes, process, local, heartbeat_timeout_seconds=FROZEN
+            coordinator, processes, process, heartbeat_timeout_seconds=FROZEN
         )
+
+
+def wait_for_first() -> None:
+    """Return once all processes have called this, however long process 0 takes.
+
+    Unlike a collective of the devices, which on CPUs fails after 30 seconds.
+    """
+    if jax.process_count() > 1:
+        # JAX has no public API for its barriers.
+        from jax._src import distributed
+
+        state: Any = distributed.global_state
+        state.client.wait_at_barrier(f"vitdiff_jax/{next(BARRIERS)}", 600_000)
 
 
 def use_compilation_cache() -> str:

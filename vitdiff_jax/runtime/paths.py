@@ -146,9 +146,9 @@ def write(path: pathlib.Path | epath.Path, data: bytes) -> None:
         return
     # Not `partial_path`, which two processes or threads would share.
     own = f"{os.getpid()}-{secrets.token_hex(4)}.partial"
-    partial = pathlib.Path(path.parent, f"{path.name[:200]}.{own}")
+    partial = path.with_name(f".{own}")  # not longer than what the file system allows
     try:
-        with partial.open("xb") as file:
+        with partial.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -5,7 +5,7 @@ import io
 import struct
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, PpmImagePlugin
 
 from vitdiff_jax.runtime.tiff import Raw
 
@@ -129,7 +129,9 @@ def _wide_ppm(data: bytes, image: ImageFile.ImageFile) -> Raw:
     """Colours of more than 8 bits: read as a grey picture, three times as wide."""
     kind = "P2" if image.tile[0].codec_name == "ppm_plain" else "P5"
     head = f"{kind} {3 * image.width} {image.height} {_white(image)}\n".encode()
-    samples = np.asarray(opened(head + data[image.tile[0].offset :])).astype(np.uint16)
+    # Not `opened`, which refuses so many columns.
+    grey = PpmImagePlugin.PpmImageFile(io.BytesIO(head + data[image.tile[0].offset :]))
+    samples = np.asarray(grey).astype(np.uint16)
     return Raw(samples.reshape(image.height, image.width, 3), 16, "rgb")
 
 

@@ -63,7 +63,7 @@ def _receive(port: int, count: int, advice: str) -> None:
 def _admit(caller: socket.socket, joined: dict[int, socket.socket], count: int) -> None:
     """Note who calls; a stranger is ignored, another count of processes ends the start."""
     words = caller.makefile(errors="replace").readline(100).split()
-    if len(words) != 3 or words[0] != HELLO:
+    if len(words) != 3 or words[0] != HELLO or not "".join(words[1:]).isdecimal():
         return
     process, theirs = int(words[1]), int(words[2])
     refusal = ""

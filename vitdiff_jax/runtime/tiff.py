@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import TiffImagePlugin
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 CODES = {1: "B", 3: "H", 4: "I", 7: "B", 11: "f", 12: "d", 13: "I", 16: "Q", 18: "Q"}
@@ -183,13 +183,15 @@ def _block(part: bytes, tags: Tags, shape: tuple, bits: int, order: bytes) -> np
     line, floats = -(-columns * bands * bits // 8), _one(tags, FORMAT, 1) == 3
     if _one(tags, FILL_ORDER, 1) == 2:
         part = part.translate(REVERSED)
-    part = _decompressed(part, _one(tags, COMPRESSION, 1), rows, line)
+    compression = _one(tags, COMPRESSION, 1)
+    plain = compression in (1, 32773)  # where libtiff ignores the tag too
+    predictor = 1 if plain else _one(tags, PREDICTOR, 1)
+    if predictor != 1 and (predictor != 2 or floats or bits not in (8, 16, 32)):
+        raise ValueError(f"differences of an unsupported kind (Predictor {predictor})")
+    part = _decompressed(part, compression, rows, line)
     if len(part) < rows * line:
         raise ValueError("truncated: a strip or tile ends early")
     lines = np.frombuffer(part, np.uint8, rows * line).reshape(rows, line)
-    predictor = _one(tags, PREDICTOR, 1)
-    if predictor != 1 and (predictor != 2 or floats or bits not in (8, 16, 32)):
-        raise ValueError(f"differences of an unsupported kind (Predictor {predictor})")
     if bits in (8, 16, 32, 64):
         dtype = np.dtype(f"{'<' if order == b'II' else '>'}{'f' if floats else 'u'}{bits // 8}")
         values = lines.view(dtype).astype(dtype.newbyteorder("="))
@@ -212,7 +214,8 @@ def _decompressed(part: bytes, compression: int, rows: int, line: int) -> bytes:
     }  # fmt: skip
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
-    with Image.open(io.BytesIO(head + part), formats=["TIFF"]) as image:
+    # Not `Image.open`, which refuses so many columns.
+    with TiffImagePlugin.TiffImageFile(io.BytesIO(head + part)) as image:
         return image.tobytes()
 
 

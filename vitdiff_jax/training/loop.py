@@ -56,6 +56,7 @@ def train(
     main = jax.process_index() == 0
     # Now, and not only after minutes of reading data.
     dead = lock.dead_owner(workdir, logs.say) if main else None
+    parallel.wait_for_first()
     dataset = experiment_lib.dataset(config)
     experiment = experiment_lib.build(config, dataset.shape, dataset.conditions)
     with experiment_lib.config_errors("config.parallel."):
@@ -207,8 +208,7 @@ class Run:
         for line in card.changed(self.workdir, self.dataset):
             logs.say(line)
         known = card.facts(self.dataset) | {"shape": self.experiment.image_shape}
-        if jax.process_index() == 0:
-            tables.write(self.workdir / "data.json", known)
+        tables.write(self.workdir / "data.json", known)
 
     def _loop(self, state, start, steps, metrics, stop, monitor, profile) -> str:
         """The loop; metrics are read one step late, so that the device never waits for the host."""

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.test_picture import png, saved, tiff, tifffiles
-from vitdiff_jax.operators import make, marks
+from tests.runtime.test_pictures import png, saved, tiff, tifffiles
+from vitdiff_jax.operators import make, masks
 
 BOX = np.zeros((6, 9), bool)
 BOX[1:3, 2:7] = True
@@ -70,11 +70,11 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_files(tmp_path, name):
     (tmp_path / "mask").write_bytes(FILES[name])
-    found = marks.of(tmp_path / "mask")
+    found = masks.of(tmp_path / "mask")
     np.testing.assert_array_equal(found, BOX, strict=True)
     opened = Image.open(io.BytesIO(FILES[name])) if "12 bits" not in name else None
     if opened:
-        np.testing.assert_array_equal(marks.of(opened), BOX, strict=True)
+        np.testing.assert_array_equal(masks.of(opened), BOX, strict=True)
 
 
 ARRAYS = {
@@ -87,6 +87,7 @@ ARRAYS = {
     "uint16, 65535": lambda a: a.astype(np.uint16) * 65535,
     "float64": lambda a: a.astype(float),
     "float16, soft": lambda a: np.where(a, 0.9, 0.2).astype(np.float16),
+    "float32, rounded up": lambda a: np.nextafter(a.astype(np.float32), np.float32(2)),
     "nested lists": lambda a: a.tolist(),
     "nested lists of 0 and 1": lambda a: a.astype(int).tolist(),
     "jax": jnp.asarray,
@@ -105,7 +106,7 @@ ARRAYS = {
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_all_mean_the_same(name):
-    np.testing.assert_array_equal(marks.of(ARRAYS[name](BOX)), BOX, strict=True)
+    np.testing.assert_array_equal(masks.of(ARRAYS[name](BOX)), BOX, strict=True)
 
 
 COLOURED = np.where(FLAT, [1, 0, 0], [0, 0, 0])
@@ -137,7 +138,7 @@ def test_what_is_ambiguous_or_marks_nothing_is_one_line(name):
     mask, words = REFUSED[name]
     mask = mask.astype(np.uint8) if name == "all clear" else mask
     with pytest.raises(ValueError, match=words) as caught:
-        marks.of(mask)
+        masks.of(mask)
     assert "\n" not in str(caught.value)
 
 
@@ -152,17 +153,17 @@ def test_what_is_ambiguous_or_marks_nothing_is_one_line(name):
 def test_files_that_are_no_masks_are_named(tmp_path, data, words):
     (tmp_path / "mask.png").write_bytes(data)
     with pytest.raises(ValueError, match=rf"mask\.png: .*{words}"):
-        marks.of(tmp_path / "mask.png")
+        masks.of(tmp_path / "mask.png")
     with pytest.raises(ValueError, match=r"none\.png: not a readable image: No such file"):
-        marks.of(tmp_path / "none.png")
+        masks.of(tmp_path / "none.png")
 
 
 def test_another_size_is_refused_with_both():
-    assert marks.fitted(BOX, (6, 9, 3)) is BOX
+    assert masks.fitted(BOX, (6, 9, 3)) is BOX
     with pytest.raises(ValueError, match=r"the mask has 9x6 pixels, the image 9x7$"):
-        marks.fitted(BOX, (7, 9, 3))
+        masks.fitted(BOX, (7, 9, 3))
     with pytest.raises(ValueError, match="9x6 pixels, the image 6x9; one of them is turned"):
-        marks.fitted(BOX, (9, 6, 1))
+        masks.fitted(BOX, (9, 6, 1))
 
 
 def test_the_operator_reads_by_the_same_rules(tmp_path):

@@ -16,6 +16,8 @@ from PIL import Image
 from vitdiff_jax.runtime import pictures
 from vitdiff_jax.runtime.pictures import Picture
 
+MOST_PAINTS = 256
+"""Colours of a painted layer; a picture has more."""
 WANTED = "bool, 0 and 1, 0 and 255, or floats in [0, 1]; 1 where pixels are missing"
 
 
@@ -34,7 +36,10 @@ def of(mask: Any) -> np.ndarray:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(f"{name}not a readable image: {reason}") from error
     else:
-        picture = pictures.of_image(mask) if isinstance(mask, Image.Image) else _of_array(mask)
+        try:
+            picture = pictures.of_image(mask) if isinstance(mask, Image.Image) else _of_array(mask)
+        except (OSError, TypeError, RuntimeError) as error:  # truncated; a tensor on a GPU
+            raise ValueError(" ".join(str(error).split())) from error
     try:
         found = _painted(picture)
         if not found.any():
@@ -89,12 +94,14 @@ def _painted(picture: Picture) -> np.ndarray:
     """The rules, see above."""
     alpha, colours = picture.alpha, picture.colours
     if colours.dtype.kind == "f":
-        if alpha is not None or not ((colours >= 0) & (colours <= 1)).all():
+        if alpha is not None or not (np.abs(colours - 0.5) <= 0.5 + 1e-5).all():
             raise ValueError(f"{_described(picture.samples)}; give {WANTED}")
         return picture.luminance() > 0.5
     most = np.iinfo(colours.dtype).max
     if alpha is not None and alpha.min() < most:
-        return alpha[..., 0] > most / 2
+        painted = alpha[..., 0] > most / 2
+        _check_layer(colours[painted], most)
+        return painted
     one = round(most / (2**picture.bits - 1))  # in the file's own numbers
     values = set(np.unique(colours).tolist())
     if (colours == colours[..., :1]).all() and (values <= {0, one} or values <= {0, 255}):
@@ -102,6 +109,18 @@ def _painted(picture: Picture) -> np.ndarray:
     if max(values) <= most / 2:
         raise ValueError(f"{_described(colours)} of {most}, which is all dark; give {WANTED}")
     return picture.luminance() > most / 2
+
+
+def _check_layer(paint: np.ndarray, most: int) -> None:
+    """Refuse what is no painted layer; paint: the colours [N, C] of all opaque pixels."""
+    kinds = np.unique(paint.astype(np.int64) @ (65536 ** np.arange(paint.shape[1])))
+    if len(kinds) > MOST_PAINTS:
+        raise ValueError(
+            "is a picture with transparent parts, which may mean those or the others; paint on an"
+            " empty layer, or give white on black"
+        )
+    if set(np.unique(paint).tolist()) == {0, most} and (paint == paint[:, :1]).all():
+        raise ValueError("is black and white with transparent parts; flatten it, or give a layer")
 
 
 def _described(array: np.ndarray) -> str:

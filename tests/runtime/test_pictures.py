@@ -499,7 +499,7 @@ BAD = {
     "other inks": (tiff(some(4, 8), 8, CMYK, t332=[2]), "PhotometricInterpretation 5"),
     "wide Lab": (tiff(some(3, 16), 16, LAB), "CIELab of 16 bits"),
     "coarse chroma": (tiff(some(3, 8), 8, YCBCR), "YCbCr with coarse chroma"),
-    "float differences": (tiff(some(1, 16), 16, t317=[3]), "Predictor 3"),
+    "float differences": (tiff(some(1, 16), 16, t317=[3], t259=[8]), "Predictor 3"),
     "an unfit palette": (tiff(some(1, 4), 4, PALETTE, t320=[1, 2, 3]), "palette that does not fit"),
     "PFM": (b"Pf\n2 2\n-1.0\n" + bytes(16), "floating-point"),
     "JPEG 2000 of 16-bit colours": (
