@@ -192,7 +192,8 @@ def test_every_method_that_serves_has_a_row(compared):
     found = [(row["task"], row["method"]) for row in report["rows"]]
     assert found == [(BOX, "degraded"), (BOX, "ddrm"), (BOX, "repaint:jump=1,resample=2")]
     assert [row.get("network_calls") for row in report["rows"]] == [None, 3, 6]
-    assert all(row["seconds"] > 0 and row["memory"] > 0 for row in report["rows"] if "steps" in row)
+    costs = [(row["seconds"], row["memory"]) for row in report["rows"] if "steps" in row]
+    assert all(seconds >= 0 and memory > 0 for seconds, memory in costs)  # 0: below 0.5 ms
     (picture,) = (workdir / "restored").iterdir()
     assert picture.name == "mask_kind_box_side_0.5.png"
 
