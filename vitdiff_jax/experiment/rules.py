@@ -123,7 +123,7 @@ def check(config: Any) -> None:
                 _check_number(f"config.{key}", one, known, key in INFINITE)
             elif known is not None and one is not None:
                 raise ConfigError(f"config.{key}: {one!r} is not a number")
-    _check_seeds("config.evaluate.seed", config.evaluate.seed, config.evaluate.images)
+    check_seeds("config.evaluate.seed", config.evaluate.seed, config.evaluate.images)
     if config.sample.guidance_low > config.sample.guidance_high:
         raise ConfigError(
             f"config.sample.guidance_low: {config.sample.guidance_low} is more than guidance_high,"
@@ -141,7 +141,7 @@ def check_flags(given: Mapping[str, Any]) -> None:
         if _is_number(value):
             _check_number(f"--{name}", value, FLAGS.get(name))
     if "seed" in given and "n" in given:
-        _check_seeds("--seed", given["seed"], given["n"])
+        check_seeds("--seed", given["seed"], given["n"])
 
 
 def check_method(name: str, options: Mapping[str, Any]) -> None:
@@ -159,8 +159,8 @@ def _check_number(key: str, value: float, known: Range | None, infinite: bool = 
         raise ConfigError(f"{key}: {known.refusal(value)}")
 
 
-def _check_seeds(key: str, seed: int, count: int) -> None:
-    """Image i has the seed `seed + i`."""
+def check_seeds(key: str, seed: int, count: int) -> None:
+    """Raise ConfigError unless `count` images have seeds: image i has `seed + i`."""
     if seed + count > SEEDS:
         raise ConfigError(
             f"{key}: {seed} and the seeds of {count:,} images go beyond {SEEDS - 1}, the last seed"

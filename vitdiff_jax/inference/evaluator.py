@@ -94,7 +94,7 @@ class Evaluator:
         self.split = self.config.evaluate.reference
         self.file = None
         if self.split not in OTHER:
-            self.file = References(paths.local_copy(self.split).expanduser())
+            self.file = References(paths.local_copy(self.split))
 
     def _metric(self, name: str) -> Measure:
         make = config_lib.find(config_lib.METRICS, "config.evaluate.metrics", name)

@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from vitdiff_jax.experiment import rules
 from vitdiff_jax.experiment.config import ConfigError
-
-SEEDS = 2**32
-"""Random keys are made from 32 bits: other seeds would repeat those of images with smaller ones."""
 
 
 def integer(
@@ -44,9 +42,6 @@ def real(name: str, value: Any) -> float:
 
 def seeds(name: str, first: Any, count: int) -> np.ndarray:
     """The seeds int64 [count] from `first` on; ConfigError for those that are not 32 bits."""
-    first = integer(name, first, 0, SEEDS - 1)
-    if first + count > SEEDS:
-        raise ConfigError(
-            f"{name}: {first} and the {count - 1} after it go beyond {SEEDS - 1}, the largest seed"
-        )
+    first = integer(name, first, 0, rules.SEEDS - 1)
+    rules.check_seeds(name, first, count)
     return first + np.arange(count, dtype=np.int64)

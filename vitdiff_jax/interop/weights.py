@@ -49,7 +49,7 @@ def read(published: Published, path: str | None = None) -> dict[str, np.ndarray]
     made = home / f"{pathlib.Path(published.file).stem}.safetensors"
     if path is None and made.is_file():
         return _checked(made, published)
-    source = home / published.file if path is None else paths.local_copy(path).expanduser()
+    source = home / published.file if path is None else paths.local_copy(path)
     if path is not None and not source.is_file():
         raise WeightsError(f"{source}: no such file")
     if source.suffix == ".safetensors":

@@ -22,7 +22,7 @@ from vitdiff_jax.evaluation.metric import Measure, Measured
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import model as model_lib
-from vitdiff_jax.inference import numbers, pairs, provenance
+from vitdiff_jax.inference import pairs, provenance
 from vitdiff_jax.inference.evaluator import Evaluator, measure, of_pictures, sampled, versions
 from vitdiff_jax.inference.sampling import SamplingError
 from vitdiff_jax.inference.sweep import Row, rows, trained_row
@@ -77,7 +77,6 @@ def _of_model(config: ConfigDict | None, workdir: epath.Path, npz: bool) -> dict
     known = model.experiment
     evaluator = Evaluator(known.config, workdir, model.mesh)
     evaluator.check_unpaired()
-    numbers.seeds("config.evaluate.seed", known.config.evaluate.seed, known.config.evaluate.images)
     dataset = evaluator.setting.dataset
     model_lib.check_data({"shape": known.image_shape, "conditions": known.conditions}, dataset)
     found, loaded, keeps, last = [], sweep[0].which_ema(), [], None

@@ -27,7 +27,7 @@ from vitdiff_jax.data.pipeline import DataError
 from vitdiff_jax.evaluation.metric import Setting
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference import arrays, benchmark, inputs, numbers, provenance
+from vitdiff_jax.inference import arrays, benchmark, inputs, provenance
 from vitdiff_jax.inference import model as model_lib
 from vitdiff_jax.inference.evaluator import versions
 from vitdiff_jax.inference.restoring import Method, RestorationError, Restored
@@ -69,9 +69,6 @@ def main(
     estimated. --degrade: the input is clean, degrade it first. --n: samples per image. --strength:
     of an edit.
     """
-    if n < 1:
-        raise ConfigError(f"--n: {n} is less than 1")
-    numbers.seeds("--seed", seed, n)
     arrays.check_noise(noise, "--noise")
     model = model_lib.load(workdir, config)
     model.check_pixels()

@@ -14,7 +14,7 @@ from vitdiff_jax.data import card
 from vitdiff_jax.evaluation import memorisation
 from vitdiff_jax.experiment.build import dataset, pixel_dataset
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference import numbers, prompts, provenance
+from vitdiff_jax.inference import prompts, provenance
 from vitdiff_jax.inference.model import TrainedModel, check_data, load
 from vitdiff_jax.inference.sampling import class_names, restored_sheet, samples_sheet
 from vitdiff_jax.interop import images as image_lib
@@ -44,9 +44,6 @@ def main(
     to its nearest training image. --latents: write the float32 latents of a latent model to an .npz
     file, which needs no autoencoder. --frames: show that many frames of each sampling trajectory.
     """
-    if n < 1:
-        raise ConfigError(f"--n: {n} is less than 1")
-    numbers.seeds("--seed", seed, n)
     if latents and (npz or nearest or frames):
         raise ConfigError("--latents: writes no images; omit --npz, --nearest and --frames")
     if npz:
