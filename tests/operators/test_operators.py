@@ -9,6 +9,7 @@ import pytest
 
 from vitdiff_jax import operators
 from vitdiff_jax.operators import presets
+from vitdiff_jax.operators.fourier import FourierMask
 from vitdiff_jax.operators.mask import Mask
 
 SHAPE = (6, 6, 3)
@@ -147,6 +148,16 @@ def test_an_operator_is_an_argument_of_jit(name):
     for seed in (0, 1):
         traced(make(LINEAR[name], seed=seed))
     assert len(calls) == 1
+
+
+def test_operators_of_two_kinds_are_never_one_to_jit():
+    """A mask of pixels and one of frequencies have the same fields."""
+    mask = make(LINEAR["random"])
+    frequencies = FourierMask(mask.known, mask.channels)
+    assert jax.tree.structure(mask) != jax.tree.structure(frequencies)
+    leaves, kind = jax.tree_util.tree_flatten_with_path(mask)
+    assert [jax.tree_util.keystr(path) for path, _ in leaves] == [".known"]
+    assert jax.tree.unflatten(kind, [leaf for _, leaf in leaves]) == mask
 
 
 def test_a_mask_for_each_image_of_a_batch():

@@ -75,7 +75,18 @@ def register(cls):
     fields = dataclasses.fields(cls)
     meta = [f.name for f in fields if f.metadata.get("static")]
     data = [f.name for f in fields if f.name not in meta]
-    return jax.tree_util.register_dataclass(cls, data_fields=data, meta_fields=meta)
+
+    def flatten(operator):
+        keyed = [(jax.tree_util.GetAttrKey(name), getattr(operator, name)) for name in data]
+        return keyed, tuple(getattr(operator, name) for name in meta)
+
+    def unflatten(values, leaves):
+        return cls(**dict(zip(meta, values)), **dict(zip(data, leaves)))
+
+    # not register_dataclass: in JAX 0.10.2 two such classes with equal fields have equal treedefs,
+    # and jit, now and then, takes the program of one for the other
+    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+    return cls
 
 
 def static(**how: Any) -> Any:
