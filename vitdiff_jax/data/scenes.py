@@ -133,9 +133,9 @@ def dataset(size: int = 32) -> Dataset:
         raise ValueError(
             f"size: {size} is not between {MIN_SIZE} and {most}, the side of the smallest scene"
         )
-    patches = Patches(tuple(_pyramid(views, size) for views in train), size)
+    patches = Patches(tuple(pyramid(views, size) for views in train), size)
     held = [reduced(view, factor) for name, view in heldout.items() for factor in HELDOUT[name]]
-    fixed = Fixed(_grids(held, size))
+    fixed = Fixed(grids(held, size))
     return Dataset(
         train=patches,
         heldout=fixed,
@@ -147,17 +147,17 @@ def dataset(size: int = 32) -> Dataset:
     )
 
 
-def _pyramid(views: list[np.ndarray], size: int) -> tuple[tuple[np.ndarray, ...], ...]:
+def pyramid(views: list[np.ndarray], size: int) -> tuple[tuple[np.ndarray, ...], ...]:
     """The views of a scene at each factor that leaves at least `size` pixels on each side."""
     levels = [tuple(reduced(view, factor) for view in views) for factor in REDUCTIONS]
     return tuple(level for level in levels if min(level[0].shape[:2]) >= size)
 
 
-def _grids(views: list[np.ndarray], size: int) -> np.ndarray:
-    """Evenly spaced patches of the views, in a fixed random order."""
+def grids(views: list[np.ndarray], size: int, per_side: int = PER_SIDE) -> np.ndarray:
+    """Evenly spaced patches [N, size, size, 3] of the views, in a fixed random order."""
     found = []
     for view in views:
-        counts = [min(PER_SIDE, side // size) for side in view.shape[:2]]
+        counts = [min(per_side, side // size) for side in view.shape[:2]]
         rows, columns = (
             np.linspace(0, side - size, count).round().astype(int)
             for side, count in zip(view.shape[:2], counts)
