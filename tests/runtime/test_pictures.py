@@ -473,7 +473,7 @@ FLAT = np.full((4, 4, 1), 0.5, np.float32)
 JPEG = saved(some(3, 8, 40, 30), "JPEG")
 BAD = {
     "text": (b"Dear reader,\n", "cannot identify image"),
-    "nothing": (b"", "cannot identify image"),
+    "nothing": (b"", "cannot identify image|an empty file"),
     "cut off": (saved(some(3, 8, 40, 30))[:-500], "truncated"),
     "cut off, 16 bits": (png16(some(3, 16, 40, 30))[:-900], "truncated|broken|Truncated"),
     "cut off JPEG": (JPEG[:-200], "truncated"),

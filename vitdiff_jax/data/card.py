@@ -82,6 +82,14 @@ def of_captions(matched: Matched, names: list[str], length: int) -> dict[str, An
     }  # fmt: skip
 
 
+def warning_of_several(entries: Mapping[str, Entry]) -> list[str]:
+    """That files hold several pictures, of which one is read."""
+    names = [name for name, entry in entries.items() if entry.count > 1]
+    if not names:
+        return []
+    return [f"{_files(len(names))} of several frames or pages, the first is read: {some(names)}"]
+
+
 def warnings_of_listing(found: Listing, below: str) -> list[str]:
     """What is suspicious about the files of a folder."""
     lines = []

@@ -83,6 +83,7 @@ def dataset(
     about |= card.of_folder(found, entries, broken)
     about["warnings"] = [
         *card.warnings_of_listing(found, below),
+        *card.warning_of_several(entries),
         *warnings,
         *about["warnings"],
         *kept,

@@ -70,7 +70,8 @@ class Files:
         found = listing.images(files)
         self._files, self._names = files, list(found.found)
         self.lossy = any(name.lower().endswith(LOSSY) for name in self._names)
-        shapes = [self._read(name, pictures.shape) for name in self._names]
+        heads = [self._read(name, _head) for name in self._names]
+        shapes, counts = zip(*heads)
         for name, shape in zip(self._names, shapes):
             if shape[:2] != shapes[0][:2]:
                 raise DataError(
@@ -81,8 +82,11 @@ class Files:
         channels = 1 if grey == len(shapes) else 3
         self.shape = (shapes[0][0], shapes[0][1], int(channels))
         self.origin = f"{len(self._names):,} files in {files.path}"
+        several = [name for name, count in zip(self._names, counts) if count > 1]
         left = listing.summary(found.left_out)
         self.origin += f" (left out: {left})" if left else ""
+        if several:
+            self.origin += f" (of several frames or pages the first: {listing.some(several)})"
         if 0 < grey < len(shapes):
             self.origin += f" ({grey:,} grey ones as colour, {len(shapes) - grey:,} in colour)"
 
@@ -103,10 +107,18 @@ class Files:
         return self._read(name, pictures.read).on_white(self.shape[2])
 
     def _read(self, name: str, how: Callable[[bytes], T]) -> T:
+        data = None
         try:
-            return how(self._files.read(name))
+            data = self._files.read(name)
+            return how(data)
         except (ValueError, OSError) as error:
-            raise DataError(f"{self._files.path}: {name}: {error}") from error
+            why = str(error) if data is None else listing.why(data, str(error))
+            raise DataError(f"{self._files.path}: {name}: {why}") from error
+
+
+def _head(data: bytes) -> tuple[tuple[int, int, int], int]:
+    """The shape of a picture, and how many the file holds."""
+    return pictures.shape(data), pictures.count(data)
 
 
 class Npz:

@@ -27,7 +27,8 @@ class Entry(NamedTuple):
     """What is known of a file.
 
     stamps: as in `Folder.files`. mark: of its content. reason: why it cannot be decoded, or None.
-    width, height, grey: of the image, None if unknown.
+    width, height, grey: of the image, None if unknown. count: of the pictures in the file, of which
+    the first is read.
     """
 
     stamps: list[int]
@@ -36,6 +37,7 @@ class Entry(NamedTuple):
     width: int | None = None
     height: int | None = None
     grey: bool | None = None
+    count: int = 1
 
 
 class FileRecords:
@@ -78,7 +80,10 @@ class _Examined(FileRecords):
             raise
         data = found[0]
         size = listing.size_of(data) or (None, None, None)
-        self.entries[name] = Entry(self.stamps[name], marks.of_bytes(data), None, *size)
+        count = 1
+        with contextlib.suppress(OSError, ValueError):  # damaged: decoding says how
+            count = pictures.count(data)
+        self.entries[name] = Entry(self.stamps[name], marks.of_bytes(data), None, *size, count)
         return found
 
     def why(self, name: str, reason: str) -> str:
@@ -158,7 +163,8 @@ def home_of(root: pathlib.Path) -> pathlib.Path:
     """Where the index and caches of a folder are kept."""
     base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     root = root.resolve()
-    digest = marks.digest([str(root), pictures.VERSION, PIL.__version__])  # which may read more
+    known = [pictures.VERSION, PIL.__version__, Entry._fields]  # another Pillow may read more
+    digest = marks.digest([str(root), *known])
     return base / "vitdiff_jax" / "folders" / f"{root.name}-{digest}"
 
 

@@ -77,7 +77,8 @@ def images(files: Folder | Zip) -> Listing:
 def suffixes() -> frozenset[str]:
     """The suffixes of images that are read."""
     known = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, kind in known if kind in pillow.formats())
+    read = (*pillow.formats(), "MPO")  # which is opened as JPEG
+    return frozenset(suffix for suffix, kind in known if kind in read)
 
 
 def _kind(files: Folder | Zip, name: str) -> str | None:

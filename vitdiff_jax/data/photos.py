@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from vitdiff_jax.data import listing
 from vitdiff_jax.data.files import Folder
 from vitdiff_jax.data.image_files import image_names
 from vitdiff_jax.data.pipeline import DataError
@@ -17,13 +18,15 @@ class Photo:
     """An upright image, and what is needed to write another one in the same format.
 
     name: of the file. colours: uint8 or uint16 [H, W, 1 or 3], not multiplied by alpha. alpha: of
-    the same type [H, W, 1], or None. profile: the ICC profile, empty if there is none.
+    the same type [H, W, 1], or None. profile: the ICC profile, empty if there is none. count: of
+    the pictures in the file, of which this is the first.
     """
 
     name: str
     colours: np.ndarray
     alpha: np.ndarray | None
     profile: bytes = b""
+    count: int = 1
 
 
 def find(path: pathlib.Path) -> list[pathlib.Path]:
@@ -44,10 +47,14 @@ def find(path: pathlib.Path) -> list[pathlib.Path]:
 def read(path: pathlib.Path) -> Photo:
     """One image, as `pictures.read` reads it. Raises DataError for what cannot be read."""
     try:
-        found = pictures.read(Folder(path.parent).read(path.name))
+        data = Folder(path.parent).read(path.name)
     except (ValueError, OSError) as error:
-        raise DataError(f"{path}: {error}") from error
-    return Photo(path.name, found.colours, found.alpha, found.profile)
+        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        found, count = pictures.read(data), pictures.count(data)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: {listing.why(data, str(error))}") from error
+    return Photo(path.name, found.colours, found.alpha, found.profile, count)
 
 
 def encode(photo: Photo, x: np.ndarray) -> np.ndarray:

@@ -32,14 +32,14 @@ def picture(image: Any, noise_std: float | None = None) -> np.ndarray:
     """
     if isinstance(image, str | os.PathLike):
         found = photos.read(pathlib.Path(paths.local_copy(image)))
-        _tell_alpha(found.alpha)
+        _tell(found.alpha, found.count)
         return floats(found.colours)
     if isinstance(image, Image.Image):
         try:
             opened = pictures.of_image(image)
         except (OSError, ValueError) as error:
             raise ConfigError(f"image: {error}") from error
-        _tell_alpha(opened.alpha)
+        _tell(opened.alpha, pictures.count_of(image))
         if pillow.orientation_of(image) in range(2, 9):
             logs.say("image: turned upright by its EXIF tag; a mask array must be upright too")
         return floats(opened.colours, noise_std=noise_std)
@@ -130,6 +130,8 @@ def check_noise(noise_std: Any, key: str = "noise_std") -> None:
         )
 
 
-def _tell_alpha(alpha: np.ndarray | None) -> None:
+def _tell(alpha: np.ndarray | None, count: int) -> None:
+    if count > 1:
+        logs.say(f"warning: image: the first of {count} frames or pages, the others are left out")
     if alpha is not None and alpha.min() < np.iinfo(alpha.dtype).max:
         logs.say("warning: image: is partly transparent; its colours are restored without alpha")

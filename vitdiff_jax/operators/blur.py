@@ -150,7 +150,10 @@ def read(path: pathlib.Path) -> np.ndarray:
         if path.suffix == ".npy":
             kernel = np.load(path, allow_pickle=False).astype(np.float64)
         else:
-            kernel = pictures.read(path.read_bytes(), floats=True).luminance()
+            data = path.read_bytes()
+            if (count := pictures.count(data)) > 1:
+                raise ValueError(f"holds {count} frames or pages; give the one that is the kernel")
+            kernel = pictures.read(data, floats=True).luminance()
     except (OSError, ValueError) as error:
         raise ValueError(f"path: {path}: not a readable kernel: {error}") from error
     square = kernel.ndim == 2 and kernel.shape[0] == kernel.shape[1]

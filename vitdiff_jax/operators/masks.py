@@ -28,19 +28,28 @@ def of(mask: Any) -> np.ndarray:
     4], alpha last. Raises ValueError for what is ambiguous, unreadable, or marks no or all pixels.
     """
     name = ""
+    if np.ma.is_masked(mask):
+        raise ValueError("a masked array; give what it masks, np.ma.getmask(mask), or its data")
+    if type(mask) is Image.Image and mask.mode == "I":  # whole numbers, which Pillow has as floats
+        mask = np.asarray(mask)
     if isinstance(mask, str | os.PathLike):
         name = f"{mask}: "
         try:
-            picture = pictures.read(pathlib.Path(mask).read_bytes(), floats=True)
+            data = pathlib.Path(mask).read_bytes()
+            picture, count = pictures.read(data, floats=True), pictures.count(data)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(f"{name}not a readable image: {reason}") from error
     else:
         try:
-            picture = pictures.of_image(mask) if isinstance(mask, Image.Image) else _of_array(mask)
+            given = isinstance(mask, Image.Image)
+            count = pictures.count_of(mask) if given else 1
+            picture = pictures.of_image(mask) if given else _of_array(mask)
         except (OSError, TypeError, RuntimeError) as error:  # truncated; a tensor on a GPU
             raise ValueError(" ".join(str(error).split())) from error
     try:
+        if count > 1:
+            raise ValueError(f"holds {count} frames or pages; give the one that is the mask")
         found = _painted(picture)
         if not found.any():
             raise ValueError("marks no pixel as missing: paint them, or make them white on black")

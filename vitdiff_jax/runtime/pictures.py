@@ -63,7 +63,7 @@ class Picture:
 
 
 def read(data: bytes, upright: bool = True, min_size: int = 0, floats: bool = False) -> Picture:
-    """Decode a picture; of an animation or a stack the first frame.
+    """Decode a picture; of several in one file the first, see `count`.
 
     upright: rotate as its EXIF or TIFF tag says; only published preprocessing goes without.
     min_size: let libjpeg decode at 1/2, 1/4 or 1/8 of the size while both sides keep that many
@@ -79,16 +79,24 @@ def read(data: bytes, upright: bool = True, min_size: int = 0, floats: bool = Fa
 
 def of_image(image: Image.Image) -> Picture:
     """A picture that Pillow has opened, read anew unless it was loaded; or one made in memory."""
-    file = image.fp if isinstance(image, ImageFile.ImageFile) and image.tile else None
-    if file is not None and image.tell() == 0:
-        place = file.tell()
-        file.seek(0)
-        data = file.read()
-        file.seek(place)
+    data = _unread(image)
+    if data is not None:
         return read(data, floats=True)
     with errors():
         image.load()
         return _finished(pillow.of_loaded(image), True, True)
+
+
+def _unread(image: Image.Image) -> bytes | None:
+    """The file of a picture that Pillow has opened; None once it was loaded, or a frame sought."""
+    file = image.fp if isinstance(image, ImageFile.ImageFile) and image.tile else None
+    if file is None or image.tell() != 0:
+        return None
+    place = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(place)
+    return data
 
 
 def shape(data: bytes) -> tuple[int, int, int]:
@@ -104,6 +112,24 @@ def shape(data: bytes) -> tuple[int, int, int]:
             height, width, colours = image.height, image.width, 1 if grey else 3
             orientation = 1 if tags else pillow.orientation_of(image)  # Pillow turns TIFF itself
         return (width, height, colours) if orientation in ASIDE else (height, width, colours)
+
+
+def count(data: bytes) -> int:
+    """How many pictures a file holds: frames or pages, of which `read` reads the first.
+
+    Previews and layers do not count, nor what phones append: depth maps, the other eye. Raises as
+    `read` does.
+    """
+    with errors():
+        if data[:4] in tiff.MAGIC:
+            return tiff.pages(data)
+        return pillow.frames_of(pillow.opened(data))
+
+
+def count_of(image: Image.Image) -> int:
+    """The same of a picture that Pillow has opened; 1 once one of them was loaded or sought."""
+    data = _unread(image)
+    return 1 if data is None else count(data)
 
 
 @contextlib.contextmanager

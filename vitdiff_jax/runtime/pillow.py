@@ -16,6 +16,10 @@ UNSUPPORTED = ("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "FITS", "MCIDAS", "
 """Left out: Pillow runs Ghostscript on EPS, cannot decode the next five by itself, and the others
 hold measurements without a range for black and white.
 """
+PSD_BANDS = {0: 1, 1: 1, 2: 1, 3: 3, 4: 4, 7: 1, 8: 1, 9: 3}
+"""Of Photoshop's colour modes, without alpha."""
+PSD_VERSION = b"8BIM" + struct.pack(">HH", 1057, 0)
+"""The start of the resource that says whether the layers are stored as one picture too."""
 GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 """Pillow's modes of grey pictures."""
 
@@ -52,6 +56,8 @@ def read(data: bytes, min_size: int) -> Raw:
         raise ValueError("SGI of 16 bits is not supported; save it as PNG or TIFF")
     if image.format == "JPEG2000":
         return _jpeg2000(data, image)
+    if image.format == "PSD":
+        _check_psd(data)
     if min_size:
         image.draft(None, (min_size, min_size))
     image.load()
@@ -148,6 +154,34 @@ def _jpeg2000(data: bytes, image: ImageFile.ImageFile) -> Raw:
     image.load()
     raw = of_loaded(image)
     return raw if bits == 8 else raw._replace(samples=raw.samples >> (raw.bits - bits), bits=bits)
+
+
+def _check_psd(data: bytes) -> None:
+    """Refuse channels that are no picture, and the white that stands for layers alone.
+
+    A channel besides the colours is the transparency only if the number of layers is negative;
+    otherwise it is a saved selection, which Pillow takes for alpha.
+    """
+    channels, mode = (struct.unpack_from(">H", data, place)[0] for place in (12, 24))
+    resources = 30 + struct.unpack_from(">I", data, 26)[0]
+    layers = resources + 4 + struct.unpack_from(">I", data, resources)[0]
+    version = data.find(PSD_VERSION, resources, layers)
+    if version >= 0 and not data[version + 16]:
+        raise ValueError("a PSD file of layers alone; save it with maximum compatibility")
+    length, of_layers, count = struct.unpack(">IIh", data[layers : layers + 10].ljust(10, b"\0"))
+    transparent = length > 0 and of_layers > 0 and count < 0 and mode == 3
+    extra = channels - PSD_BANDS.get(mode, channels)
+    if extra > transparent:
+        raise ValueError(
+            f"a PSD file of {channels} channels, of which {extra} are neither colours nor the"
+            " transparency of RGB; save the picture alone"
+        )
+
+
+def frames_of(image: Image.Image) -> int:
+    """The frames of an animation, the pages of a stack."""
+    composed = image.format in ("MPO", "PSD")  # of a primary picture, of layers
+    return 1 if composed else getattr(image, "n_frames", 1)
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -55,11 +55,42 @@ class Raw(NamedTuple):
 
 def tags_of(data: bytes) -> Tags:
     """The numeric tags of the first image. Raises ValueError if they are damaged."""
-    order = "<" if data[:2] == b"II" else ">"
-    big = 43 in data[2:4]  # BigTIFF
-    count_code, entry, word = ("Q", "HHQ", "Q") if big else ("H", "HHI", "I")
+    return _directory(data, _first(data))[0]
+
+
+def pages(data: bytes) -> int:
+    """The number of pictures, without previews of them and masks. Raises ValueError as above."""
+    at = _first(data)
+    tags, following = _directory(data, at)
+    count, seen = 1, {0, at}
+    while following not in seen:
+        seen.add(following)
+        try:
+            tags, following = _directory(data, following)
+        except ValueError:  # a chain that leads nowhere
+            break
+        count += WIDTH in tags and HEIGHT in tags and not _one(tags, SUBTYPE, 0) & 5
+    return count
+
+
+def _words(data: bytes) -> tuple[str, str, str, str]:
+    """The byte order, and the types of counts, of entries and of places; BigTIFF has wider ones."""
+    codes = ("Q", "HHQ", "Q") if 43 in data[2:4] else ("H", "HHI", "I")
+    return ("<" if data[:2] == b"II" else ">", *codes)
+
+
+def _first(data: bytes) -> int:
+    """The place of the first image's directory."""
+    order, _, _, word = _words(data)
+    size = struct.calcsize(word)
+    return struct.unpack(order + word, data[size : 2 * size].ljust(size, b"\0"))[0]
+
+
+def _directory(data: bytes, at: int) -> tuple[Tags, int]:
+    """The numeric tags of the image whose directory is at this place, and the next one's place."""
+    order, count_code, entry, word = _words(data)
+    big = word == "Q"
     try:
-        (at,) = struct.unpack_from(order + word, data, 8 if big else 4)
         (count,) = struct.unpack_from(order + count_code, data, at)
         first, found = at + struct.calcsize(order + count_code), {}
         for i in range(count):
@@ -71,7 +102,10 @@ def tags_of(data: bytes) -> Tags:
             if n * struct.calcsize(CODES[kind]) > (8 if big else 4):
                 (place,) = struct.unpack_from(order + word, data, place)
             found[tag] = struct.unpack_from(f"{order}{n}{CODES[kind]}", data, place)
-        return {tag: values for tag, values in found.items() if values}
+        end = first + count * (20 if big else 12)
+        following = data[end : end + struct.calcsize(word)].ljust(struct.calcsize(word), b"\0")
+        tags = {tag: values for tag, values in found.items() if values}
+        return tags, struct.unpack(order + word, following)[0]
     except struct.error as error:
         raise ValueError("the tags of this TIFF file are damaged or cut off") from error
 
