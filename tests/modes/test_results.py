@@ -250,6 +250,17 @@ def test_a_mask_painted_anew_is_another_result(workdir, tmp_path):
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("task", ["mask:kind=file,path={}", "denoise+blur:kind=file,path={}"])
+def test_a_file_of_a_task_that_changed_is_another_result(workdir, tmp_path, task):
+    photo, file = picture(tmp_path / "x.png"), tmp_path / "file.png"
+    for level in (200, 255, 200):
+        Image.fromarray(np.full((8, 8), level, np.uint8)).save(file)
+        run(workdir, "restore", f"--input={photo}", f"--task={task.format(file)}")
+    assert names(workdir / "restored") == ["x-beside.png", "x.png"]
+    assert len(list(workdir.glob("restored-*"))) == 1
+
+
+@pytest.mark.usefixtures("quick")
 def test_benchmarks_of_other_settings_are_kept(workdir, monkeypatch):
     nothing = mock.Mock(side_effect=lambda w, seeds, *rest: np.zeros((len(seeds), 8, 8, 1)))
     nothing.costs.return_value = {"seconds": 1.0}

@@ -9,7 +9,7 @@ from etils import epath
 
 from vitdiff_jax.data import photos
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference import provenance
+from vitdiff_jax.inference import provenance, tasks
 from vitdiff_jax.runtime import paths
 
 
@@ -29,6 +29,11 @@ def digest(path: pathlib.Path) -> str:
         return provenance.digest_of_bytes(path.read_bytes())
     except OSError:
         return ""
+
+
+def digests_of_task(task: str | None) -> list[str]:
+    """Of the files that a task names."""
+    return [digest(pathlib.Path(paths.local_copy(path))) for path in tasks.files_of(task)]
 
 
 def endings(n: int) -> list[str]:

@@ -123,6 +123,9 @@ class TrainedModel:
         seeds, channels = numbers.seeds("seed", seed, n), self.experiment.shape[2]
         seed = int(seeds[0])
         if task == "edit":
+            other = {"method": method, "noise_std": noise_std, "degrade": degrade or None}
+            if unused := [name for name, value in other.items() if value is not None]:
+                raise ConfigError(f"{', '.join(unused)}: not used by the task edit; leave it out")
             return self._restorer.edit(x, strength, missing, cond, seeds)
         if not degrade:
             problem = tasks.from_measurement(x, channels, task, missing, noise_std, seed)

@@ -42,6 +42,13 @@ def spec_of(task: str) -> dict[str, Any]:
     return parsing.parse(TASKS[spec.pop("name")]) | spec
 
 
+def files_of(task: str | None) -> list[str]:
+    """The paths of files that a task names, as of a kernel or a mask."""
+    with config_errors("task: "):
+        spec = spec_of(task) if task else {}
+    return [str(part["path"]) for part in spec.get("parts", [spec]) if "path" in part]
+
+
 def operator_of(
     task: str, shape: Shape, rng: np.random.Generator, missing: np.ndarray | None = None
 ) -> Operator:

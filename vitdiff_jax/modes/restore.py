@@ -72,7 +72,16 @@ def main(
     arrays.check_noise(noise, "--noise")
     model = model_lib.load(workdir, config)
     model.check_pixels()
+    of_input = dict(
+        task=task, mask=mask, method=method, noise=noise, degrade=degrade or None, label=label,
+        prompt=prompt, attributes=attributes,
+    )  # fmt: skip
     if input is None:
+        if given := [f"--{name}" for name, value in of_input.items() if value is not None]:
+            raise ConfigError(
+                f"{', '.join(given)}: of an --input, which is missing; a benchmark of methods is"
+                " set by config.restore"
+            )
         _compare(model, workdir)
         return
     how: dict[str, Any] = dict(
@@ -127,8 +136,9 @@ def _restore_all(model, workdir, given: pathlib.Path, task: str | None, how) -> 
 
 
 def _line(path: pathlib.Path, stem: epath.Path, about: dict[str, Any]) -> str:
+    first = f"the first of {about['first_of']} frames or pages, " if "first_of" in about else ""
     return (
-        f"{path.name} -> {stem}.png: {about['task']} by {about['method']}, noise std"
+        f"{path.name} -> {stem}.png: {first}{about['task']} by {about['method']}, noise std"
         f" {about.get('noise_std', 0):.3f}, {about['seconds']:.1f} s,"
         f" {about['memory'] / 2**20:.0f} MiB per sample"
     )
@@ -172,7 +182,7 @@ def _tried(path, stem: epath.Path, model, task: str | None, how, made) -> dict[s
         return {"failed": why, "error": RestorationError.__name__}
     stem.parent.mkdir(parents=True, exist_ok=True)
     _write(stem, photo, found, made)
-    return found.about
+    return found.about | ({"first_of": photo.count} if photo.count > 1 else {})
 
 
 def _kind(error: Exception) -> str:
@@ -190,7 +200,7 @@ def _plan(
     settings = {key: how[key] for key in ("method", "noise_std", "degrade", "n", "seed")}
     settings |= {"strength": how["strength"]} if task == "edit" else {}
     made = _record(
-        model, ("steps", "overlap"), task=task, **settings,
+        model, ("steps", "overlap"), task=task, files=inputs.digests_of_task(task), **settings,
         mask=inputs.digest(how["mask"]) if how["mask"] else None,
         condition={key: how[key] for key in ("label", "prompt", "attributes")},
     )  # fmt: skip
@@ -260,12 +270,17 @@ def _compare(model: model_lib.TrainedModel, workdir: epath.Path) -> None:
     keys = set(config) - {"batch", "tiles"}  # which change nothing
     made = _record(model, keys, data=provenance.of_data(model.experiment.config), mark=data.mark)
     pictures = {task: benchmark.picture_of(task) for task in config.tasks}
-    files = {pictures[task]: made | {"task": task} for task in config.tasks}
+    of_task = {
+        task: made | {"task": task, "files": inputs.digests_of_task(task)} for task in config.tasks
+    }
+    files = {pictures[task]: of_task[task] for task in config.tasks}
     home = provenance.free_folder(workdir / "restored", files, made)
     count, rows = min(config.images, len(data.heldout)), []
     for task, name in pictures.items():
-        of_task = made | {"task": task}
-        for row in benchmark.compare(task, methods, model, data, measures, home / name, of_task):
+        of_each = benchmark.compare(
+            task, methods, model, data, measures, home / name, of_task[task]
+        )
+        for row in of_each:
             rows.append(row)
             counts = {"images": count, "shown": min(benchmark.SHOWN, count)}
             _report(workdir, {"rows": rows, "made": made} | counts, model)
