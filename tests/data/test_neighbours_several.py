@@ -8,7 +8,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from vitdiff_jax.data import card, folder, image_files, photos
+from vitdiff_jax.data import card, folder, image_files, listing, photos
+from vitdiff_jax.data.pipeline import DataError
 from vitdiff_jax.inference import arrays
 from vitdiff_jax.modes import restore
 from vitdiff_jax.operators import blur, masks
@@ -50,6 +51,7 @@ def test_previews_and_masks_are_no_pages(options):
 
 def test_what_a_phone_appends_is_no_picture():
     assert pictures.count(saved("MPO")) == 1
+    assert ".mpo" in listing.suffixes()
 
 
 def test_a_chain_of_pages_that_leads_nowhere_or_back():
@@ -80,6 +82,16 @@ def test_training_says_it_and_keeps_it(home):
 def test_evaluation_says_it(home):
     origin = image_files.open_images(home, "--samples").origin
     assert "(of several frames or pages the first: stack.tif)" in origin
+
+
+def test_what_a_file_is_instead_is_said(home):
+    (home / "stack.tif").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(DataError, match=r"stack\.tif: a Git LFS pointer"):
+        image_files.open_images(home, "--samples")
+    with pytest.raises(DataError, match=r"stack\.tif: a Git LFS pointer"):
+        photos.read(home / "stack.tif")
+    with pytest.raises(DataError, match=r"none\.png: No such file"):
+        photos.read(home / "none.png")
 
 
 def test_restoring_says_it(home, capsys):

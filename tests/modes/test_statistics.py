@@ -58,7 +58,7 @@ def samples(tmp_path):
 def made(workdir, *flags):
     """The file that --mode=statistics writes."""
     assert tiny.call(*flags, f"--workdir={workdir}", "--mode=statistics") == 0
-    (path,) = (workdir / "statistics").iterdir()
+    (path,) = (workdir / "statistics").glob("*.npz")
     return path
 
 
@@ -96,6 +96,20 @@ def test_so_many_at_random(tmp_path, config, small, looked, real):
     which = nearest.argmin(1)
     assert len(set(which)) == 10
     assert sorted(which) != list(range(10))
+
+
+def test_other_statistics_are_another_file(tmp_path, config, small):
+    """Of fewer images; each says in the .json file beside it how it was made."""
+    first = made(tmp_path, config, "--n=10")
+    kept = first.read_bytes()
+    for n in (20, 20, 10):
+        flags = [config, f"--workdir={tmp_path}", "--mode=statistics", f"--n={n}"]
+        assert tiny.call(*flags) == 0
+    assert len(list(first.parent.glob("*.npz"))) == 2
+    assert first.read_bytes() == kept
+    found = [json.loads(p.read_text())["made"] for p in first.parent.glob("*.json")]
+    assert sorted(about["count"] for about in found) == [10, 20]
+    assert {about["mode"] for about in found} == {"statistics"}
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])

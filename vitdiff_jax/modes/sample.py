@@ -11,6 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vitdiff_jax.data import card
+from vitdiff_jax.data.pipeline import Dataset
 from vitdiff_jax.evaluation import memorisation
 from vitdiff_jax.experiment.build import dataset, pixel_dataset
 from vitdiff_jax.experiment.config import ConfigError
@@ -51,19 +52,21 @@ def main(
     model = load(workdir, config)
     given = {"label": label, "prompt": prompt, "attributes": attributes}
     kind = "-latents" if latents else f"-frames{frames}" if frames else ""
+    data = _degraded(model)
     made = provenance.record(
         "sample", model.step, seed=seed, n=n, condition=given, frames=frames, latents=latents,
         parameters=model.digest, settings=provenance.of_sampling(model.experiment.config),
+        **({"mark": data.mark} if data else {}),
     )  # fmt: skip
     other = provenance.differences(model.experiment.config, tables.read(workdir / "config.json"))
     conditions = [f"{key}-{_slug(value)}" for key, value in given.items() if value is not None]
     middle = [*conditions, *([_shortened("-".join(other))] if other else [])]
     stem = "-".join([f"step{model.step}", *middle, f"seed{seed}", f"n{n}{kind}"])
-    path = provenance.free(workdir / "samples" / f"{stem}.png", made, ".npz", "-nearest.png")
+    path = provenance.free(workdir / "samples" / f"{stem}.png", made, ".npz")
     if latents:
         _write_latents(path.with_suffix(".npz"), model, n, seed, given, made)
         return
-    images, sheet = _sampled(model, n, seed, given, frames, other)
+    images, sheet = _sampled(model, data, n, seed, given, frames, other)
     if jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
         sheets.write(path, sheet, provenance.chunk(made))
@@ -76,24 +79,35 @@ def main(
         for line in card.changed(workdir, data):
             logs.say(line)
         found = memorisation.compare(images, data.train)
-        target = path.with_name(f"{path.stem}-nearest.png")
+        of_pairs = made | {"data": provenance.of_data(model.experiment.config), "mark": data.mark}
+        target = provenance.free(path.with_name(f"{path.stem}-nearest.png"), of_pairs)
         if jax.process_index() == 0:
             pairs = memorisation.sheet(images, found, sheet.names, **sheet.about)
-            sheets.write(target, pairs, provenance.chunk(made, shows="nearest"))
+            sheets.write(target, pairs, provenance.chunk(of_pairs, shows="nearest"))
         logs.say(f"{memorisation.summary(found)}; each next to its nearest in {target}")
 
 
+def _degraded(model: TrainedModel) -> Dataset | None:
+    """The dataset whose held-out images a restoration model is given; None for other models."""
+    if "hint" not in model.experiment.conditions:
+        return None
+    data = dataset(model.experiment.config)
+    check_data({"shape": model.experiment.shape, "conditions": model.experiment.conditions}, data)
+    return data
+
+
 def _sampled(
-    model: TrainedModel, n: int, seed: int, given: dict[str, Any], frames: int, other: list[str]
-) -> tuple[np.ndarray, Sheet]:
+    model: TrainedModel, data: Dataset | None, n: int, seed: int, given: dict[str, Any],
+    frames: int, other: list[str],
+) -> tuple[np.ndarray, Sheet]:  # fmt: skip
     """Images [n, H, W, C], and a sheet of them; flags override the held-out images' conditions.
 
-    other: settings that are not the workdir's own.
+    data: see `_degraded`. other: settings that are not the workdir's own.
     """
     known = model.experiment.conditions
     about = {"step": model.step, "seed": seed} | ({"settings": other} if other else {})
     about |= {key: given[key] for key in ("prompt", "attributes") if given[key] is not None}
-    if "hint" not in known:
+    if data is None:
         images = model.sample(n=n, seed=seed, frames=frames, **given)
         labels = {"label": known["label"]} if "label" in known else {}
         names = class_names(known, prompts.encode(labels, n, given["label"]))
@@ -102,8 +116,6 @@ def _sampled(
         return images, samples_sheet(images, names, **about)
     if frames:
         raise ConfigError("--frames: not available for restoration models")
-    data = dataset(model.experiment.config)
-    check_data({"shape": model.experiment.shape, "conditions": known}, data)
     cond = prompts.of_examples(data, n)
     if any(value is not None for value in given.values()):
         cond = prompts.encode(known, n, **given) | {"hint": cond["hint"]}

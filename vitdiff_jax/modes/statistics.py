@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from vitdiff_jax.evaluation import references
 from vitdiff_jax.evaluation.networks import Network
 from vitdiff_jax.experiment.config import ConfigError
+from vitdiff_jax.inference import provenance
 from vitdiff_jax.inference.evaluator import OTHER, SPLIT, Evaluator, about_data, versions
 from vitdiff_jax.runtime import logs, parallel
 
@@ -40,11 +41,13 @@ def main(
     parts = [part for network in networks for part in references.parts_of(network)]
     measured = evaluator.real(split, n, parts)
     for network in networks:
-        path = workdir / "statistics" / f"{split}-{network.name}.npz"
         about = about_data(config, dataset) | {
             "split": split, "count": measured.count, "resize": network.resize,
-            "versions": versions(),
         }  # fmt: skip
+        made = provenance.record("statistics", None, network=network.name, **about)
+        path = workdir / "statistics" / f"{split}-{network.name}.npz"
+        path = provenance.free(path, made)
         if jax.process_index() == 0:
-            references.write(path, network, measured, about)
+            provenance.write_beside(path, made)
+            references.write(path, network, measured, about | {"versions": versions()})
         logs.say(f"statistics of {measured.count:,} {SPLIT[split]} images in {path}")
