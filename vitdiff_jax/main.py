@@ -157,7 +157,8 @@ def _main(argv: list[str]) -> int:
     except KeyboardInterrupt:  # training installs its own handler
         return _fail(peers, FAILED, "interrupted; run the same command to continue")
     except OSError as error:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error
+        file = error.filename2 or error.filename  # of a renaming, the name that was meant
+        text = f"{file}: {error.strerror}" if file else error
         return _fail(peers, FAILED, text)
     except Exception as error:
         if peers.alone:

@@ -272,12 +272,16 @@ def test_benchmarks_of_other_settings_are_kept(workdir, monkeypatch):
         run(workdir, "restore", *flags, f"--config.restore.tasks=('{task}',)")
     run(workdir, "restore", *flags, "--config.restore.tasks=('denoise',)",
         "--config.restore.noise_std=0.2")  # fmt: skip
+    for rows in (2, 4):  # of one mask, painted anew
+        Image.fromarray(np.uint8(255 * (np.indices((8, 8))[0] < rows))).save(workdir / "mask.png")
+        mask = f"mask:kind=file,path={workdir / 'mask.png'}"
+        run(workdir, "restore", *flags, f"--config.restore.tasks=('{mask}',)")
     kept = [json.loads(path.read_text()) for path in workdir.glob("restoration*.json")]
-    assert len(kept) == 3
+    assert len(kept) == 5
     for found in kept:
         name = found["rows"][0]["picture"]
         assert made(workdir / name)["task"] == found["rows"][0]["task"]
-    assert len({found["rows"][0]["picture"] for found in kept}) == 3
+    assert len({found["rows"][0]["picture"] for found in kept}) == 5
 
 
 # --- Evaluations ---
@@ -386,6 +390,19 @@ def test_a_broken_picture_does_not_stop_the_others(workdir, tmp_path, capsys):
     assert [n for n in names(workdir / "restored") if "beside" not in n] == [
         "a.png", "c.png", "d.png",
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_name_that_no_result_can_have_does_not_stop_the_others(workdir, tmp_path, capsys):
+    """Nothing of it is written: restored/NAME.png alone would fit."""
+    long = "\u00e4" * 122  # 244 bytes
+    for i, name in enumerate(("a.png", f"{long}.png", f"{long[:-2]}.png")):
+        picture(tmp_path / "photos" / name, i)
+    code, error, rows = failed(capsys, workdir, f"--input={tmp_path / 'photos'}", *DENOISE)
+    assert code == 1
+    assert f"1 of 3 images not restored: {long}.png: {long}-beside.png would be a longer" in error
+    assert [name for name, why in rows.items() if why] == [f"{long}.png"]
+    assert len(names(workdir / "restored")) == 4
 
 
 def test_a_mask_that_does_not_fit_one_of_them(workdir, tmp_path, capsys):

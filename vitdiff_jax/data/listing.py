@@ -133,7 +133,7 @@ def size_of(data: bytes) -> tuple[int, int, bool] | None:
         if data.startswith(b"\xff\xd8"):
             return _size_of_jpeg(data)
         with Image.open(io.BytesIO(data), formats=pillow.formats()) as image:
-            return image.width, image.height, image.mode[0] in "1LI"
+            return image.width, image.height, image.mode in pillow.GREY
     except Exception:  # damaged: decoding says how
         return None
 

@@ -1,6 +1,7 @@
 """The user's images for `--mode=restore`, and the names of the files that each becomes."""
 
 import collections
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -11,6 +12,9 @@ from vitdiff_jax.data import photos
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import provenance, tasks
 from vitdiff_jax.runtime import paths
+
+MAX_NAME = 255
+"""Bytes of a file's name."""
 
 
 def find(given: pathlib.Path, workdir: epath.Path) -> list[pathlib.Path]:
@@ -40,6 +44,12 @@ def endings(n: int) -> list[str]:
     """Of the names of the files of an image with n samples."""
     several = ["-uncertainty", *(f"-{i + 1}" for i in range(n))] if n > 1 else []
     return ["", "-beside", *several]
+
+
+def too_long(stem: str, n: int) -> str | None:
+    """The longest name of an image's files with n samples, if no file can have it."""
+    name = max((f"{stem}{ending}.png" for ending in endings(n)), key=len)
+    return name if len(os.fsencode(name)) > MAX_NAME else None
 
 
 def stems(

@@ -167,6 +167,9 @@ def _reason(row: dict[str, Any]) -> str:
 
 def _tried(path, stem: epath.Path, model, task: str | None, how, made) -> dict[str, Any]:
     """Restore an image into files that start with `stem`; returns how, or why not."""
+    if longest := inputs.too_long(stem.name, how["n"]):
+        why = f"{path}: {longest} would be a longer name than file systems take; rename the picture"
+        return {"failed": why, "error": RestorationError.__name__}
     try:
         photo = photos.read(path)
         found = model.restore(photo.colours, task, **how)
@@ -268,19 +271,17 @@ def _compare(model: model_lib.TrainedModel, workdir: epath.Path) -> None:
     for line in card.changed(workdir, data):
         logs.say(line)
     keys = set(config) - {"batch", "tiles"}  # which change nothing
-    made = _record(model, keys, data=provenance.of_data(model.experiment.config), mark=data.mark)
+    made = _record(
+        model, keys, data=provenance.of_data(model.experiment.config), mark=data.mark,
+        files=[inputs.digests_of_task(task) for task in config.tasks],
+    )  # fmt: skip
     pictures = {task: benchmark.picture_of(task) for task in config.tasks}
-    of_task = {
-        task: made | {"task": task, "files": inputs.digests_of_task(task)} for task in config.tasks
-    }
-    files = {pictures[task]: of_task[task] for task in config.tasks}
+    files = {pictures[task]: made | {"task": task} for task in config.tasks}
     home = provenance.free_folder(workdir / "restored", files, made)
     count, rows = min(config.images, len(data.heldout)), []
     for task, name in pictures.items():
-        of_each = benchmark.compare(
-            task, methods, model, data, measures, home / name, of_task[task]
-        )
-        for row in of_each:
+        of_task = made | {"task": task}
+        for row in benchmark.compare(task, methods, model, data, measures, home / name, of_task):
             rows.append(row)
             counts = {"images": count, "shown": min(benchmark.SHOWN, count)}
             _report(workdir, {"rows": rows, "made": made} | counts, model)

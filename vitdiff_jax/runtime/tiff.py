@@ -75,8 +75,8 @@ def pages(data: bytes) -> int:
 
 def _words(data: bytes) -> tuple[str, str, str, str]:
     """The byte order, and the types of counts, of entries and of places; BigTIFF has wider ones."""
-    codes = ("Q", "HHQ", "Q") if 43 in data[2:4] else ("H", "HHI", "I")
-    return ("<" if data[:2] == b"II" else ">", *codes)
+    order = "<" if data[:2] == b"II" else ">"
+    return (order, "Q", "HHQ", "Q") if 43 in data[2:4] else (order, "H", "HHI", "I")
 
 
 def _first(data: bytes) -> int:
