@@ -395,7 +395,7 @@ def test_a_broken_picture_does_not_stop_the_others(workdir, tmp_path, capsys):
 @pytest.mark.usefixtures("quick")
 def test_a_name_that_no_result_can_have_does_not_stop_the_others(workdir, tmp_path, capsys):
     """Nothing of it is written: restored/NAME.png alone would fit."""
-    long = "\u00e4" * 122  # 244 bytes
+    long = "\u00e4" * 123  # two bytes each
     for i, name in enumerate(("a.png", f"{long}.png", f"{long[:-2]}.png")):
         picture(tmp_path / "photos" / name, i)
     code, error, rows = failed(capsys, workdir, f"--input={tmp_path / 'photos'}", *DENOISE)
