@@ -276,13 +276,13 @@ def test_an_accent_is_the_same_however_it_is_written(tmp_path):
 
 NEEDED = "m.{} must be JSON lines, or CSV if it ends in .csv, with the fields file_name and text:"
 BAD_CAPTIONS = {
-    "misnamed": ("m.jsonl", b'{"file": "cats/0.png", "text": "a"}', f"{NEEDED} entry 1 lacks file"),
-    "empty": ("m.jsonl", b'{"file_name": "cats/0.png", "text": null}', f"{NEEDED} entry 1 lacks"),
-    "list": ("m.jsonl", b"\n[1, 2]", f"{NEEDED} entry 1 lacks file_name or text"),
-    "no-json": ("m.jsonl", b"cats/0.png: a cat", f"{NEEDED} Expecting value"),
-    "short": ("m.csv", b"file_name,text\ncats/0.png,a\ncats/1.JPG\n", f"{NEEDED} entry 2 lacks"),
-    "header": ("m.csv", b"file,text\ncats/0.png,a\n", f"{NEEDED} entry 1 lacks"),
-    "binary": ("m.csv", b"\xff\xfe\x00", f"{NEEDED} 'utf-8' codec can't decode"),
+    "misnamed": ("m.jsonl", b'{"file": "cats/0.png", "text": "a"}', f"{NEEDED} line 1 lacks file"),
+    "empty": ("m.jsonl", b'{"file_name": "cats/0.png", "text": null}', f"{NEEDED} line 1 lacks"),
+    "list": ("m.jsonl", b"\n[1, 2]", f"{NEEDED} line 2 lacks file_name or text"),
+    "no-json": ("m.jsonl", b"cats/0.png: a cat", f"{NEEDED} line 1 is not JSON: Expecting value"),
+    "short": ("m.csv", b"file_name,text\ncats/0.png,a\ncats/1.JPG\n", f"{NEEDED} line 3 lacks"),
+    "header": ("m.csv", b"file,text\ncats/0.png,a\n", f"{NEEDED} line 2 lacks"),
+    "binary": ("m.csv", b"\xff\xfe\x00", f"{NEEDED} it is not encoded as UTF-8"),
     "none": (
         "m.csv", b"file_name,text\n0.png,a\n",
         "m.csv names none of the images, such as bears/0.png",

@@ -176,8 +176,9 @@ def _metadata(
         for name in names:
             metadata[name]["captions"] = matched.texts.get(name, [""])
         if not matched.texts:
+            given = f"names {listing.some(matched.lost, 1)}" if matched.lost else "has no texts"
             raise DataError(
-                f"{files.path}: {captions} names none of the images, such as {names[0]}"
+                f"{files.path}: {captions} names none of the images, such as {names[0]}; it {given}"
             )
         about["captions"] = card.of_captions(matched, names, length)
         about["warnings"] += card.warning_of_captions(about["captions"], captions)
@@ -192,7 +193,8 @@ def _captions(files: Folder | Zip, captions: str, below: str) -> dict[str, list[
         except (FileNotFoundError, KeyError):
             data = files.read(below + captions)
     except (OSError, KeyError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        missing = "there is no such file in it" if isinstance(error, KeyError) else None
+        reason = missing or getattr(error, "strerror", None) or error
         raise DataError(f"{files.path}: cannot read the captions {captions}: {reason}") from error
     try:
         return text.read_captions(data, captions.lower().endswith(".csv"))

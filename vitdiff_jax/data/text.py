@@ -7,7 +7,8 @@ import io
 import json
 import posixpath
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -25,22 +26,54 @@ def to_bytes(text: str, length: int) -> np.ndarray:
 
 
 def read_captions(data: bytes, is_csv: bool) -> dict[str, list[str]]:
-    """{file_name: captions, in order} from JSON lines or CSV. Raises ValueError for other data."""
-    content = data.decode("utf-8-sig")
-    if is_csv:
-        rows = csv.DictReader(io.StringIO(content, newline=""))
-    else:
-        rows = (json.loads(line) for line in content.split("\n") if line.strip())
-    texts: dict[str, list[str]] = {}
+    """{file_name: captions, in order} from JSON lines or CSV.
+
+    Raises ValueError for other data, with the line, and for CSV with more columns than its
+    header, since a comma in a text that is not quoted would cut it there.
+    """
     try:
-        for number, row in enumerate(rows, 1):
-            name, text = map(row.get, ("file_name", "text")) if isinstance(row, dict) else (0, 0)
-            if not isinstance(name, str) or not isinstance(text, str):
-                raise ValueError(f"entry {number} lacks file_name or text")
-            texts.setdefault(name, []).append(text)
-    except csv.Error as error:
-        raise ValueError(str(error)) from error
+        content = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not encoded as UTF-8; save it as such") from error
+    texts: dict[str, list[str]] = {}
+    for place, row in (_csv_rows if is_csv else _json_rows)(content):
+        name, text = map(row.get, ("file_name", "text")) if isinstance(row, dict) else (0, 0)
+        if not isinstance(name, str) or not isinstance(text, str):
+            fields = ", ".join(map(repr, row)) if isinstance(row, dict) else type(row).__name__
+            raise ValueError(f"{place} lacks file_name or text as text; it has {fields:.200}")
+        texts.setdefault(name, []).append(text)
     return texts
+
+
+def _json_rows(content: str) -> Iterator[tuple[str, Any]]:
+    """("line 3", its JSON value) of each line that is not empty."""
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except (ValueError, RecursionError) as error:
+                reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+                raise ValueError(f"line {number} is not JSON: {reason}") from error
+
+
+def _csv_rows(content: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """("line 3", {column: value}) of each row; the line is that on which the row ends."""
+    rows = csv.reader(io.StringIO(content, newline=""), strict=True)
+    try:
+        header = next(rows, [])
+        for name in ("file_name", "text"):
+            if header.count(name) > 1:
+                raise ValueError(f"two columns are called {name}")
+        for row in filter(None, rows):
+            place = f"line {rows.line_num}"
+            if any(row[len(header) :]):
+                raise ValueError(
+                    f"{place} has {len(row)} columns, the header {len(header)}; a text with a comma"
+                    ' needs quotes: "..."'
+                )
+            yield place, dict(zip(header, row))
+    except csv.Error as error:
+        raise ValueError(f"line {rows.line_num}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
