@@ -122,10 +122,3 @@ def test_a_mask_or_kernel_is_one_picture(home):
             masks.of(given)
     with pytest.raises(ValueError, match="holds 2 frames or pages"):
         blur.read(home / "stack.tif")
-
-
-def test_the_card_names_a_few(home):
-    entries = folder.index.Entry([1], "", count=2)
-    assert card.warning_of_several({f"{i}.gif": entries for i in range(5)}) == [
-        "5 files of several frames or pages, the first is read: 0.gif, 1.gif, 2.gif, ..."
-    ]

@@ -5,6 +5,7 @@ whether the data have changed since.
 """
 
 import collections
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -82,14 +83,6 @@ def of_captions(matched: Matched, names: list[str], length: int) -> dict[str, An
     }  # fmt: skip
 
 
-def warning_of_several(entries: Mapping[str, Entry]) -> list[str]:
-    """That files hold several pictures, of which one is read."""
-    names = [name for name, entry in entries.items() if entry.count > 1]
-    if not names:
-        return []
-    return [f"{_files(len(names))} of several frames or pages, the first is read: {some(names)}"]
-
-
 def warnings_of_listing(found: Listing, below: str) -> list[str]:
     """What is suspicious about the files of a folder."""
     lines = []
@@ -110,6 +103,31 @@ def warnings_of_listing(found: Listing, below: str) -> list[str]:
     return lines
 
 
+def warnings_of_files(
+    entries: Mapping[str, Entry], train: Iterable[str], heldout: Iterable[str],
+    labels: Mapping[str, int | None],
+) -> list[str]:  # fmt: skip
+    """What is suspicious about the contents of images: several frames, and exact copies."""
+    lines = []
+    if several := [name for name, entry in entries.items() if entry.count > 1]:
+        lines.append(
+            f"{_files(len(several))} of several frames or pages, the first is read: {some(several)}"
+        )
+    same = collections.defaultdict(list)
+    for name, entry in entries.items():
+        same[entry.mark].append(name)
+    if copies := [names for names in same.values() if len(names) > 1]:
+        held, trained = set(heldout), set(train)
+        both = sum(not (held.isdisjoint(c) or trained.isdisjoint(c)) for c in copies)
+        mixed = sum(len({labels[name] for name in names}) > 1 for names in copies)
+        text = f"{_files(sum(map(len, copies)) - len(copies))} that copy another, such as"
+        text += f" {' and '.join(map(shown, copies[0][:2]))}"
+        text += f"; {both:,} held out and trained on" if both else ""
+        text += f"; {mixed:,} in several classes" if mixed else ""
+        lines.append(text)
+    return lines
+
+
 def warnings_of_classes(
     names: tuple[str, ...], counts: Mapping[str, list[int]], folders: Iterable[str]
 ) -> list[str]:
@@ -122,7 +140,7 @@ def warnings_of_classes(
         )
     plain = collections.defaultdict(list)
     for name in names:
-        plain[composed(name).casefold()].append(name)
+        plain[" ".join(re.split(r"[\s_-]+", composed(name).casefold().strip()))].append(name)
     for alike in plain.values():
         if len(alike) > 1:
             lines.append(f"classes of nearly the same name: {some(alike)}")
@@ -194,18 +212,23 @@ def _classes(counts: Mapping[str, list[int]]) -> str:
     return ", ".join([*texts[:FEW], "...", *texts[-FEW:]])
 
 
-def changed(workdir: epath.Path, dataset: Dataset) -> list[str]:
-    """A line if data.json in the workdir describes other data than these."""
+def changed(workdir: epath.Path, dataset: Dataset, trained: str | None = None) -> list[str]:
+    """A line if the workdir was trained on other data than these.
+
+    trained: the mark of those, from a checkpoint; None: that in data.json, which may be missing.
+    """
     try:
         before = tables.read(workdir / "data.json")
     except (OSError, ValueError):
-        return []
-    if not dataset.mark or before.get("mark", dataset.mark) == dataset.mark:
+        before = {}
+    known = before.get("mark")
+    trained = trained or known
+    if not trained or dataset.mark in ("", trained):
         return []
     counts = f"{before.get('images')} images and {before.get('heldout')} held out"
+    which = f", which were {counts}" if trained == known else ""
     return [
-        "warning: data: not what this workdir was trained on so far, which were"
-        f" {counts}: the files have changed"
+        f"warning: data: not what this workdir was trained on so far{which}: the files have changed"
     ]
 
 

@@ -1,5 +1,6 @@
 """The files of a folder or zip file, read in place: nothing is unpacked or written."""
 
+import contextlib
 import errno
 import json
 import os
@@ -36,7 +37,7 @@ class Folder:
         self.left_out: dict[str, list[str]] = {}
 
     def files(self) -> dict[str, list[int]]:
-        """{name relative to the folder: [size, modification time, inode]}.
+        """{name relative to the folder: [size, modification time, change time, inode]}.
 
         Without hidden files, and without workdirs of runs, whose own sheets are no data. Links are
         followed, except to a folder that contains the link.
@@ -54,7 +55,7 @@ class Folder:
                 entries = sorted(opened, key=lambda entry: entry.name)
             if not entries and prefix:
                 self._leave_out(EMPTY, prefix)
-            of_run = any(e.name == "config.json" and _of_run(e.path) for e in entries)
+            of_run = any(e.name == "config.json" and self._of_run(prefix) for e in entries)
             if of_run and prefix:
                 self._leave_out(RUNS, prefix)
                 continue
@@ -62,16 +63,24 @@ class Folder:
                 name = prefix + entry.name
                 if _hidden(entry.name):
                     self._leave_out(HIDDEN, name)
-                elif of_run and entry.name.partition("-")[0].removesuffix(".png") in OF_RUNS:
+                elif of_run and _made_by_run(entry.name):
                     self._leave_out(RUNS, f"{name}/" if entry.is_dir() else name)
                 elif entry.is_dir():
                     todo.append((f"{name}/", above | {real}))
                 elif entry.is_file():
                     stat = entry.stat()
-                    found[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+                    # Of change too: exiftool -P and the like write in place and keep the time.
+                    times = stat.st_mtime_ns, stat.st_ctime_ns
+                    found[name] = [stat.st_size, *times, stat.st_ino]
                 else:
                     self._leave_out(NO_FILES, name)
         return found
+
+    def _of_run(self, prefix: str) -> bool:
+        try:
+            return _is_run((self.path / prefix / "config.json").read_bytes())
+        except OSError:
+            return False
 
     def _leave_out(self, reason: str, name: str) -> None:
         self.left_out.setdefault(reason, []).append(name)
@@ -113,17 +122,41 @@ class Zip:
         self._members: dict[str, zipfile.ZipInfo] = {}
 
     def files(self) -> dict[str, list[int]]:
-        """{name: [size, checksum]}, without hidden files; Windows' backslashes part folders too."""
-        self._members, self.left_out = {}, {}
+        """{name: [size, checksum]}, without hidden files, and without what runs have made.
+
+        Windows' backslashes part folders too.
+        """
+        self._members, self.left_out, empty = {}, {}, []
         for name, member in self._named():
-            if any(map(_hidden, name.split("/"))):
+            if any(map(_hidden, name.rstrip("/").split("/"))):
                 self.left_out.setdefault(HIDDEN, []).append(name)
+            elif name.endswith("/"):
+                empty.append(name)
             elif name in self._members and self._members[name].filename != member.filename:
                 names = self._members[name].filename, member.filename
                 raise DataError(f"{self.path}: contains both {names[0]!r} and {names[1]!r}")
             else:  # of several with one name the last, as everywhere
                 self._members[name] = member
-        return {name: [m.file_size, m.CRC] for name, m in self._members.items()}
+        full = {f"{folder}/" for name, _ in self._named() for folder in _folders_of(name)}
+        if left := [name for name in empty if name not in full]:
+            self.left_out[EMPTY] = left
+        if made := self._made_by_runs():
+            self.left_out[RUNS] = list(made)
+        return {n: [m.file_size, m.CRC] for n, m in self._members.items() if n not in made}
+
+    def _made_by_runs(self) -> dict[str, None]:
+        """The files in the output folders of workdirs."""
+        configs = [name for name in self._members if name.rpartition("/")[2] == "config.json"]
+        homes = []
+        for name in configs:
+            with contextlib.suppress(OSError, ValueError):
+                if _is_run(self.read(name)):
+                    homes.append(name.removesuffix("config.json"))
+        return {
+            name: None
+            for name in self._members
+            if any(name.startswith(h) and _made_by_run(name[len(h) :]) for h in homes)
+        }
 
     def _named(self) -> Iterator[tuple[str, zipfile.ZipInfo]]:
         """The files in it. Raises DataError for those that lie outside of it."""
@@ -135,8 +168,8 @@ class Zip:
                     f"{self.path}: contains a file named {member.filename!r}, which lies outside of"
                     " the archive; do not use this zip file"
                 )
-            if not name.endswith("/"):
-                yield "/".join(parts), member
+            if parts:
+                yield "/".join(parts) + "/" * name.endswith("/"), member
 
     def read(self, name: str) -> bytes:
         size = self._member(name).file_size
@@ -174,10 +207,21 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in RUBBISH
 
 
-def _of_run(path: str) -> bool:
+def _folders_of(name: str) -> Iterator[str]:
+    """The folders that a file or folder lies in."""
+    parts = name.rstrip("/").split("/")
+    return ("/".join(parts[:count]) for count in range(1, len(parts)))
+
+
+def _made_by_run(name: str) -> bool:
+    """Whether a file or folder of this name in a workdir is what a run writes."""
+    return name.partition("/")[0].partition("-")[0].removesuffix(".png") in OF_RUNS
+
+
+def _is_run(data: bytes) -> bool:
     """Whether a config.json is that of a workdir."""
     try:
-        config = json.loads(pathlib.Path(path).read_bytes())
-    except (OSError, ValueError):
+        config = json.loads(data)
+    except (ValueError, RecursionError):
         return False
     return isinstance(config, dict) and {"data", "model", "diffusion", "train"} <= config.keys()

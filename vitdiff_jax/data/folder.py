@@ -83,9 +83,11 @@ def dataset(
     about |= card.of_folder(found, entries, broken)
     about["warnings"] = [
         *card.warnings_of_listing(found, below),
-        *card.warning_of_several(entries),
         *warnings,
         *about["warnings"],
+        *card.warnings_of_files(
+            {name: entries[below + name] for name in good}, train, rest, labels
+        ),
         *kept,
     ]
     if "label" in conditions:

@@ -120,6 +120,9 @@ def count(data: bytes) -> int:
     Previews and layers do not count, nor what phones append: depth maps, the other eye. Raises as
     `read` does.
     """
+    animated = b"acTL" in data[: max(0, data.find(b"IDAT"))]
+    if data.startswith(b"\xff\xd8") or (data.startswith(b"\x89PNG") and not animated):
+        return 1  # without parsing it again: most files of most folders
     with errors():
         if data[:4] in tiff.MAGIC:
             return tiff.pages(data)
