@@ -138,6 +138,8 @@ def _main(argv: list[str]) -> int:
         logs.say(f"workdir {workdir}, compilation cache {parallel.use_compilation_cache()}")
         if line := usage.unused(args.mode, overrides):
             logs.say(line)
+        for line in usage.without_effect(args.mode, config, overrides) if config else ():
+            logs.say(line)
         given = {name: _value(getattr(args, name), kind) for name, kind in kinds.items()}
         with _alone(args.mode, workdir):
             result = entry(config, workdir, **given)
@@ -196,6 +198,8 @@ def _overrides(rest: list[str], args: argparse.Namespace) -> Iterator[str]:
         name, equals, _ = argument.partition("=")
         if "." not in name or name.endswith(".py") or ".py:" in name:
             raise UsageError(_meant(argument, args))
+        if argument.startswith("-config."):
+            raise UsageError(f"{argument}: write -{argument}")
         yield argument
         if argument.startswith("--") and not equals:
             yield from itertools.islice(left, 1)

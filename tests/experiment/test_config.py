@@ -106,7 +106,10 @@ def test_values_from_the_command_line_have_their_key_s_type(override, key, value
         (dict(diffusion=dict(prediction=1)), "config.diffusion.prediction: 1 is not a string"),
         (dict(train=dict(ema=0.9)), "config.train.ema: 0.9 is not a list of values"),
         (dict(model=dict(width="wide")), "config.model.width: 'wide' is not an integer"),
-        (dict(model=dict(name="vitt")), "config.model.name: unknown name 'vitt'; available: dit,"),
+        (
+            dict(model=dict(name="vitt")),
+            "config.model.name: unknown name 'vitt'; did you mean vit?",
+        ),
         (dict(model=dict(name=3)), "config.model.name: 3 is not a string"),
         (dict(diffusion=dict(schedule=dict(name="Schedule"))), "config.diffusion.schedule.name: "),
         (dict(sample=dict(sampler=dict(name="no.such"))), "config.sample.sampler.name: cannot use"),

@@ -73,7 +73,10 @@ def find(place: tuple[str, str | None], key: str, name: str) -> Callable:
             raise ConfigError(f"{key}: cannot use {name!r}: {error}") from error
     known = available(place)
     if name not in known:
-        raise ConfigError(f"{key}: unknown name {name!r}; available: {', '.join(known)}")
+        plain = {one.lower(): one for one in known}
+        near = difflib.get_close_matches(name.lower(), plain, 1, 0.6)
+        meant = f"; did you mean {plain[near[0]]}?" if near else ""
+        raise ConfigError(f"{key}: unknown name {name!r}{meant}; available: {', '.join(known)}")
     module = importlib.import_module(f"{home}.{name}" if entry else home)
     return getattr(module, entry or name)
 
@@ -107,10 +110,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 def complete(given: ConfigDict | dict[str, Any], overrides: Sequence[str] = ()) -> ConfigDict:
     """`defaults`, updated with the given values and then the overrides; types are checked."""
-    given = given.to_dict() if isinstance(given, ConfigDict) else given
-    if not isinstance(given, dict):
-        raise ConfigError(f"config: {given!r:.60} is not a dict or ConfigDict")
-    values = {key: _plain(value) for key, value in _leaves(given)}
+    values = _values(given)
     tree = defaults()
     tree["diffusion"].update(options(Process))
     for key, place in COMPONENTS.items():
@@ -134,6 +134,21 @@ def complete(given: ConfigDict | dict[str, Any], overrides: Sequence[str] = ()) 
     config = _apply(config, overrides, optional)
     rules.check(config)
     return config
+
+
+def _values(given: ConfigDict | dict[str, Any]) -> dict[str, Any]:
+    """{dotted key: value} of a config that a person has made."""
+    try:
+        given = given.to_dict() if isinstance(given, ConfigDict) else given
+        if not isinstance(given, dict):
+            raise ConfigError(f"config: {given!r:.60} is not a dict or ConfigDict")
+        return {key: _plain(value) for key, value in _leaves(given)}
+    except RecursionError as error:
+        raise ConfigError("config: a section or list contains itself") from error
+    except config_dict.RequiredValueError as error:
+        raise ConfigError(
+            "config: a required_placeholder has no value; set it in get_config()"
+        ) from error
 
 
 def _plain(value: Any) -> Any:

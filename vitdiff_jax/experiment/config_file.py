@@ -14,6 +14,8 @@ from vitdiff_jax.experiment.rules import ConfigError
 from vitdiff_jax.runtime import paths
 
 PACKAGE = pathlib.Path(__file__).parents[1]
+OTHERS = (".json", ".yaml", ".yml", ".toml")
+"""Suffixes of other programs' config files, and of a workdir's config.json."""
 SHIPPED = (PACKAGE, PACKAGE.parent)
 """Where the shipped `configs` folder is: inside the package (wheel) or beside it (checkout)."""
 
@@ -26,8 +28,8 @@ def run(path: str) -> dict[str, Any] | ConfigDict:
     name, _, variant = path.partition(":")
     places = [home / paths.expanded(name) for home in (pathlib.Path(), *SHIPPED)]
     file = next((str(place) for place in places if place.is_file()), None)
-    if file is None:
-        raise ConfigError(f"--config: there is no file {name}{_shipped_like(name)}")
+    if file is None or pathlib.Path(name).suffix in OTHERS:
+        raise ConfigError(f"--config: {_why_not(name, places)}")
     with _located(file):
         get_config = runpy.run_path(file).get("get_config")
     if not callable(get_config):
@@ -53,12 +55,25 @@ def _located(file: str) -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)
         line = next((f.lineno for f in reversed(frames) if f.filename == file), None)
         if isinstance(error, SyntaxError):
-            line = error.lineno if error.filename == file else line
+            if error.filename == file:
+                line = error.lineno
+            elif error.filename:  # of a file that this one imports
+                error.msg += f" ({error.filename}, line {error.lineno})"
             error = f"SyntaxError: {error.msg}"
         else:
             error = f"{type(error).__name__}: {' '.join(str(error).split())}"
         where = file if line is None else f"{file}, line {line}"
         raise ConfigError(f"--config: {where}: {error}") from None
+
+
+def _why_not(name: str, places: list[pathlib.Path]) -> str:
+    """Why this cannot be a config file."""
+    run = "an existing run needs no --config, only --workdir=DIR"
+    if any(place.is_dir() for place in places):
+        return f"{name} is a folder, not a config file; {run}"
+    if any(place.is_file() for place in places):
+        return f"{name} is not Python with a get_config(), as configs/digits.py is; {run}"
+    return f"there is no file {name}{_shipped_like(name)}"
 
 
 def _shipped_like(name: str) -> str:

@@ -1,6 +1,8 @@
 """Which config keys each mode uses, so that none is given and ignored without a word."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from ml_collections import ConfigDict
 
 from vitdiff_jax.experiment.defaults import CHANGEABLE
 
@@ -32,11 +34,34 @@ def unused(mode: str, overrides: Sequence[str]) -> str | None:
     """
     if mode not in USES:
         return None
-    flags = (argument[2:].partition("=")[0] for argument in overrides if argument[:2] == "--")
-    keys = [flag.removeprefix("config.") for flag in flags]
+    keys = _keys(overrides)
     asked = [key for key in keys if mode in UNTRAINED or _in(key, CHANGEABLE)]
-    names = [f"config.{key}" for key in dict.fromkeys(asked) if not _in(key, USES[mode])]
+    names = [f"config.{key}" for key in asked if not _in(key, USES[mode])]
     return f"warning: --mode={mode} does not use {', '.join(names)}" if names else None
+
+
+def without_effect(mode: str, config: ConfigDict, overrides: Sequence[str]) -> Iterator[str]:
+    """Lines that name given keys that other values of the config make meaningless."""
+    guided = config.sample.guidance != 1 or config.evaluate.sweep.guidance
+    pixels = None if config.latent.factor > 1 else "latent.factor=1"
+    reasons = {
+        "sample.guidance_": None if guided else "sample.guidance=1",
+        "sample.threshold_quantile": None
+        if config.sample.threshold == "dynamic"
+        else f"sample.threshold={config.sample.threshold}",
+        "latent.autoencoder": pixels,
+        "latent.path": pixels,
+    }
+    for key in _keys(overrides):
+        for start, reason in reasons.items():
+            if reason and key.startswith(start) and _in(key, USES.get(mode, (key,))):
+                yield f"warning: config.{key} has no effect with config.{reason}"
+
+
+def _keys(overrides: Sequence[str]) -> list[str]:
+    """The config keys among command-line arguments, each once."""
+    flags = (argument[2:].partition("=")[0] for argument in overrides if argument[:2] == "--")
+    return list(dict.fromkeys(flag.removeprefix("config.") for flag in flags))
 
 
 def _in(key: str, sections: Sequence[str]) -> bool:
