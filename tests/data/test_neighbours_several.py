@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from vitdiff_jax.data import card, folder, image_files, listing, photos
+from vitdiff_jax.data import folder, image_files, listing, photos
 from vitdiff_jax.data.pipeline import DataError
 from vitdiff_jax.inference import arrays
 from vitdiff_jax.modes import restore

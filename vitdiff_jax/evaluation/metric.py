@@ -11,6 +11,7 @@ import io
 import json
 import math
 import pathlib
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -281,8 +282,12 @@ def read_npz(path: pathlib.Path | epath.Path, without: str = "") -> dict[str, An
     without: an array that is not read; its value is None.
     """
     try:
-        with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:
-            return {name: None if name == without else file[name] for name in file.files}
+        with path.open("rb") as stored:
+            if not zipfile.is_zipfile(stored):  # NumPy would advise to unpickle it
+                raise ValueError("no zip archive, or one that is cut off")
+            stored.seek(0)
+            with np.load(stored, allow_pickle=False) as file:
+                return {name: None if name == without else file[name] for name in file.files}
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # damaged files raise errors of zipfile, zlib, tokenize and others

@@ -142,7 +142,10 @@ class References:
 def _read(path: pathlib.Path) -> dict[str, Any]:
     """The arrays of an .npz, .pt or .pth file by ADM's names, without the images."""
     if not path.exists():
-        raise DataError(f"{path}: no such file of reference statistics")
+        raise DataError(
+            f"{path}: no such file of reference statistics (config.evaluate.reference: a file, or"
+            " heldout, or train)"
+        )
     if path.is_dir() or path.suffix not in (".npz", ".pt", ".pth", ".safetensors"):
         what = "a folder" if path.is_dir() else f"a {path.suffix or 'plain'} file"
         raise DataError(

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 import vitdiff_jax
 from vitdiff_jax.data import card, gather, image_files, marks
-from vitdiff_jax.data.pipeline import DataError, Dataset
+from vitdiff_jax.data.pipeline import DataError, Dataset, Source
 from vitdiff_jax.evaluation.frechet import Moments
 from vitdiff_jax.evaluation.metric import Batch, Measure, Measured, Part, Setting
 from vitdiff_jax.evaluation.references import References
@@ -33,6 +33,8 @@ Batches = Callable[[int], Iterable[Batch]]
 """A function of `first`: the batches of a set of images, starting from image `first`."""
 SAVE_SECONDS = 60
 BATCH = 128
+LEAST = 2
+"""Images of a set that can be compared: one has no covariance."""
 OTHER = {"heldout": "train", "train": "heldout"}
 SPLIT = {"heldout": "held-out", "train": "training"}
 
@@ -114,6 +116,19 @@ class Evaluator:
                     f"config.evaluate.metrics: {name} compares pairs of images: --truth is required"
                 )
 
+    def check_reference(self) -> None:
+        """Refuse a reference of fewer images than any distance needs."""
+        if self.file is None and self._compared() and (n := len(self._source(self.split))) < LEAST:
+            raise ConfigError(
+                f"config.evaluate.reference: {self.split}: {n} {SPLIT[self.split]} image is too"
+                f" few to compare with, at least {LEAST} are needed; use {OTHER[self.split]}, or"
+                " more images"
+            )
+
+    def _source(self, split: str) -> Source:
+        dataset = self.setting.dataset
+        return dataset.train if split == "train" else dataset.heldout
+
     def _compared(self) -> list[Measure]:
         return [metric for metric in self.metrics if metric.compares]
 
@@ -154,8 +169,7 @@ class Evaluator:
 
     def real(self, split: str, count: int | None, parts: Iterable[Part]) -> Measured:
         """Measure real images of a split; count: size of a random subset, None: all."""
-        dataset = self.setting.dataset
-        source = dataset.train if split == "train" else dataset.heldout
+        dataset, source = self.setting.dataset, self._source(split)
         which: Sequence[int] = range(len(source))
         if count is not None and count < len(source):
             which = np.random.default_rng(0).choice(len(source), count, replace=False)  # type: ignore
@@ -173,13 +187,16 @@ class Evaluator:
         """The scores of `count` real images from the split that is not the reference.
 
         These are the best that samples can expect. None if the reference is a file and the dataset
-        is missing.
+        is missing, or of too few images.
         """
         split = OTHER.get(self.split, "heldout")
         metrics = [metric for metric in self._compared() if not metric.higher_is_better]
         if not metrics:
             return None
         try:
+            if len(self._source(split)) < LEAST:
+                logs.say(f"no score of real images: too few {SPLIT[split]} images")
+                return None
             measured = self.real(split, count, [part for m in metrics for part in m.parts])
         except DataError as error:
             if self.file is None:

@@ -77,6 +77,7 @@ def _of_model(config: ConfigDict | None, workdir: epath.Path, npz: bool) -> dict
     known = model.experiment
     evaluator = Evaluator(known.config, workdir, model.mesh)
     evaluator.check_unpaired()
+    evaluator.check_reference()
     dataset = evaluator.setting.dataset
     model_lib.check_data({"shape": known.image_shape, "conditions": known.conditions}, dataset)
     found, loaded, keeps, last = [], sweep[0].which_ema(), [], None
@@ -192,6 +193,7 @@ def _of_pictures(
     evaluator = Evaluator(config, workdir, parallel.make_mesh())
     if truth is None:
         evaluator.check_unpaired()
+    evaluator.check_reference()
     if truth is not None and not any(getattr(m, "paired", False) for m in evaluator.metrics):
         raise ConfigError(
             "--truth: no metric of config.evaluate.metrics compares pairs; add psnr, ssim or lpips,"

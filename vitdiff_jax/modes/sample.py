@@ -66,6 +66,7 @@ def main(
     if latents:
         _write_latents(path.with_suffix(".npz"), model, n, seed, given, made)
         return
+    trained = pixel_dataset(model.experiment.config) if nearest else None  # before files are written
     images, sheet = _sampled(model, data, n, seed, given, frames, other)
     if jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
@@ -74,12 +75,11 @@ def main(
             provenance.write_beside(path.with_suffix(".npz"), made)
             image_lib.save_npz(path.with_suffix(".npz"), images)
     logs.say(f"{n} samples in {path}")
-    if nearest:
-        data = pixel_dataset(model.experiment.config)
-        for line in card.changed(workdir, data):
+    if trained is not None:
+        for line in card.changed(workdir, trained):
             logs.say(line)
-        found = memorisation.compare(images, data.train)
-        of_pairs = made | {"data": provenance.of_data(model.experiment.config), "mark": data.mark}
+        found = memorisation.compare(images, trained.train)
+        of_pairs = made | {"data": provenance.of_data(model.experiment.config), "mark": trained.mark}
         target = provenance.free(path.with_name(f"{path.stem}-nearest.png"), of_pairs)
         if jax.process_index() == 0:
             pairs = memorisation.sheet(images, found, sheet.names, **sheet.about)

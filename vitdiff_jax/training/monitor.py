@@ -71,6 +71,7 @@ class Monitor:
         if log.evaluate_every:
             self.evaluator = evaluator_lib.Evaluator(config, workdir, mesh, self.pictures)
             self.evaluator.check_unpaired()
+            self.evaluator.check_reference()
 
     def after_step(
         self, step: int, emas: dict[str, Any], metrics: logs.Metrics, last: bool
