@@ -144,6 +144,7 @@ class Run:
         program = program_lib.build(config, experiment, mesh)
         self.init, self.shapes, self.shardings = program.init, program.shapes, program.shardings
         self.step = program.step
+        self.trained: str | None = None  # the mark of the data of the checkpoint
 
     def state(self) -> step_lib.TrainState:
         """The state of the latest intact checkpoint, or an initial one, sharded over the mesh."""
@@ -162,7 +163,9 @@ class Run:
             self.shapes,
             self.shardings,
         )
-        model_lib.check_data(self.checkpoints.meta(step), self.dataset)
+        meta = self.checkpoints.meta(step)
+        model_lib.check_data(meta, self.dataset)
+        self.trained = meta.get("mark")
         state = self.checkpoints.restore(step, target)
         self.checkpoints.set_aside_after(step)
         return state
@@ -205,7 +208,7 @@ class Run:
 
     def _describe_data(self) -> None:
         """Write data.json, for the report and the next run; say if the data have changed."""
-        for line in card.changed(self.workdir, self.dataset):
+        for line in card.changed(self.workdir, self.dataset, self.trained):
             logs.say(line)
         known = card.facts(self.dataset) | {"shape": self.experiment.image_shape}
         tables.write(self.workdir / "data.json", known)
@@ -262,4 +265,5 @@ class Run:
     def _save(self, step: int, state: step_lib.TrainState) -> None:
         if self.owner is not None:
             self.owner.check()
-        self.checkpoints.save(step, state, model_lib.meta_of(self.dataset))
+        meta = model_lib.meta_of(self.dataset) | {"mark": self.dataset.mark}
+        self.checkpoints.save(step, state, meta)
