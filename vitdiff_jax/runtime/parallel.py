@@ -6,7 +6,6 @@ and EMAs are sharded over "fsdp" by one rule, along the largest divisible dimens
 all devices, and the step gathers the parameters once.
 """
 
-import contextlib
 import glob
 import importlib.util
 import itertools
@@ -22,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from vitdiff_jax.runtime import rendezvous
-from vitdiff_jax.runtime.processes import FROZEN
+from vitdiff_jax.runtime.processes import FROZEN, StartError
 
 TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 """Variables in which a cluster says how many processes there are."""
@@ -51,14 +50,27 @@ def start_distributed(
         chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
         on_tpu = chips and importlib.util.find_spec("libtpu")
         name = next((name for name in TASKS if os.environ.get(name)), "")
-        if not on_tpu and int(os.environ.get(name, 1)) < 2:
+        count = os.environ.get(name, "1")
+        if not on_tpu and count == "1":
             return
-        with contextlib.suppress(ValueError):  # a TPU outside a pod, such as Colab's
-            # JAX has no public API for what it detects.
-            detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
-            given = os.environ.get("JAX_COORDINATOR_ADDRESS")
+        # JAX has no public API for what it detects.
+        detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
+        given = os.environ.get("JAX_COORDINATOR_ADDRESS")
+        try:
             # Not the local devices: `initialize` has them from $JAX_LOCAL_DEVICE_IDS first.
             coordinator, processes, process, _ = detect(given, None, None, None, None, 300)
+        except Exception as error:
+            if not on_tpu:  # else a TPU outside a pod, such as Colab's
+                raise StartError(
+                    f"{name}={count}, but other variables of the cluster are missing or damaged"
+                    f" ({type(error).__name__}: {error}); unset {name} for a single process"
+                ) from error
+        if not on_tpu and None in (coordinator, processes, process):
+            print(
+                f"warning: {name}={count}, but no other variable says that this is one of several"
+                " processes: it runs alone; start them with srun or mpirun, or each with"
+                " --coordinator, --processes and --process", flush=True,
+            )  # fmt: skip
         advice = "run the same command on every machine of the TPU"
         if not on_tpu:
             advice = (
