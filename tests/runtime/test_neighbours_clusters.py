@@ -36,7 +36,7 @@ def test_a_process_that_runs_alone_says_so(monkeypatch, capsys, variables):
     "variables",
     [
         SLURM | dict(SLURM_NTASKS="4(x2)"),
-        SLURM | dict(SLURM_NTASKS="2", SLURM_JOB_ID="7_3"),
+        SLURM | dict(SLURM_NTASKS="2", SLURM_JOB_ID="7.batch"),
         SLURM | dict(SLURM_NTASKS="2", SLURM_PROCID=""),
         dict(OMPI_COMM_WORLD_SIZE="2", OMPI_MCA_orte_hnp_uri="garbage"),
         dict(OMPI_COMM_WORLD_SIZE="2", OMPI_MCA_orte_hnp_uri="1531576320.0;tcp://10.0.0.1:34911"),

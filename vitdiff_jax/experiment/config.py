@@ -74,7 +74,7 @@ def find(place: tuple[str, str | None], key: str, name: str) -> Callable:
     known = available(place)
     if name not in known:
         plain = {one.lower(): one for one in known}
-        near = difflib.get_close_matches(name.lower(), plain, 1, 0.6)
+        near = difflib.get_close_matches(name.lower(), plain, 1, 0.7)
         meant = f"; did you mean {plain[near[0]]}?" if near else ""
         raise ConfigError(f"{key}: unknown name {name!r}{meant}; available: {', '.join(known)}")
     module = importlib.import_module(f"{home}.{name}" if entry else home)

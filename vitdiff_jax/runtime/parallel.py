@@ -60,7 +60,9 @@ def start_distributed(
             # Not the local devices: `initialize` has them from $JAX_LOCAL_DEVICE_IDS first.
             coordinator, processes, process, _ = detect(given, None, None, None, None, 300)
         except Exception as error:
-            if not on_tpu:  # else a TPU outside a pod, such as Colab's
+            if on_tpu and not isinstance(error, ValueError):  # of a TPU outside a pod, as in Colab
+                raise
+            if not on_tpu:
                 raise StartError(
                     f"{name}={count}, but other variables of the cluster are missing or damaged"
                     f" ({type(error).__name__}: {error}); unset {name} for a single process"
