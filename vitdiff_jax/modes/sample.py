@@ -66,7 +66,7 @@ def main(
     if latents:
         _write_latents(path.with_suffix(".npz"), model, n, seed, given, made)
         return
-    trained = pixel_dataset(model.experiment.config) if nearest else None  # before files are written
+    trained = pixel_dataset(model.experiment.config) if nearest else None  # before any file
     images, sheet = _sampled(model, data, n, seed, given, frames, other)
     if jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
@@ -79,7 +79,8 @@ def main(
         for line in card.changed(workdir, trained):
             logs.say(line)
         found = memorisation.compare(images, trained.train)
-        of_pairs = made | {"data": provenance.of_data(model.experiment.config), "mark": trained.mark}
+        of_data = provenance.of_data(model.experiment.config)
+        of_pairs = made | {"data": of_data, "mark": trained.mark}
         target = provenance.free(path.with_name(f"{path.stem}-nearest.png"), of_pairs)
         if jax.process_index() == 0:
             pairs = memorisation.sheet(images, found, sheet.names, **sheet.about)
