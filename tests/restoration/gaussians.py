@@ -130,11 +130,14 @@ def problem(name, kind="full", noise_std=0.1, operator=None):
 
 @contextlib.contextmanager
 def unit_noise():
-    """Instead of normal noise: image `key` has a 1 at pixel key % n of draw key // n, else 0."""
+    """Instead of normal noise: image `key` has a 1 at place key % SIZE of draw key // SIZE, else 0.
+
+    A draw is of an image or of a measurement with at most as many numbers.
+    """
 
     def units(keys, i, x):
-        size = x[0].size
-        return (keys[:, None] == i * size + jnp.arange(size)).astype(x.dtype).reshape(x.shape)
+        ones = keys[:, None] == i * SIZE + jnp.arange(x[0].size)
+        return ones.astype(x.dtype).reshape(-1, *x.shape[1:])
 
     with contextlib.ExitStack() as stack:
         for module in (*METHODS.values(), restoration.sdedit, ancestral, samplers):

@@ -20,7 +20,11 @@ from vitdiff_jax.diffusion.schedules import EDM, Cosine, LinearVP, RectifiedFlow
 from vitdiff_jax.operators.mask import Mask
 
 FLOW, TIMES = RectifiedFlow(), np.array([1, 0.6, 0.3, 0.0])
-QUICK = {"repaint": dict(jump=2, resample=2), "pnpflow": dict(draws=2)}
+QUICK = {
+    "repaint": dict(jump=2, resample=2),
+    "pnpflow": dict(draws=2),
+    "daps": dict(ode=2, langevin=2),
+}
 each_method = pytest.mark.parametrize("name", METHODS)
 eager = jax.disable_jit()
 

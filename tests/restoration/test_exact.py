@@ -15,7 +15,7 @@ from vitdiff_jax.diffusion import grids
 from vitdiff_jax.diffusion.schedules import EDM, Cosine, RectifiedFlow
 
 TWEEDIE = dict(covariance="tweedie", sampler="heun", iterations=SIZE)
-EXACT = {"pigdm": TWEEDIE}
+EXACT = {"pigdm": TWEEDIE, "flower": dict(gamma=1.0)}
 """The options under which a method is exact; {} for those that are not in here."""
 NOISE_STD = 0.1
 

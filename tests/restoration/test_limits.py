@@ -30,10 +30,10 @@ def away(case, moments, wanted):
     ])  # fmt: skip
 
 
-def tends_to(name, case, wanted, within, **options):
+def tends_to(run, case, wanted, within, **options):
     """Nearer with four times the steps, and then within that of it."""
     errors = [
-        away(case, getattr(recursions, name)(case, FLOW, times, **options), wanted)
+        away(case, run(case, FLOW, times, **options), wanted)
         for times in (grids.uniform_logsnr(FLOW, n, low=-8, high=12) for n in (300, 1200))
     ]
     assert (errors[1] < np.maximum(0.7 * errors[0], 1e-8)).all(), errors
@@ -61,7 +61,7 @@ def test_the_posterior_for_other_noise_and_too_cold(limit, operator):
     name, options, noise_std, counts, share, within = limit
     case = problem(operator, "full", noise_std)
     mean, covariance = dataclasses.replace(case, noise_std=counts * noise_std).posterior()
-    tends_to(name, case, (mean, share * covariance), within, **options)
+    tends_to(getattr(recursions, name), case, (mean, share * covariance), within, **options)
 
 
 def test_repaint_needs_resampling():
@@ -105,7 +105,7 @@ def test_pigdm_with_a_scalar_covariance_is_exact_for_white_images_only():
     case = problem("average", "full", NOISE_STD)
     white = case.prior._replace(variances=np.full(SIZE, 0.25))
     simple = dataclasses.replace(case, prior=white)
-    tends_to("pigdm", simple, simple.posterior(), 0.02)
+    tends_to(recursions.pigdm, simple, simple.posterior(), 0.02)
     times = grids.uniform_logsnr(FLOW, 1200, low=-8, high=12)
     off, _ = away(case, recursions.pigdm(case, FLOW, times), case.posterior())
     assert 0.05 < off < 0.2

@@ -30,7 +30,11 @@ from vitdiff_jax.operators.mask import Mask
 
 FLOW = RectifiedFlow()
 NOTHING = Mask(np.zeros((*SHAPE[:2], 1), np.float32), SHAPE[2])
-QUICK = {"repaint": dict(jump=10, resample=2), "pnpflow": dict(draws=2)}
+QUICK = {
+    "repaint": dict(jump=10, resample=2),
+    "pnpflow": dict(draws=2),
+    "daps": dict(ode=2, langevin=4),
+}
 ANCESTRAL = {"ddnm": {}, "dps": {}, "pigdm": {}, "repaint": dict(resample=1)}
 """Methods, and options, that are ancestral sampling itself where the operator is zero."""
 each_method = pytest.mark.parametrize("name", METHODS)
@@ -42,6 +46,8 @@ def draws(name, steps, options):
     return {
         "repaint": 4 * steps * options.get("resample", 1),
         "pnpflow": steps * options.get("draws", 1),
+        "flower": 4 * steps,
+        "daps": steps * (options.get("langevin", 0) + 1),
     }.get(name, steps)
 
 
@@ -104,12 +110,12 @@ def test_a_measurement_without_noise_is_reproduced(name, operator):
 @pytest.mark.slow
 @each_method
 def test_the_posterior_of_gaussian_images(name):
-    """Mean and total variance of two thousand images after 64 steps."""
+    """Mean and total variance of two thousand images after 128 steps."""
     misses = []
     for operator in ("mask", "denoise") if METHODS[name].TRAITS.exact else ("mask",):
         case = problem(operator, "full", 0.3)
         options = EXACT.get(name, {}) | QUICK.get(name, {})
-        times = grids.uniform_logsnr(FLOW, 64, low=-9, high=9)
+        times = grids.uniform_logsnr(FLOW, 128, low=-9, high=9)
         images = draw(name, case, FLOW, times, 2000, **options).reshape(-1, SIZE)
         mean, covariance = case.posterior()
         off = np.sqrt(((images.mean(0) - mean) ** 2).sum() / np.trace(covariance))
@@ -142,12 +148,13 @@ def test_gradients_are_declared(name):
 def test_calls_of_the_network_are_counted(name, schedule):
     """With the options that change them; a gradient is not counted beside its call.
 
-    RePaint's are fewer than it says where the grid leaves the last step to the clean end.
+    RePaint's and DAPS's are fewer than they say where the last step is the clean end.
     """
     choices = {
         "pigdm": [{}, dict(sampler="heun"), dict(covariance="tweedie", iterations=3)],
         "repaint": [dict(jump=2, resample=3), dict(jump=3, resample=1)],
         "pnpflow": [{}, dict(draws=2)],
+        "daps": [dict(ode=5, langevin=2), dict(ode=1, langevin=2), dict(ode=3, langevin=1)],
     }
     counted = []
 
@@ -164,8 +171,8 @@ def test_calls_of_the_network_are_counted(name, schedule):
                 **options,
             )  # fmt: skip
         said = METHODS[name].nfe(4, **options)
-        if name == "repaint" and schedule == EDM():
-            said -= options["resample"] - 1
+        if schedule == EDM():  # whose last step is one call
+            said -= options.get({"repaint": "resample", "daps": "ode"}.get(name), 1) - 1
         assert len(counted) == said
 
 

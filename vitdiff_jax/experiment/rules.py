@@ -104,7 +104,8 @@ FLAGS = {
 METHODS = {
     "eta": SHARE, "eta_b": SHARE, "zeta": SHARE, "strength": POSITIVE, "scale": COUNT,
     "data_std": POSITIVE, "iterations": ONE, "power": COUNT, "draws": ONE, "jump": ONE,
-    "resample": ONE,
+    "resample": ONE, "gamma": SHARE, "ode": ONE, "langevin": ONE, "tau": COUNT,
+    "step": Range(0, 1, above=True),
 }  # fmt: skip
 """Option of the package's restoration methods -> its range."""
 
