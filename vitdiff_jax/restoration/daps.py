@@ -10,7 +10,9 @@ The ODE's times are uniform in r / (1 + r), the time of a rectified flow, and a 
 v <- v - eta grad + sqrt(2 eta) z, from v = x_hat, with eta = step / (1 / r^2 + |A|^2 / tau^2): the
 same part of the stable range at all noise levels, where the paper tunes eta to tau = 0.01.
 
-The network is not differentiated, only the operator, for which |A| = 1 if it is nonlinear.
+The network is not differentiated, only the operator, for which |A| = 1 if it is nonlinear. The
+paper has 200 levels, ode = 5 and langevin = 100; with 50 levels ode = 1 is better by 1.7 to 4.6 dB,
+at a fifth of the network calls (held-out digits, five tasks).
 
 Bias: N(x_hat, r^2) is wider than x given x_t. For Gaussian images, as the number of levels grows,
 the samples have the mean of the posterior for a prior with 2 ode / (ode + 1) of the covariance
@@ -37,7 +39,7 @@ MIN_TAU = 0.01
 """Lower bound on tau; the paper's, for every noise."""
 
 
-def nfe(steps: int, ode: int = 5, **_) -> int:
+def nfe(steps: int, ode: int = 1, **_) -> int:
     """`ode` per step; one in the last for schedules with sigma(0) > 0."""
     return steps * ode
 
@@ -45,7 +47,7 @@ def nfe(steps: int, ode: int = 5, **_) -> int:
 def restore(
     denoise: Denoise, schedule: Schedule, times: np.ndarray, x: jax.Array, keys: jax.Array, *,
     operator: Operator, y: jax.Array, noise_std: jax.Array | float,
-    ode: int = 5, langevin: int = 20, step: float = 0.2, tau: float = 0.0,
+    ode: int = 1, langevin: int = 20, step: float = 0.2, tau: float = 0.0,
 ) -> jax.Array:  # fmt: skip
     """See `restoration`.
 
