@@ -151,10 +151,13 @@ def test_an_operator_that_is_not_linear():
 
 @pytest.mark.slow
 def test_the_posterior_under_an_operator_that_is_not_linear():
-    """Mean and variance of each pixel by quadrature, where pixels are independent; ode = 1."""
+    """Mean and variance of each pixel by quadrature, where pixels are independent; ode = 1.
+
+    The variance to a fifth, after 200 levels.
+    """
     case = problem(None, "diagonal", 0.3, operator=make(dict(name="hdr"), SHAPE))
-    times = grids.uniform_logsnr(FLOW, 300, low=-8, high=9)
-    images = draw("daps", case, FLOW, times, 400, ode=1, langevin=30, step=0.05)
+    times = grids.uniform_logsnr(FLOW, 200, low=-8, high=9)
+    images = draw("daps", case, FLOW, times, 150, ode=1, langevin=30, step=0.05)
     images = images.reshape(-1, SIZE)
     grid = np.linspace(-4, 4, 4001)[:, None]
     energy = (grid - case.prior.mean) ** 2 / case.prior.variances
@@ -163,5 +166,5 @@ def test_the_posterior_under_an_operator_that_is_not_linear():
     weights /= weights.sum(0)
     mean = (weights * grid).sum(0)
     variance = (weights * (grid - mean) ** 2).sum(0)
-    assert abs((images.mean(0) - mean) / np.sqrt(variance)).max() < 4 / np.sqrt(400) + 0.05
-    assert (images.var(0) / variance).mean() == pytest.approx(1, abs=0.1)
+    assert abs((images.mean(0) - mean) / np.sqrt(variance)).max() < 4 / np.sqrt(150) + 0.05
+    assert (images.var(0) / variance).mean() == pytest.approx(1, abs=0.2)

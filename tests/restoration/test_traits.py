@@ -33,7 +33,7 @@ NOTHING = Mask(np.zeros((*SHAPE[:2], 1), np.float32), SHAPE[2])
 QUICK = {
     "repaint": dict(jump=10, resample=2),
     "pnpflow": dict(draws=2),
-    "daps": dict(ode=2, langevin=4),
+    "daps": dict(ode=5, langevin=4, tau=0.3),
 }
 ANCESTRAL = {"ddnm": {}, "dps": {}, "pigdm": {}, "repaint": dict(resample=1)}
 """Methods, and options, that are ancestral sampling itself where the operator is zero."""
@@ -195,7 +195,7 @@ def test_impossible_pairs_are_refused():
             others = line.split("; use one of ")[1].split(", ")
             assert type(operator).__name__ in line
             assert all(restoration.find(other, operator) for other in others)
-    with pytest.raises(ValueError, match=r"there is no method 'ddpm', only ddnm, .*repaint"):
+    with pytest.raises(ValueError, match=r"there is no method 'ddpm', only daps, ddnm, .*repaint"):
         restoration.find("ddpm", served["mask"])
 
 
