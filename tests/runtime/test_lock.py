@@ -203,11 +203,35 @@ def test_who_was_taken_for_dead_stops_and_leaves_the_others_lock(workdir, quick)
     assert json.loads((workdir / lock.FILE).read_text())["token"] == "its"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '"held"'])
-def test_a_lock_file_that_says_nothing_is_none(workdir, text):
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '"held"', "[" * 10**5, "\0" * 99])
+def test_a_lock_file_that_says_nothing_is_somebodys(workdir, quick, text):
+    """It may be of another version, or be seen half-written; a crash leaves zeros for ever."""
     workdir.mkdir()
     (workdir / lock.FILE).write_text(text)
-    assert lock.dead_owner(workdir, pytest.fail) is None
-    with lock.hold(workdir, None):
+    with pytest.raises(LockError, match="process unknown on unknown, since unknown"):
+        lock.hold(workdir, None).__enter__()
+    lines = []
+    dead = lock.dead_owner(workdir, said(lines))
+    assert "is locked by process unknown on unknown; waiting" in lines[0]
+    with lock.hold(workdir, dead):
         pass
     assert os.listdir(workdir) == []
+
+
+def test_a_lock_file_that_says_nothing_but_changes_is_a_living_owners(workdir, quick):
+    workdir.mkdir()
+    (workdir / lock.FILE).write_text("{")
+    change = threading.Timer(0.2, (workdir / lock.FILE).write_text, ["{ "])
+    change.start()
+    with pytest.raises(LockError, match="another run is writing here"):
+        lock.dead_owner(workdir, said([]))
+    change.join()
+    assert (workdir / lock.FILE).read_text() == "{ "
+
+
+def test_a_lock_file_that_cannot_be_read_now_is_not_none(workdir):
+    (workdir / lock.FILE).mkdir(parents=True)  # as a network drive would, it gives an error
+    with pytest.raises(OSError, match=r"lock\.json"):
+        lock.dead_owner(workdir, pytest.fail)
+    with pytest.raises(OSError, match=r"lock\.json"):
+        lock.hold(workdir, None).__enter__()

@@ -133,15 +133,20 @@ def dead_owner(workdir: epath.Path, say: Callable[[str], None]) -> str | None:
 
 
 def read(workdir: epath.Path) -> Owner | None:
-    """The owner in the lock file; None if there is none, or none that can be understood.
+    """The owner in the lock file; None if there is none.
 
-    Raises OSError if the file cannot be read now, which is no sign that there is none.
+    A file that cannot be understood is of somebody unknown, who has it for as long as it changes.
+    Raises OSError if it cannot be read now, which is no sign that there is none.
     """
     try:
-        found = json.loads((workdir / FILE).read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        data = (workdir / FILE).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return found if isinstance(found, dict) and {"token", *_this()} <= set(found) else None
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(data)
+        if isinstance(found, dict) and {"token", *_this()} <= set(found):
+            return found
+    return dict.fromkeys(_this(), "unknown") | {"token": data.decode(errors="replace")}
 
 
 def lives(owner: Owner) -> bool | None:
