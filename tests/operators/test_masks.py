@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.runtime.test_pictures import png, saved, tiff, tifffiles
+from tests.runtime.picture_files import png, saved, tiff, tifffiles
 from vitdiff_jax.operators import make, masks
 
 BOX = np.zeros((6, 9), bool)
@@ -110,6 +110,11 @@ def test_arrays_all_mean_the_same(name):
     np.testing.assert_array_equal(masks.of(ARRAYS[name](BOX)), BOX, strict=True)
 
 
+PHOTO = np.random.default_rng(0).integers(0, 256, (30, 40, 4), np.uint8)
+PHOTO[..., 3] = 255
+HOLED = PHOTO.copy()
+HOLED[5:9, 5:9, 3] = 0
+PRINT = np.concatenate([FLAT.repeat(3, -1) * 255, 1 - (FLAT & (np.arange(9) > 4)[:, None])], -1)
 COLOURED = np.where(FLAT, [1, 0, 0], [0, 0, 0])
 REFUSED = {
     "several values": (BOX * 7, "values from 0 to 7"),
@@ -131,6 +136,14 @@ REFUSED = {
     "nothing there": (np.zeros((0, 4)), "of shape"),
     "nothing marked": (BOX & False, "marks no pixel"),
     "all marked": (BOX | True, "marks every pixel as missing.*--mode=sample"),
+    "a photograph with a hole": (HOLED, "a picture with transparent parts"),
+    "a small one": (HOLED[4:12, 4:12], "a picture with transparent parts"),
+    "a grey one": (HOLED[..., [0, 3]][3:12, 3:12], "a picture with transparent parts"),
+    "a grey one in colours": (HOLED[..., [0, 0, 0, 3]], "a picture with transparent parts"),
+    "black and white with a hole": (
+        (PRINT * [1, 1, 1, 255]).astype(np.uint8),
+        "is black and white with transparent parts",
+    ),
     "all clear": (layer([0] * 3, [0] * 3) * [1, 1, 1, 0], "marks no pixel"),
 }
 

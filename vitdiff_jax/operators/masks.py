@@ -16,8 +16,8 @@ from PIL import Image
 from vitdiff_jax.runtime import pictures
 from vitdiff_jax.runtime.pictures import Picture
 
-MOST_PAINTS = 256
-"""Colours of a painted layer; a picture has more."""
+PAINTS, GREY_PAINTS = 256, 16
+"""Colours of a painted layer, and grey levels of one without colours; a picture has more."""
 WANTED = "bool, 0 and 1, 0 and 255, or floats in [0, 1]; 1 where pixels are missing"
 
 
@@ -123,7 +123,9 @@ def _painted(picture: Picture) -> np.ndarray:
 def _check_layer(paint: np.ndarray, most: int) -> None:
     """Refuse what is no painted layer; paint: the colours [N, C] of all opaque pixels."""
     kinds = np.unique(paint.astype(np.int64) @ (65536 ** np.arange(paint.shape[1])))
-    if len(kinds) > MOST_PAINTS:
+    coloured = (paint != paint[:, :1]).any()
+    limit = min(PAINTS, len(paint) // 4) if coloured else 0  # a small picture has fewer
+    if len(kinds) > max(limit, GREY_PAINTS):
         raise ValueError(
             "is a picture with transparent parts, which may mean those or the others; paint on an"
             " empty layer, or give white on black"
