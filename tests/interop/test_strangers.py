@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import sys
+import time
 import zipfile
 
 import numpy as np
@@ -201,6 +202,59 @@ def laughs():
 )  # fmt: skip
 def test_bombs_and_rubbish_are_refused(tmp_path, pickled):
     assert refused(write(tmp_path / "a.pt", {}, pickled=pickled)).startswith("damaged: ")
+
+
+WIDE = b"N" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(60))
+"""A tuple of twice a tuple of twice ...: 2^60 items together."""
+DEEP = b"N" + b"\x85" * 300_000
+"""A tuple of a tuple of ..., which ends a process that hashes it: its stack is too short."""
+PLACES = {
+    "the contents": b"%s.",
+    "a storage": b"%sQ.",
+    "a storage's key": b"(X\x07\0\0\0storagectorch\nFloatStorage\n%sX\x03\0\0\0cpuK\x01tQ.",
+    "bytes": b"c_codecs\nencode\n%s\x85R.",
+    "a key": b"}%sNs.",
+    "two keys": b"}%sNs%sNs.",
+    "a key inside": b"}X\x01\0\0\0a}%sNss.",
+    "in a set": b"\x8f(%s\x90.",
+    "in a frozen set": b"(%s\x91.",
+    "a key in order": b"ccollections\nOrderedDict\n](%sN\x86e\x85R.",
+    "a type": b"cnumpy\ndtype\n%s\x85R.",
+    "a state": b"cfoo\nBar\n)R%sb.",
+    "a shape": b"ctorch._utils\n_rebuild_tensor_v2\n(NK\0%s)\x89NtR.",
+    "a value": b"}X\x01\0\0\0a%ss.",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("tuples", [WIDE, DEEP], ids=["wide", "deep"])
+def test_tuples_in_tuples_end_in_one_line_and_soon(tmp_path, tuples, place):
+    pickled = PLACES[place].replace(b"%s", tuples)
+    path, began = write(tmp_path / "a.pt", {}, pickled=pickled), time.monotonic()
+    with pytest.raises(ValueError, match=r"damaged: |tensors expected, but") as caught:
+        families.state_dicts("dit", torch_files.read(path))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+    assert time.monotonic() - began < 5
+
+
+def towers(first):
+    """A frozen set of one and of the frozen set of that one, forty high; first: of its memos."""
+    floors = (b"q%c0(h%c(h%c\x91\x91" % (i, i, i) for i in range(first, first + 40))
+    return b"(\x91" + b"".join(floors)
+
+
+def test_frozen_sets_in_frozen_sets_are_not_compared(tmp_path):
+    """Of two that are equal and not the same, that takes 2^40 steps."""
+    pickled = b"}" + towers(0) + b"Ns" + towers(100) + b"Ns."
+    path = write(tmp_path / "a.pt", {}, pickled=pickled)
+    with pytest.raises(ValueError, match="tensors expected, but the file has"):
+        families.state_dicts("dit", torch_files.read(path))
+
+
+def test_tuples_as_keys_are_left_unread(tmp_path):
+    path = write(tmp_path / "a.pt", {"a": A, "options": {(1, 2): {(3, (4, 5)): "x"}}})
+    same(arrays(torch_files.read(path)), {"a": A})
 
 
 def test_a_file_that_names_itself_is_walked_once(tmp_path):

@@ -10,7 +10,7 @@ import io
 import pickle
 import pickletools
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -42,6 +42,20 @@ class Named(dict):
 
     def __setstate__(*_: Any) -> None:
         pass
+
+
+class Items(tuple):
+    """A tuple of the file, which is equal to itself only, and not shown.
+
+    Tuples in each other may have so many items together, or be so deep, that to hash, compare or
+    print one does not end, or ends the process. As a key each is one of its own.
+    """
+
+    __slots__ = ()
+    __hash__, __eq__, __ne__ = object.__hash__, object.__eq__, object.__ne__
+
+    def __repr__(self) -> str:
+        return "(...)"
 
 
 class Function:
@@ -115,8 +129,35 @@ NAMES: dict[str, Callable[..., Any]] = {
 } | {f"numpy.{core}.multiarray._reconstruct": _Array for core in ("core", "_core")}
 
 
-class _Inert(pickle.Unpickler):
+def _of_items(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """What interprets an opcode that makes a tuple, with `Items` in its place."""
+
+    def loaded(self: Any) -> None:
+        load(self)
+        self.stack[-1] = Items(self.stack[-1])
+
+    return loaded
+
+
+def _frozen_set(self: Any) -> None:
+    """Interprets FROZENSET: two that are built alike take as long to compare as tuples."""
+    self.pop_mark()
+    self.append(Unread())
+
+
+TUPLES = (pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
+_Unpickler: Any = pickle._Unpickler  # pyright: ignore[reportAttributeAccessIssue]
+"""In Python, where opcodes can be replaced; a checkpoint's pickle names tensors, and is short."""
+
+
+class _Inert(_Unpickler):
     """names: more functions of ours. storage: what stands for a persistent id."""
+
+    dispatch: ClassVar = (
+        _Unpickler.dispatch
+        | {ord(code): _of_items(_Unpickler.dispatch[ord(code)]) for code in TUPLES}
+        | {ord(pickle.FROZENSET): _frozen_set}
+    )
 
     def __init__(self, data: bytes, names: Mapping[str, Any], storage: Callable[[Any], Any]):
         super().__init__(io.BytesIO(data), encoding="latin1")
