@@ -13,6 +13,8 @@ from PIL import Image
 import vitdiff_jax
 from tests import tiny
 from tests.test_main import fails
+from vitdiff_jax.data import digits
+from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import benchmark, inputs, model, provenance, restoring
 from vitdiff_jax.inference.sampling import SamplingError
@@ -284,6 +286,29 @@ def test_benchmarks_of_other_settings_are_kept(workdir, monkeypatch):
     assert len({found["rows"][0]["picture"] for found in kept}) == 5
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_benchmarks_of_models_without_a_null_class(workdir, monkeypatch, dropout):
+    """They get the images' own classes: with -1, which was never learned, they would make noise."""
+    asked = []
+
+    def program(*_):
+        def run(weights, seeds, cond, *rest):
+            asked.append(cond["label"])
+            return np.zeros((len(seeds), 8, 8, 1))
+
+        run.costs = lambda: {"seconds": 1.0}
+        return run
+
+    monkeypatch.setattr(benchmark, "program", program)
+    run(workdir, "restore", "--config.restore.tasks=('denoise',)",
+        "--config.restore.metrics=('psnr',)", "--config.restore.methods=('ddnm',)",
+        f"--config.diffusion.label_dropout={dropout}")  # fmt: skip
+    wanted = digits.dataset().heldout.labels[:6] if not dropout else [-1] * 6
+    assert [len(labels) for labels in asked] == [4, 2]
+    np.testing.assert_array_equal(np.concatenate(asked), wanted)
+
+
 # --- Evaluations ---
 
 
@@ -480,3 +505,20 @@ def test_which_folders_are_inputs(tmp_path):
     assert inputs.find(mine.parent, workdir) == [mine]
     with pytest.raises(ConfigError, match="is in the output folder"):
         inputs.find(workdir / "restored-0a1b2c3d", workdir)
+
+
+# --- What a record says ---
+
+
+def test_an_autoencoder_is_recorded_by_its_content(tmp_path):
+    """Another one under the same name makes other pictures, the same one elsewhere does not."""
+    (tmp_path / "else").mkdir()
+    found = []
+    for folder, content in ((".", b"one"), (".", b"two"), ("else", b"one")):
+        path = tmp_path / folder / "vae.safetensors"
+        path.write_bytes(content)
+        settings = config_lib.complete(tiny.config(latent=dict(autoencoder=str(path))))
+        found.append(provenance.of_sampling(settings))
+    digests = [provenance.digest(provenance.record("sample", 0, **one)) for one in found]
+    assert digests[0] == digests[2] != digests[1]
+    assert str(tmp_path) not in json.dumps(found)

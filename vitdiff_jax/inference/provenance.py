@@ -57,13 +57,18 @@ def of_data(config: ConfigDict) -> dict[str, Any]:
             if k not in ("data_dir", "cache")}  # fmt: skip
 
 
-@functools.cache
 def _weights(path: str | None) -> list[str] | None:
     """The name of a file of weights, and the mark of its contents."""
     if not path:
         return None
     file = paths.local_copy(path)
-    return [file.name, marks.of_file(file) if file.is_file() else ""]
+    return [file.name, _mark(file, file.stat().st_mtime_ns) if file.is_file() else ""]
+
+
+@functools.cache
+def _mark(file: pathlib.Path, changed: int) -> str:
+    """Of a large file, which every record asks for; changed: its time."""
+    return marks.of_file(file)
 
 
 def _name(path: str | None) -> str | None:
