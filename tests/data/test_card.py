@@ -283,10 +283,14 @@ def test_a_workdir_in_the_data_is_no_data(tmp_path, monkeypatch):
     assert dataset.mark == before.mark
     assert "left out: 1 made by runs of vitdiff_jax (runs/folder/)" in said(dataset)
     (root / "config.json").write_text(json.dumps(CONFIG))  # --workdir=. too
-    fill(root, ["samples/1.png"])
-    assert read(".").mark == before.mark
+    fill(root, ["samples/1.png", "restored-0a1b2c3d/cat/2.png", "evaluation-0a1b2c3d.png"])
+    dataset = read(".")
+    assert dataset.mark == before.mark
+    assert (
+        "4 made by runs of vitdiff_jax (evaluation-0a1b2c3d.png, restored-0a1b2c3d/, samples/, ...)"
+    ) in said(dataset)
     (root / "config.json").write_text('{"model": "a camera"}')
-    assert len(image_files.image_names(files.Folder(root))) == 6
+    assert len(image_files.image_names(files.Folder(root))) == 8
     found = image_files.image_names(files.Folder(root / "runs" / "folder" / "samples"))
     assert list(found) == ["00000001.png"]  # what is asked for by name is read
 
@@ -399,6 +403,27 @@ def test_captions_that_match_in_part(tmp_path):
         "warning: data: m.jsonl: 5 of 10 images have no caption (5.png, 6.png, 7.png, ...), 1 line"
         " names no image (gone.png)"
     ) in said(read(root, captions="m.jsonl"))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_empty_captions_are_none_and_long_ones_are_counted(tmp_path, kind):
+    """Of several lines for an image the empty ones are left out; é takes two bytes."""
+    root = fill(tmp_path / "data", [f"{i}.png" for i in range(6)])
+    texts = [("0", ""), ("1", "  "), ("2", ""), ("2", "two"), ("3", "x" * 8), ("3", "x" * 9)]
+    texts += [("4", "é" * 5), ("5", "é" * 4)]
+    if kind == "csv":
+        lines = ["file_name,text", *(f"{name}.png,{text}" for name, text in texts)]
+    else:
+        lines = [json.dumps({"file_name": f"{name}.png", "text": text}) for name, text in texts]
+    (root / f"m.{kind}").write_text("\n".join(lines))
+    dataset = read(root, captions=f"m.{kind}", length=8)
+    assert (
+        f"warning: data: m.{kind}: 2 of 6 images have no caption (0.png, 1.png), 2 longer than"
+        " config.data.length bytes and cut there\n"
+    ) in said(dataset) + "\n"
+    known = dataset.train.records.metadata | dataset.heldout.records.metadata
+    assert known["0.png"]["captions"] == known["1.png"]["captions"] == [""]
+    assert known["2.png"]["captions"] == ["two"]
 
 
 def test_a_name_that_several_images_have_is_none(tmp_path):

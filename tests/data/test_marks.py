@@ -69,6 +69,21 @@ def test_a_file_and_its_bytes_have_one_mark(tmp_path, size):
         assert marks.of_file(tmp_path / "a") != marks.digest([])
 
 
+def test_files_of_up_to_16_MB_are_read_whole(tmp_path):
+    """Of larger ones windows are; here the byte is in none of them."""
+    place = marks.WINDOW + 1000
+    for size, whole in ((2**24, True), (2**24 + 1, False)):
+        data = bytearray(size)
+        before = marks.of_bytes(data)
+        data[place] = 1
+        (tmp_path / "a").write_bytes(data)
+        assert marks.of_sample(tmp_path / "a") == marks.of_bytes(data)
+        assert (marks.of_bytes(data) != before) == whole
+        assert marks.of_bytes(data + b"\0") != before
+        data[place], data[-1] = 0, 1
+        assert marks.of_bytes(data) != before
+
+
 def test_a_copy_has_the_same_mark(photos, tmp_path):
     mark = read(photos).mark
     shutil.copytree(photos, tmp_path / "elsewhere")

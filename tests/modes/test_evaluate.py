@@ -95,6 +95,26 @@ def swept(untrained, plain, tmp_path_factory):
         return workdir, report_of(workdir, *sweep(guidance=(1.0, 20.0), ema=(0.5, 0.99))), said
 
 
+def test_each_ema_is_read_once(workdir, monkeypatch):
+    """However many rows are of it."""
+    read, load = [], model_lib.load
+
+    def noted(*given, **ema):
+        read.append(ema["ema"])
+        return load(*given, **ema)
+
+    monkeypatch.setattr(model_lib, "load", noted)
+    measured = types.SimpleNamespace(count=COUNT)
+    monkeypatch.setattr(evaluate, "_measure_row", lambda *given: measured)
+    monkeypatch.setattr(evaluator.Evaluator, "results", lambda *given: {})
+    monkeypatch.setattr(evaluator.Evaluator, "warnings", lambda *given: [])
+    monkeypatch.setattr(evaluator.Evaluator, "real_scores", lambda *given: None)
+    monkeypatch.setattr(evaluate.plots, "sweep", lambda *given: None)
+    report = report_of(workdir, *sweep(guidance=(1.0, 2.0), ema=(0.5, 0.99), steps=(1, 2)))
+    assert len(report["rows"]) == 8
+    assert read == [0.5, 0.99]
+
+
 def where(report, **settings):
     """The row with these settings."""
     (row,) = (r for r in report["rows"] if all(r[name] == v for name, v in settings.items()))

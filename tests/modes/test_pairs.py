@@ -162,6 +162,21 @@ def test_restored_pictures_against_their_originals(tmp_path, config, capsys):
     assert "--samples: left out 8 files (a-1.png, a-2.png, a-beside.png, ...)" in said
 
 
+@pytest.mark.parametrize("paired", [False, True])
+def test_figures_of_benchmarks_are_no_results(tmp_path, paired, capsys):
+    """Their names are those of tasks; a picture of such a name is one."""
+    given = {f"{name}.png": NEAR[i] for i, name in enumerate("abz")}
+    samples = folder(tmp_path / "samples", given | {"inpaint.png": NEAR[3]})
+    made = provenance.record("restore", 0, task="denoise")
+    for name in ("denoise", "upscale_factor_2"):
+        text = provenance.chunk(made, shows="benchmark")
+        save_png(samples / f"{name}.png", np.tile(NEAR[0], (3, 4, 1)), text=text)
+    truth = folder(tmp_path / "truth", given | {"inpaint.png": NEAR[3]}) if paired else None
+    found, _ = pairs.open_pair(samples, truth)
+    assert (len(found), found.shape) == (4, (8, 8, 1))
+    assert "--samples: left out denoise.png, upscale_factor_2.png, which" in capsys.readouterr().out
+
+
 def test_our_sheets_of_older_versions_go_by_their_names(tmp_path, config):
     """A picture that happens to be called so, and has no other beside it, stays."""
     given = {"a.png": NEAR[0], "a-beside.png": np.tile(NEAR[0], (1, 2, 1)), "b.png": NEAR[1],

@@ -4,6 +4,7 @@ On CPUs, on one machine: the connections and their ends are those of several mac
 """
 
 import contextlib
+import json
 import shutil
 import socket
 import time
@@ -37,6 +38,14 @@ def entry(config, workdir):
         os.kill(os.getpid(), signal.SIGKILL)
     raise CheckpointError("cannot write: Connection reset by peer; free some space")
 loop.main = entry
+sys.exit(main.main(sys.argv[1:]))
+"""
+# A lock that somebody unknown left is waited for, longer than collectives of CPUs wait.
+PATIENT = """\
+import sys
+from vitdiff_jax import main
+from vitdiff_jax.runtime import lock
+lock.STALE = 33
 sys.exit(main.main(sys.argv[1:]))
 """
 AGAIN = "this process exits too; run the same command to resume"
@@ -145,3 +154,18 @@ def test_an_error_of_one_process_ends_the_others(tmp_path):
     error = "/data/digits: Input/output error"
     assert f"error: {error}" in err1.splitlines()
     assert f"error: process 1 failed ({error}); {AGAIN}" in err0.splitlines()
+
+
+def test_all_wait_for_the_lock_of_a_workdir(tmp_path, config):
+    """Only process 0 looks at it, and the others wait for as long as that takes."""
+    (tmp_path / "lock.json").write_text(json.dumps(dict(
+        token="its", host="node7", process=3, since="2026", machine="another", started=None,
+    )))  # fmt: skip
+    flags = [config, f"--workdir={tmp_path}", "--config.train.steps=1"]
+    began = time.monotonic()
+    with processes(2, *flags, program=("-c", PATIENT)) as found:
+        said = [process.communicate(timeout=240) for process in found]
+    assert [process.returncode for process in found] == [0, 0], said
+    assert time.monotonic() - began > 33
+    assert "is locked by process 3 on node7; waiting up to 33 s" in said[0][0]
+    assert not (tmp_path / "lock.json").exists()

@@ -3,8 +3,10 @@
 import socket
 import threading
 import time
+from unittest import mock
 
 import pytest
+from jax._src import distributed
 
 from vitdiff_jax.runtime import parallel, rendezvous
 from vitdiff_jax.runtime.processes import StartError
@@ -151,6 +153,27 @@ def test_one_process_of_an_interactive_slurm_job(address, monkeypatch):
         "process 1 of 2 did not start within 0.6 s: SLURM_NTASKS=2: start all of them, with srun or"
         " mpirun, or unset SLURM_NTASKS for a single process"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "visible"), [({}, "1"), ({"JAX_LOCAL_DEVICE_IDS": "0,1"}, "0,1")]
+)
+def test_a_process_of_slurm_has_the_gpu_of_its_number_on_the_node(monkeypatch, given, visible):
+    """Process 3 of two nodes is the second of its node. Of what JAX connects nothing is there."""
+    slurm = dict(JOB_ID=7, STEP_NODELIST="node[1-2]", NTASKS=4, PROCID=3, LOCALID=1)
+    for name, value in ({f"SLURM_{key}": str(v) for key, v in slurm.items()} | given).items():
+        monkeypatch.setenv(name, value)
+    met, state, found = [], distributed.State(), {}
+    monkeypatch.setattr(rendezvous, "meet", lambda *given: met.append(given[:3]))
+    monkeypatch.setattr(state, "initialize_preemption_sync_manager", lambda: None)
+    monkeypatch.setattr(distributed, "global_state", state)
+    monkeypatch.setattr(distributed._jax, "get_distributed_runtime_client", mock.Mock())
+    monkeypatch.setattr(distributed.xla_bridge, "backends_are_initialized", lambda: False)
+    monkeypatch.setattr(distributed.config, "update", found.__setitem__)
+    parallel.start_distributed()
+    assert met == [(f"node1:{7 + 61440}", 4, 3)]
+    assert (state.process_id, state.num_processes) == (3, 4)
+    assert found["jax_cuda_visible_devices"] == found["jax_rocm_visible_devices"] == visible
 
 
 def test_a_single_process_does_not_wait(monkeypatch):
