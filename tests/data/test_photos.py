@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.runtime.test_pictures import some
+from tests.runtime.picture_files import some
 from vitdiff_jax.data import photos
 from vitdiff_jax.data.pipeline import DataError
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.runtime.test_pictures import png16
+from tests.runtime.picture_files import png16
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import arrays
 

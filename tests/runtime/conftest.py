@@ -1,12 +1,18 @@
-"""Buckets of servers on this machine, which speak the protocols of Google and of Amazon."""
+"""Buckets of servers on this machine, which speak the protocols of Google and of Amazon.
+
+And what it means that a picture is read rightly.
+"""
 
 import json
 import threading
 import urllib.request
 
+import numpy as np
 import pytest
 
-from vitdiff_jax.runtime import paths
+from tests.runtime.picture_files import on_white
+from vitdiff_jax.data import photos, transforms
+from vitdiff_jax.runtime import paths, pictures
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +56,34 @@ def s3():
 def bucket(request):
     """The address of each."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def assert_is(tmp_path):
+    """A file is these samples, uint8 or uint16 [H, W, 1 to 4]: restored, trained on, announced."""
+
+    def check(data, samples, error=0):
+        (tmp_path / "photo").write_bytes(data)
+        photo = photos.read(tmp_path / "photo")
+        found = [photo.colours] + ([] if photo.alpha is None else [photo.alpha])
+        found = np.concatenate(found, -1)
+        assert (found.shape, found.dtype) == (samples.shape, samples.dtype)
+        assert np.abs(found.astype(int) - samples).max() <= error
+        colours = photo.colours.shape[-1]
+        trained = transforms.pixels(transforms.decode(data, None))
+        assert trained.shape == (*samples.shape[:2], colours)
+        assert np.abs(trained - on_white(found)).max() <= 0.5 + 1e-9
+        for channels in (1, 3):
+            one = transforms.pixels(transforms.decode(data, channels))
+            wanted = (
+                trained
+                if channels == 3
+                else trained @ np.array([0.299, 0.587, 0.114])[:, None]
+                if colours == 3
+                else trained
+            )
+            assert one.shape[-1] == channels
+            assert np.abs(one - wanted).max() < 1
+        assert pictures.shape(data) == (*samples.shape[:2], colours)
+
+    return check
