@@ -100,61 +100,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    flags = [a for a in argv if a in ("-h", "--help")]
-    base, _ = parser().parse_known_args([a for a in argv if a not in flags])
-    if base.mode not in MODES:
-        raise UsageError(f"--mode: {base.mode!r} is not one of {', '.join(MODES)}"
-                         f"{_did_you_mean(base.mode, MODES, '--mode=')}")  # fmt: skip
-    if base.mode in ("plan", "report"):  # need no accelerator, and must not lock one that is in use
-        os.environ["JAX_PLATFORMS"] = "cpu"
-    # Imported late: these imports take seconds, and an unknown mode should fail at once.
-    from vitdiff_jax.data.pipeline import DataError
-    from vitdiff_jax.experiment import config as config_lib
-    from vitdiff_jax.experiment import rules, usage
-    from vitdiff_jax.inference.restoring import RestorationError
-    from vitdiff_jax.inference.sampling import SamplingError
-    from vitdiff_jax.interop.weights import WeightsError
-    from vitdiff_jax.modes import report
-    from vitdiff_jax.planning.aot import CompileError
-    from vitdiff_jax.runtime import logs, parallel
+    args, overrides = _parsed(argv)
+    from vitdiff_jax.experiment.config import ConfigError
     from vitdiff_jax.runtime.checkpoint import CheckpointError
-    from vitdiff_jax.runtime.lock import LockError
-    from vitdiff_jax.runtime.processes import Peers, StartError
-    from vitdiff_jax.training.loop import STOPPED as STOPPED_RUN
-    from vitdiff_jax.training.loop import TrainingError
+    from vitdiff_jax.runtime.processes import Peers
 
-    entry = importlib.import_module(MODES[base.mode]).main
-    full = parser()
-    kinds = add_mode_flags(full, entry)
-    args, rest = full.parse_known_args(argv)
-    overrides = list(_overrides(rest, args))
     peers = Peers()
     try:
-        rules.check_flags(vars(args))
-        _check_processes(args, config_lib)
-        parallel.start_distributed(args.coordinator, args.processes, args.process)
-        peers.join()
-        workdir, config = _workdir_and_config(args, overrides, config_lib)
-        logs.say(f"workdir {workdir}, compilation cache {parallel.use_compilation_cache()}")
-        if line := usage.unused(args.mode, overrides):
-            logs.say(line)
-        for line in usage.without_effect(args.mode, config, overrides) if config else ():
-            logs.say(line)
-        given = {name: _value(getattr(args, name), kind) for name, kind in kinds.items()}
-        with _alone(args.mode, workdir):
-            result = entry(config, workdir, **given)
-        if args.mode in REPORTED and result != STOPPED_RUN:  # a preempted run must exit quickly
-            report.at_end(workdir)
-        peers.finish()
-    except config_lib.ConfigError as error:
+        return _run(args, overrides, peers)
+    except ConfigError as error:
         return _fail(peers, INVALID, error)
     except CheckpointError as error:
         peers.await_cause()  # a peer that dies during a save looks like a full disk
         return _fail(peers, FAILED, error)
-    except (
-        CompileError, DataError, LockError, RestorationError, SamplingError, StartError,
-        TrainingError, WeightsError,
-    ) as error:  # fmt: skip
+    except _failures() as error:
         return _fail(peers, FAILED, error)
     except KeyboardInterrupt:  # training installs its own handler
         return _fail(peers, FAILED, "interrupted; run the same command to continue")
@@ -168,7 +127,68 @@ def _main(argv: list[str]) -> int:
         peers.await_cause()
         traceback.print_exc()
         return _fail(peers, FAILED, f"{type(error).__name__}: {error}")
+
+
+def _parsed(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, those of the mode among them, and the config overrides; or UsageError."""
+    flags = [a for a in argv if a in ("-h", "--help")]
+    base, _ = parser().parse_known_args([a for a in argv if a not in flags])
+    if base.mode not in MODES:
+        raise UsageError(f"--mode: {base.mode!r} is not one of {', '.join(MODES)}"
+                         f"{_did_you_mean(base.mode, MODES, '--mode=')}")  # fmt: skip
+    if base.mode in ("plan", "report"):  # need no accelerator, and must not lock one that is in use
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    full = parser()
+    # Imported late: these imports take seconds, and an unknown mode should fail at once.
+    add_mode_flags(full, importlib.import_module(MODES[base.mode]).main)
+    args, rest = full.parse_known_args(argv)
+    return args, list(_overrides(rest, args))
+
+
+def _run(args: argparse.Namespace, overrides: list[str], peers: Any) -> int:
+    """Run the mode, together with the other processes; returns the exit code."""
+    from vitdiff_jax.experiment import config as config_lib
+    from vitdiff_jax.experiment import rules, usage
+    from vitdiff_jax.modes import report
+    from vitdiff_jax.runtime import logs, parallel
+    from vitdiff_jax.training.loop import STOPPED as STOPPED_RUN
+
+    rules.check_flags(vars(args))
+    _check_processes(args, config_lib)
+    parallel.start_distributed(args.coordinator, args.processes, args.process)
+    peers.join()
+    workdir, config = _workdir_and_config(args, overrides, config_lib)
+    logs.say(f"workdir {workdir}, compilation cache {parallel.use_compilation_cache()}")
+    if line := usage.unused(args.mode, overrides):
+        logs.say(line)
+    for line in usage.without_effect(args.mode, config, overrides) if config else ():
+        logs.say(line)
+    entry = importlib.import_module(MODES[args.mode]).main
+    kinds = add_mode_flags(parser(), entry)
+    given = {name: _value(getattr(args, name), kind) for name, kind in kinds.items()}
+    with _alone(args.mode, workdir):
+        result = entry(config, workdir, **given)
+    if args.mode in REPORTED and result != STOPPED_RUN:  # a preempted run must exit quickly
+        report.at_end(workdir)
+    peers.finish()
     return STOPPED if result == STOPPED_RUN else 0
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """The errors of which the message is all that the user needs."""
+    from vitdiff_jax.data.pipeline import DataError
+    from vitdiff_jax.inference.restoring import RestorationError
+    from vitdiff_jax.inference.sampling import SamplingError
+    from vitdiff_jax.interop.weights import WeightsError
+    from vitdiff_jax.planning.aot import CompileError
+    from vitdiff_jax.runtime.lock import LockError
+    from vitdiff_jax.runtime.processes import StartError
+    from vitdiff_jax.training.loop import TrainingError
+
+    return (
+        CompileError, DataError, LockError, RestorationError, SamplingError, StartError,
+        TrainingError, WeightsError,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ itself is never written to.
 import functools
 import hashlib
 import logging
+import pathlib
 import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,32 +72,14 @@ def dataset(
         source = known(index.FileRecords(files, chosen, below))
         if not cache:
             return source
-        cached = home / f"{marks.digest(items)}-{size}x{size}x{channels}"
-        with index.locked(home):
-            if not (cached / "cache.json").is_file():
-                LOG.warning("writing the resized images of %s to %s", title, cached)
-                with index.writing(cached):
-                    records.write_cache(cached, source, LOG.warning)
-        return known(records.CachedRecords(cached))
+        return known(_cached(home, f"{marks.digest(items)}-{size}x{size}x{channels}", source))
 
     parts = part("train", train, flip), part("heldout", rest)
-    about |= card.of_folder(found, entries, broken)
-    about["warnings"] = [
-        *card.warnings_of_listing(found, below),
-        *warnings,
-        *about["warnings"],
-        *card.warnings_of_files(
-            {name: entries[below + name] for name in good}, train, rest, labels
-        ),
-        *kept,
-    ]
-    if "label" in conditions:
-        about["class_counts"] = card.of_classes(
-            conditions["label"], *([metadata[n]["label"] for n in part] for part in (train, rest))
-        )
-        about["warnings"] += card.warnings_of_classes(
-            conditions["label"], about["class_counts"], _folders(found, below)
-        )
+    of_good = {name: entries[below + name] for name in good}
+    copies = card.warnings_of_files(of_good, train, rest, labels)
+    about["warnings"] = [*warnings, *about["warnings"], *copies, *kept]
+    shares = [[metadata[name].get("label") for name in names] for names in (train, rest)]
+    about = _card(found, below, card.of_folder(found, entries, broken) | about, conditions, shares)
     counts = f"{len(train):,} images, {len(rest):,} held out, {len(broken):,} broken"
     return Dataset(
         *parts, (size, size, channels), conditions,
@@ -116,6 +99,29 @@ def _check(path: str, channels: int, length: int, heldout: float) -> None:
         raise ValueError(f"length: {length} is not a positive multiple of 4")
     if not 0 < heldout < 1:
         raise ValueError(f"heldout: {heldout} is not between 0 and 1")
+
+
+def _card(
+    found: listing.Listing, below: str, about: dict[str, Any], conditions: Mapping[str, Any],
+    labels: Sequence[Sequence[Any]],
+) -> dict[str, Any]:  # fmt: skip
+    """The card with what the listing and the classes say; labels: of each part's images."""
+    warnings = [*card.warnings_of_listing(found, below), *about["warnings"]]
+    if names := conditions.get("label"):
+        counts = card.of_classes(names, *labels)
+        about |= {"class_counts": counts}
+        warnings += card.warnings_of_classes(names, counts, _folders(found, below))
+    return about | {"warnings": warnings}
+
+
+def _cached(home: pathlib.Path, name: str, source: images.Images) -> records.CachedRecords:
+    """The resized images of a source, which are written where they are not there yet."""
+    with index.locked(home):
+        if not (home / name / "cache.json").is_file():
+            LOG.warning("writing the resized images of %s to %s", source.name, home / name)
+            with index.writing(home / name):
+                records.write_cache(home / name, source, LOG.warning)
+    return records.CachedRecords(home / name)
 
 
 def _mark(items: Sequence[Any], which: Sequence[int]) -> str:
