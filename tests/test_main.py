@@ -384,7 +384,9 @@ def test_nowhere_to_write(tmp_path, config, capsys):
 @pytest.mark.parametrize("mode", ["train", "sample", "evaluate", "statistics", "prepare"])
 def test_no_config(tmp_path, capsys, mode):
     code, found = fails(capsys, f"--mode={mode}")
-    assert (code, found) == (2, "--config or --workdir: at least one is required")
+    hint = "; to try a trained model: --workdir=pretrained:digits"
+    line = f"--config or --workdir: at least one is required{hint * (mode in main.NEED_MODEL)}"
+    assert (code, found) == (2, line)
     path = tmp_path / "none.py"
     code, found = fails(capsys, f"--mode={mode}", f"--config={path}", f"--workdir={tmp_path / 'r'}")
     assert (code, found) == (2, f"--config: there is no file {path}")

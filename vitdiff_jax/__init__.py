@@ -6,7 +6,7 @@
     config = vitdiff_jax.load_config("configs/digits.py")    # yours, or one in the package
     vitdiff_jax.fit(config, "runs/mine")
 
-`load` is `vitdiff_jax.inference.model.load` and returns a
+`load` is `vitdiff_jax.inference.loading.load` and returns a
 `vitdiff_jax.inference.model.TrainedModel`; `fit` is `vitdiff_jax.training.loop.train`,
 `load_config` is `vitdiff_jax.experiment.config.load`. They are imported on first use, which
 keeps `import vitdiff_jax` fast. The command line is `vitdiff_jax.main`.
@@ -31,7 +31,7 @@ import importlib
 
 __version__ = "0.1.0"
 _HOMES = {
-    "load": "vitdiff_jax.inference.model:load",
+    "load": "vitdiff_jax.inference.loading:load",
     "fit": "vitdiff_jax.training.loop:train",
     "load_config": "vitdiff_jax.experiment.config:load",
 }

@@ -1,9 +1,9 @@
 """The command: python -m vitdiff_jax.main --config=FILE [--workdir=DIR] [--mode=MODE] [options].
 
-Any config value can be overridden with --config.section.key=value. Exit codes: 0 finished, 1 the
-run failed, 2 the command line or the config is invalid, 75 stopped by a signal after saving a
-checkpoint (the same command resumes). The workdir's report.html summarises a run; it is written at
-the end of each run and by --mode=report.
+Any config value can be overridden with --config.section.key=value. --workdir=pretrained:NAME is a
+model of the package. Exit codes: 0 finished, 1 the run failed, 2 the command line or the config is
+invalid, 75 stopped by a signal after saving a checkpoint (the same command resumes). The workdir's
+report.html summarises a run; it is written at the end of each run and by --mode=report.
 """
 
 import argparse
@@ -42,6 +42,7 @@ ALONE = {"evaluate": "evaluation", "import": ""}
 
 Others may run beside any mode: each of their files is written whole, under its final name.
 """
+NEED_MODEL, TRY = ("sample", "evaluate", "export"), "--workdir=pretrained:digits"
 FAILED, INVALID, STOPPED = 1, 2, 75
 
 
@@ -66,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     p = Parser("vitdiff_jax.main", description=__doc__, allow_abbrev=False,
                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     p.add_argument("--config", help="config file, such as configs/digits.py or FILE:VARIANT")
-    p.add_argument("--workdir", help="default: runs/<config>; may be gs://... or s3://...")
+    p.add_argument("--workdir", help="default: runs/<config>; may be gs://... or pretrained:NAME")
     p.add_argument("--mode", default="train", help=f"default: train; {', '.join(MODES)}")
     p.add_argument("--coordinator", help="host:port of process 0, for multi-process runs")
     p.add_argument("--processes", type=int, help="number of processes")
@@ -149,6 +150,7 @@ def _run(args: argparse.Namespace, overrides: list[str], peers: Any) -> int:
     """Run the mode, together with the other processes; returns the exit code."""
     from vitdiff_jax.experiment import config as config_lib
     from vitdiff_jax.experiment import rules, usage
+    from vitdiff_jax.inference import pretrained
     from vitdiff_jax.modes import report
     from vitdiff_jax.runtime import logs, parallel
     from vitdiff_jax.training.loop import STOPPED as STOPPED_RUN
@@ -157,7 +159,8 @@ def _run(args: argparse.Namespace, overrides: list[str], peers: Any) -> int:
     _check_processes(args, config_lib)
     parallel.start_distributed(args.coordinator, args.processes, args.process)
     peers.join()
-    workdir, config = _workdir_and_config(args, overrides, config_lib)
+    shipped = pretrained.of_command(args.mode, args.config, args.workdir)
+    workdir, config = _workdir_and_config(args, overrides, config_lib, shipped)
     logs.say(f"workdir {workdir}, compilation cache {parallel.use_compilation_cache()}")
     if line := usage.unused(args.mode, overrides):
         logs.say(line)
@@ -166,7 +169,8 @@ def _run(args: argparse.Namespace, overrides: list[str], peers: Any) -> int:
     entry = importlib.import_module(MODES[args.mode]).main
     kinds = add_mode_flags(parser(), entry)
     given = {name: _value(getattr(args, name), kind) for name, kind in kinds.items()}
-    with _alone(args.mode, workdir):
+    results = pretrained.opened(shipped) if shipped else contextlib.nullcontext()
+    with results, _alone(args.mode, workdir):
         result = entry(config, workdir, **given)
     if args.mode in REPORTED and result != STOPPED_RUN:  # a preempted run must exit quickly
         report.at_end(workdir)
@@ -271,27 +275,34 @@ def _check_processes(args, config_lib) -> None:
             )
 
 
-def _workdir_and_config(args, overrides, config_lib):
-    """The workdir and, if the mode needs one, the config: from --config, else from the workdir."""
+def _workdir_and_config(args, overrides, config_lib, shipped):
+    """The workdir and, if the mode needs one, the config: from --config, else from the model's.
+
+    The workdir of a model of the package is that of its results.
+    """
+    given = shipped.home if shipped else args.workdir
     if args.mode == "import":
         if args.config or overrides or args.workdir is None:
             raise config_lib.ConfigError(
                 "--mode=import: takes --source, --family and --workdir only; the config is derived"
                 " from the weights; override its values in the modes that use the model"
             )
-        return paths.resolve(args.workdir), None
+        return paths.resolve(given), None
     if args.mode == "report":
         if args.config or overrides or args.workdir is None:
             raise config_lib.ConfigError("--mode=report: takes --workdir only")
-        return paths.resolve(args.workdir), None
+        return paths.resolve(given), None
     if args.config:
         stem = pathlib.Path(args.config.partition(":")[0]).stem
         variant = args.config.partition(":")[2]
         name = f"{stem}-{variant}" if variant else stem
-        workdir = paths.resolve(args.workdir or pathlib.Path("runs", name))
+        workdir = paths.resolve(given or pathlib.Path("runs", name))
         return workdir, config_lib.load(args.config, overrides)
+    if shipped:
+        return shipped.home, shipped.config(overrides)
     if args.workdir is None:
-        raise config_lib.ConfigError("--config or --workdir: at least one is required")
+        hint = f"; to try a trained model: {TRY}" if args.mode in NEED_MODEL else ""
+        raise config_lib.ConfigError(f"--config or --workdir: at least one is required{hint}")
     workdir = paths.resolve(args.workdir)
     return workdir, config_lib.read(workdir / "config.json", overrides)
 

@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from vitdiff_jax.experiment import config as config_lib  # noqa: E402 - needs the path above
-from vitdiff_jax.inference import model as model_lib  # noqa: E402
+from vitdiff_jax.inference import loading  # noqa: E402
 from vitdiff_jax.modes import evaluate  # noqa: E402
 from vitdiff_jax.runtime import tables  # noqa: E402
 from vitdiff_jax.training import loop  # noqa: E402
@@ -79,7 +79,7 @@ def row_of(name: str, rate: float, given: dict, steps: int, workdir: pathlib.Pat
     trained_for(given, workdir)
     evaluate.main(None, workdir)
     report = json.loads((workdir / "evaluation.json").read_text())
-    parameters = model_lib.load(workdir).weights
+    parameters = loading.load(workdir).weights
     count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
     return {
         "model": name, "parameters": count, "learning_rate": rate, "steps": steps,

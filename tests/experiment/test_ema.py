@@ -99,7 +99,7 @@ def test_a_trained_model_of_any_width(workdir):
     shapes = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), model.params
     )
-    checkpoints = vitdiff_jax.inference.model.Checkpoints(workdir / "checkpoints", read_only=True)
+    checkpoints = vitdiff_jax.inference.loading.Checkpoints(workdir / "checkpoints", read_only=True)
     path = [checkpoints.restore_emas(step, ["0.0"], shapes)["0.0"] for step in range(1, 11)]
     checkpoints.close()
     flat = np.stack([jax.flatten_util.ravel_pytree(params)[0] for params in path])

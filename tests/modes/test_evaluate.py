@@ -21,7 +21,7 @@ from vitdiff_jax.data import digits
 from vitdiff_jax.evaluation import networks
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.inference import evaluator
-from vitdiff_jax.inference import model as model_lib
+from vitdiff_jax.inference.model import TrainedModel
 from vitdiff_jax.interop.images import save_npz, save_png
 from vitdiff_jax.modes import evaluate
 from vitdiff_jax.runtime.checkpoint import Checkpoints
@@ -224,7 +224,7 @@ def test_floor_of_few_samples_is_of_as_few_real_images(swept, real):
 def test_an_interrupted_sweep_goes_on(workdir, swept, monkeypatch, capsys, npz):
     """In its second row and twice: no image is drawn again, the numbers are the same."""
     monkeypatch.setattr(evaluator, "SAVE_SECONDS", 0)
-    plain, calls = model_lib.TrainedModel.sample_cond, []
+    plain, calls = TrainedModel.sample_cond, []
 
     def limited(self, cond, n, seed, **options):
         if len(calls) == limit:
@@ -232,7 +232,7 @@ def test_an_interrupted_sweep_goes_on(workdir, swept, monkeypatch, capsys, npz):
         calls.append((options["guidance"], seed - SEED, n))
         return plain(self, cond, n, seed, **options)
 
-    monkeypatch.setattr(model_lib.TrainedModel, "sample_cond", limited)
+    monkeypatch.setattr(TrainedModel, "sample_cond", limited)
     flags = [*sweep(guidance=(1.0, 20.0)), *["--npz"] * npz]
     for stop in (6, 7):
         limit = stop

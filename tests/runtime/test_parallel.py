@@ -19,7 +19,7 @@ from jax._src.lib import xla_client
 from tests import tiny
 from tests.parts import quick
 from vitdiff_jax.data import pipeline
-from vitdiff_jax.inference import model as model_lib
+from vitdiff_jax.inference import loading
 from vitdiff_jax.runtime import parallel
 from vitdiff_jax.training import step as step_lib
 
@@ -233,7 +233,7 @@ def test_other_devices_read_what_four_saved(trained):
     fsdp = 2 if VARIANTS[trained.variant][0].get("fsdp") == 4 else 4
     other = settings(trained.network) | dict(parallel=dict(fsdp=fsdp))
     run, wanted, workdir = trained.run, tiny.arrays(trained.state), trained.run.workdir
-    run.checkpoints.save(STEPS, trained.state, model_lib.meta_of(run.dataset))
+    run.checkpoints.save(STEPS, trained.state, loading.meta_of(run.dataset))
     run.checkpoints.close()
     tiny.assert_same(tiny.saved(settings(trained.network), workdir), wanted)
     tiny.assert_same(tiny.arrays(on_four(other, workdir).state()), wanted)

@@ -12,7 +12,7 @@ from PIL import Image
 from tests import tiny
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import config as config_lib
-from vitdiff_jax.inference import model as model_lib
+from vitdiff_jax.inference import loading
 from vitdiff_jax.interop import families
 from vitdiff_jax.runtime import parallel
 from vitdiff_jax.runtime.checkpoint import Checkpoints
@@ -148,7 +148,7 @@ def test_the_same_network_starts_as_the_average_of_the_source(tmp_path, capsys):
     complete(said, families.flatten(emas["0.5"]), families.flatten(emas["0.5"]))
     finetune.copy_licence(run.config, run.workdir)
     assert (tmp_path / "run" / "LICENCE.txt").read_text() == "Not for sale\n"
-    run.checkpoints.save(0, state, model_lib.meta_of(run.dataset))
+    run.checkpoints.save(0, state, loading.meta_of(run.dataset))
     run.checkpoints.close()
     shutil.rmtree(path)
     finetune.check(run.config, run.workdir)

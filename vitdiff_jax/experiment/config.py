@@ -264,17 +264,27 @@ def read(
     """
     try:
         given = json.loads(path.read_text())
-        leaves = dict(_leaves(given))
+        if not isinstance(given, dict):
+            raise ValueError("holds no object")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: not found; is this the workdir of a training run?") from error
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not a valid config: {error}") from error
+    return stored(given, path, overrides, trusted)
+
+
+def stored(
+    given: dict[str, Any],
+    origin: object,
+    overrides: Sequence[str] = (),
+    trusted: ConfigDict | None = None,
+) -> ConfigDict:
+    """The same for what lies in another file than a config.json; origin: for messages."""
     if trusted is not None:
         given = _without(given, CHANGEABLE)
-        leaves = dict(_leaves(given))
-    for key, name in _elsewhere(leaves, trusted):
+    for key, name in _elsewhere(dict(_leaves(given)), trusted):
         raise ConfigError(
-            f"{path}: {key} names code outside the package ({name}), which loading a model must"
+            f"{origin}: {key} names code outside the package ({name}), which loading a model must"
             " not run; pass the --config it was trained with"
         )
     return complete(given, overrides)

@@ -1,8 +1,7 @@
-"""A trained model, loaded from a workdir by `vitdiff_jax.load`: samples and restores images."""
+"""A trained model, as `vitdiff_jax.load` returns it: samples and restores images."""
 
 import dataclasses
 import functools
-import json
 import os
 import zlib
 from collections.abc import Mapping
@@ -10,46 +9,37 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
-from vitdiff_jax.data.pipeline import Dataset
 from vitdiff_jax.experiment import config as config_lib
-from vitdiff_jax.experiment import ema as ema_lib
-from vitdiff_jax.experiment.build import Experiment, build, config_errors, sampled_ema
+from vitdiff_jax.experiment.build import Experiment, config_errors
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import arrays, numbers, prompts, restoring, tasks
 from vitdiff_jax.inference.prompts import Cond
 from vitdiff_jax.inference.sampling import SampleFn, make_sample_fn
 from vitdiff_jax.models.conditions import NULL
 from vitdiff_jax.operators import masks
-from vitdiff_jax.runtime import logs, parallel, paths
-from vitdiff_jax.runtime.checkpoint import CheckpointError, Checkpoints
+from vitdiff_jax.runtime import parallel, paths
 
 FIXED = ("grid", "ema", "ema_width", "guide_with")
 """Keys of config.sample that cannot be overridden once a model is loaded."""
 LEAST = {"steps": 1, "batch": 1}
 """Of integers in config.sample."""
-LICENCE, IMPORTED = "LICENCE.txt", "imported.json"
-"""Files in a workdir of imported weights; the second only if they were not trained further."""
-MAX_EMA_ERROR = 0.2
-"""Maximum relative RMS error in the profile of a post-hoc EMA. Eight checkpoints with widths 0.05
-and 0.10 give all widths from 0.03 to 0.2 to within 0.10.
-"""
 
 
 class TrainedModel:
-    """A trained model, made by `load`.
+    """A trained model, made by `loading.load`.
 
-    licence: of imported weights. guide_params: parameters of `experiment.guide`.
+    licence: of weights that were not trained here. guide_params: parameters of `experiment.guide`.
+    origin: of a model of the package its name and SHA-256, for `provenance`.
     """
 
     def __init__(
         self, experiment: Experiment, params: Any, step: int, mesh: jax.sharding.Mesh,
-        licence: str = "", guide_params: Any = None,
+        licence: str = "", guide_params: Any = None, origin: Mapping[str, Any] | None = None,
     ):  # fmt: skip
         self.experiment, self.params, self.step, self.mesh = experiment, params, step, mesh
-        self.licence, self.weights = licence, (params, guide_params)
+        self.licence, self.weights, self.origin = licence, (params, guide_params), origin or {}
         self._programs: dict[tuple, SampleFn] = {}  # by the overridden options
         self._restorer = restoring.Restorer(experiment, self.weights, mesh)
 
@@ -156,7 +146,9 @@ class TrainedModel:
             return jax.device_put(local, parallel.replicated(mesh))
 
         params, guide_params = map(localised, self.weights)
-        return TrainedModel(self.experiment, params, self.step, mesh, self.licence, guide_params)
+        return TrainedModel(
+            self.experiment, params, self.step, mesh, self.licence, guide_params, self.origin
+        )
 
     def check_pixels(self) -> None:
         """Reject a latent model, which no restoration method supports yet."""
@@ -229,129 +221,3 @@ class TrainedModel:
                     merged.sampler = ConfigDict({"name": value} | config_lib.options(make))
             self._programs[key] = make_sample_fn(self.experiment, merged, self.mesh, **kind)
         return self._programs[key]
-
-
-def load(
-    workdir: paths.PathLike, config: ConfigDict | None = None, *,
-    ema: float | None = None, ema_width: float | None = None,
-) -> TrainedModel:  # fmt: skip
-    """Load the trained model of a workdir: its latest intact checkpoint, the EMA of config.sample.
-
-    config: overrides keys that may change after training, such as `sample`; the rest must match the
-    workdir. None: as trained. ema: another one of config.train.ema. ema_width: an EMA of that
-    relative width, see `experiment.ema`.
-    """
-    workdir = paths.resolve(workdir)
-    stored = config_lib.read(workdir / "config.json") if config is None else config
-    if config is not None:
-        check_config(workdir, config)
-    if not (workdir / "checkpoints").is_dir():
-        raise CheckpointError(f"{workdir}: contains no checkpoints; train first with --mode=train")
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True, report=logs.say)
-    step = checkpoints.newest()
-    if step is None:
-        raise CheckpointError(f"{workdir}: contains no checkpoints; train first with --mode=train")
-    meta = checkpoints.meta(step)
-    experiment = build(stored, tuple(meta["shape"]), meta["conditions"])
-    mesh = parallel.make_mesh()
-    sharding = parallel.replicated(mesh)
-    target = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
-        experiment.param_shapes(),
-    )
-    name = sampled_ema(stored) if ema is None else ema_lib.decay_name(ema)
-    name = name if ema_width is None else ema_lib.width_name(ema_width)
-    if name.startswith("width"):
-        params = _posthoc_ema(checkpoints, step, name, stored.train.ema_widths, target)
-    else:
-        params = checkpoints.restore_emas(step, [name], target)[name]
-    checkpoints.close()
-    licence = workdir / LICENCE
-    text = licence.read_text() if licence.is_file() else ""
-    guide, guide_params = load_guide(experiment)
-    experiment = dataclasses.replace(experiment, guide=guide)
-    return TrainedModel(experiment, params, step, mesh, text, guide_params)
-
-
-def load_guide(experiment: Experiment) -> tuple[Experiment | None, Any]:
-    """The model of config.sample.guide_with and its parameters; ConfigError if incompatible."""
-    path = experiment.config.sample.guide_with
-    if not path:
-        return None, None
-    config: Any = config_lib.read(paths.resolve(path) / "config.json")
-    config.sample.guide_with = None  # no guidance for the guide itself
-    found = load(path, config)
-    for what, one, other in (
-        ("schedule", found.experiment.process.schedule, experiment.process.schedule),
-        ("image size", found.experiment.shape, experiment.shape),
-        ("conditions", *(_as_json(e.conditions) for e in (found.experiment, experiment))),
-    ):
-        if one != other:
-            raise ConfigError(
-                f"config.sample.guide_with: {path} cannot guide this model, its {what} differs:"
-                f" {_short(one)} and {_short(other)}"
-            )
-    return found.experiment, found.params
-
-
-def _posthoc_ema(
-    checkpoints: Checkpoints, step: int, name: str, widths: tuple[float, ...], target: Any
-) -> Any:
-    """The EMA of a width at a step, synthesised from the stored EMAs of all checkpoints."""
-    snapshots = [(n, w) for n in checkpoints.undamaged() if n <= step for w in widths]
-    width = float(name.removeprefix("width"))
-    weights, error = ema_lib.posthoc_weights(snapshots, step, width)
-    if error > MAX_EMA_ERROR:
-        raise ConfigError(
-            f"config.sample.ema_width: {width} cannot be synthesised from EMAs of widths {widths}"
-            f" in {len(snapshots) // len(widths)} checkpoints: the error is {error:.0%}; keep more"
-            " checkpoints with config.checkpoint.keep_every, or choose another width"
-        )
-    total = jax.tree.map(lambda a: np.zeros(a.shape, np.float64), target)
-    names = [ema_lib.width_name(w) for w in widths]
-    for n, of_step in zip(dict(snapshots), weights.reshape(-1, len(widths))):
-        found = checkpoints.restore_emas(n, names, target)
-        for name, weight in zip(names, of_step):
-            total = jax.tree.map(lambda sum, a, w=weight: sum + w * a, total, found[name])
-    return jax.tree.map(lambda a, t: jax.device_put(a.astype(t.dtype), t.sharding), total, target)
-
-
-def meta_of(dataset: Dataset) -> dict[str, Any]:
-    """The metadata of a checkpoint: shape and conditions of the dataset, as JSON."""
-    return _as_json({"shape": dataset.shape, "conditions": dict(dataset.conditions)})
-
-
-def check_data(meta: dict[str, Any], dataset: Dataset) -> None:
-    """Reject a dataset whose image shape or conditions differ from those of training."""
-    trained = _as_json({**meta, "conditions": dict(meta["conditions"])})
-    for name, value in meta_of(dataset).items():
-        if value != trained[name]:
-            raise ConfigError(
-                f"config.data: has the {name} {_short(value)}, but the model was trained with"
-                f" {_short(trained[name])}; use the original dataset or another --workdir"
-            )
-
-
-def _as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """As read back from a JSON file, in which there are no tuples."""
-    return json.loads(json.dumps(dict(facts)))
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 200 else f"{text[:200]}..."
-
-
-def check_config(workdir: epath.Path, config: ConfigDict) -> None:
-    """Reject a config that is incompatible with the one in the workdir, if there is one."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    lines = config_lib.differences(config_lib.read(path, trusted=config), config)
-    if (workdir / IMPORTED).exists():  # trained on unknown data; see `check_data`
-        lines = [line for line in lines if not line.startswith("data.")]
-    if lines:
-        raise ConfigError(
-            f"{workdir} was trained with another config ({'; '.join(lines)});"
-            " use the original values or another --workdir"
-        )

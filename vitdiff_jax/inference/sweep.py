@@ -31,7 +31,7 @@ class Row:
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in self.which_ema()}
 
     def which_ema(self) -> dict[str, float | None]:
-        """Arguments of `inference.model.load`."""
+        """Arguments of `inference.loading.load`."""
         return {"ema": self.ema, "ema_width": self.ema_width}
 
     def of_sampling(self, config: ConfigDict) -> dict[str, Any]:

@@ -49,8 +49,11 @@ def about(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def load(path: pathlib.Path) -> dict[str, Any]:
-    """The parameters that `save` wrote. Raises ValueError for damaged files."""
+    """The parameters that `save` wrote, of half precision too, as float32.
+
+    Raises ValueError for damaged files.
+    """
     try:
-        return unflatten(load_file(path))
+        return unflatten({name: a.astype(np.float32) for name, a in load_file(path).items()})
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged: {error}") from error

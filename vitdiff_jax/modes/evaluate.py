@@ -21,9 +21,9 @@ from vitdiff_jax.data.pipeline import DataError
 from vitdiff_jax.evaluation.metric import Measure, Measured
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference import model as model_lib
-from vitdiff_jax.inference import pairs, provenance
+from vitdiff_jax.inference import loading, pairs, provenance
 from vitdiff_jax.inference.evaluator import Evaluator, measure, of_pictures, sampled, versions
+from vitdiff_jax.inference.model import TrainedModel
 from vitdiff_jax.inference.sampling import SamplingError
 from vitdiff_jax.inference.sweep import Row, rows, trained_row
 from vitdiff_jax.interop.images import NpzWriter, check_npz
@@ -73,19 +73,19 @@ def _of_model(config: ConfigDict | None, workdir: epath.Path, npz: bool) -> dict
     """The report on samples of a trained model, one row per combination of settings."""
     stored = config_lib.read(workdir / "config.json") if config is None else config
     sweep, base = rows(stored), trained_row(workdir)
-    model = model_lib.load(workdir, config, **sweep[0].which_ema())
+    model = loading.load(workdir, config, **sweep[0].which_ema())
     known = model.experiment
     evaluator = Evaluator(known.config, workdir, model.mesh)
     evaluator.check_unpaired()
     evaluator.check_reference()
     dataset = evaluator.setting.dataset
-    model_lib.check_data({"shape": known.image_shape, "conditions": known.conditions}, dataset)
+    loading.check_data({"shape": known.image_shape, "conditions": known.conditions}, dataset)
     found, loaded, keeps, last = [], sweep[0].which_ema(), [], None
     parameters = []
     for row in sweep:
         if row.which_ema() != loaded:
             loaded = row.which_ema()
-            model = model_lib.load(workdir, config, **loaded)
+            model = loading.load(workdir, config, **loaded)
         began, made = time.monotonic(), _record(model, row, dataset.mark)
         parameters.append(model.digest)
         keeps.append(_keep(evaluator, row.differences(base), made))
@@ -110,7 +110,7 @@ def _of_model(config: ConfigDict | None, workdir: epath.Path, npz: bool) -> dict
             keep.unlink(missing_ok=True)
     made = _command(
         evaluator, model.step, settings=provenance.of_sampling(known.config),
-        parameters=parameters, mark=dataset.mark,
+        parameters=parameters, mark=dataset.mark, **model.origin,
     )  # fmt: skip
     about = {"step": model.step, "sample": known.config.sample.to_dict(), "made": made}
     return report | about
@@ -125,13 +125,13 @@ def _command(evaluator: Evaluator, step: int | None, **what: Any) -> provenance.
     )  # fmt: skip
 
 
-def _record(model: model_lib.TrainedModel, row: Row, mark: str) -> provenance.Record:
+def _record(model: TrainedModel, row: Row, mark: str) -> provenance.Record:
     """The record of the samples of a row, with conditions of a data set of this mark."""
     config = model.experiment.config
     return provenance.record(
         "evaluate", model.step, parameters=model.digest, settings=row.of_sampling(config),
         data=provenance.of_data(config), seed=config.evaluate.seed, n=config.evaluate.images,
-        labels=config.evaluate.labels, mark=mark,
+        labels=config.evaluate.labels, mark=mark, **model.origin,
     )  # fmt: skip
 
 
@@ -145,7 +145,7 @@ def _calls(config: ConfigDict, row: Row) -> int:
 
 
 def _measure_row(
-    model: model_lib.TrainedModel, evaluator: Evaluator, row: Row, names: dict[str, str], npz: bool,
+    model: TrainedModel, evaluator: Evaluator, row: Row, names: dict[str, str], npz: bool,
     keep: epath.Path, made: provenance.Record,
 ) -> Measured:  # fmt: skip
     """Sample and measure a row; npz: also write the samples into evaluation/.

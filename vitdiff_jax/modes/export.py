@@ -1,6 +1,11 @@
-"""`--mode=export`: the parameters of one EMA as a safetensors file."""
+"""`--mode=export`: the parameters of one EMA as a safetensors file.
 
+`ship` makes a model of the package of them, see `inference.pretrained`.
+"""
+
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,10 +14,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vitdiff_jax.experiment import build as experiment_lib
-from vitdiff_jax.inference import model as model_lib
+from vitdiff_jax.inference import loading, pretrained
+from vitdiff_jax.inference.model import TrainedModel
 from vitdiff_jax.interop import exported, families
 from vitdiff_jax.interop.rules import NetworkSpec
-from vitdiff_jax.runtime import logs
+from vitdiff_jax.runtime import logs, paths, tables
 
 
 def main(config: ConfigDict | None, workdir: epath.Path, *, family: str | None = None) -> None:
@@ -21,16 +27,12 @@ def main(config: ConfigDict | None, workdir: epath.Path, *, family: str | None =
     --family: with the names and shapes of the original code (dit, sit, uvit, jit), to be used
     there; what was imported has the prefix of the names that it came with.
     """
-    model = model_lib.load(workdir, config)
-    name = experiment_lib.sampled_ema(model.experiment.config)
+    model = loading.load(workdir, config)
     params = jax.tree.map(np.asarray, model.params)
     if family is not None:
         params = _theirs(family, model.experiment, params, _prefix(workdir, family))
-    about = {
-        "config": model.experiment.config.to_dict(), "shape": model.experiment.shape,
-        "conditions": dict(model.experiment.conditions), "family": family, "ema": name,
-        "step": model.step, "licence": model.licence,
-    }  # fmt: skip
+    about = _about(model, family, model.licence)
+    name = about["ema"]
     path = workdir / "export" / f"{family or 'ema'}-{name}-step{model.step}.safetensors"
     if jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
@@ -38,9 +40,45 @@ def main(config: ConfigDict | None, workdir: epath.Path, *, family: str | None =
     logs.say(f"exported EMA {name} of step {model.step} to {path}")
 
 
+def ship(
+    workdir: paths.PathLike, name: str, *, licence: str, data: Sequence[Mapping[str, str]],
+    measured: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Make `pretrained:NAME` of a workdir's model: two files in the package's source.
+
+    licence: of the weights, one line. data: a row for each source, such as {"what": ..., "licence":
+    ..., "sha256": ...}. measured: numbers, by what they are. Parameters are stored as float16;
+    ValueError if one does not fit.
+    """
+    model, target = loading.load(workdir), pretrained.FOLDER / f"{name}.safetensors"
+    with np.errstate(over="ignore"):  # refused below
+        params = jax.tree.map(lambda a: np.asarray(a).astype(np.float16), model.params)
+    if not all(np.isfinite(a).all() for a in jax.tree.leaves(params)):
+        raise ValueError(f"{workdir}: has parameters that are not finite in float16")
+    about = _about(model, None, licence)
+    exported.save(epath.Path(target), params, about)
+    facts = {
+        "sha256": hashlib.sha256(target.read_bytes()).hexdigest(), "dtype": "float16",
+        "parameters": sum(a.size for a in jax.tree.leaves(params)), "data": list(data),
+        "measured": measured,
+    }  # fmt: skip
+    known = {key: about[key] for key in ("step", "ema", "shape", "licence")}
+    tables.write(epath.Path(target.with_suffix(".json")), known | facts)
+
+
+def _about(model: TrainedModel, family: str | None, licence: str) -> dict[str, Any]:
+    """The metadata of a file, see `exported.METADATA`."""
+    known = model.experiment
+    return {
+        "config": known.config.to_dict(), "shape": known.shape,
+        "conditions": dict(known.conditions), "family": family,
+        "ema": experiment_lib.sampled_ema(known.config), "step": model.step, "licence": licence,
+    }  # fmt: skip
+
+
 def _prefix(workdir: epath.Path, family: str) -> str:
     """The prefix that the names of the family's tensors had when they were imported."""
-    path = workdir / model_lib.IMPORTED
+    path = workdir / loading.IMPORTED
     about = json.loads(path.read_text()) if path.exists() else {}
     same = (about.get("family") or "").partition(":")[0] == family
     return about.get("prefix", "") if same else ""

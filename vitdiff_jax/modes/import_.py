@@ -11,7 +11,6 @@ import collections
 import hashlib
 import json
 import pathlib
-import tempfile
 import typing
 from collections.abc import Iterator
 from types import ModuleType
@@ -28,7 +27,7 @@ from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment import ema as ema_lib
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference import model as model_lib
+from vitdiff_jax.inference import loading
 from vitdiff_jax.interop import exported, families, torch_files
 from vitdiff_jax.interop.rules import NetworkSpec, preview
 from vitdiff_jax.interop.state_dicts import StateDict, left_unread
@@ -140,18 +139,11 @@ def _exported(source: pathlib.Path) -> tuple[ConfigDict, dict[str, Any], dict[st
     decay = float(name) if name[0].isdigit() else 0.0
     found["train"] |= {"ema": (decay,), "ema_widths": ()}
     found["sample"] |= {"ema": None, "ema_width": None}
-    return _read(found, source), about, {ema_lib.decay_name(decay): params}
-
-
-def _read(config: dict[str, Any], source: pathlib.Path) -> ConfigDict:
-    """Validate the config from a file; names of external code are rejected."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "config.json"
-        path.write_text(json.dumps(config))
-        try:
-            return config_lib.read(path)
-        except ConfigError as error:
-            raise WeightsError(str(error).replace(str(path), f"{source}: its config")) from error
+    try:
+        config = config_lib.stored(found, f"{source}: its config")
+    except ConfigError as error:
+        raise WeightsError(str(error)) from error
+    return config, about, {ema_lib.decay_name(decay): params}
 
 
 def _published(
@@ -258,6 +250,6 @@ def _write(workdir: epath.Path, config: Any, params: dict[str, Any], about: dict
         return
     paths.move(partial, workdir / "checkpoints")
     if about["licence"]:
-        (workdir / model_lib.LICENCE).write_text(about["licence"])
-    (workdir / model_lib.IMPORTED).write_text(json.dumps(about, indent=2) + "\n")
+        (workdir / loading.LICENCE).write_text(about["licence"])
+    (workdir / loading.IMPORTED).write_text(json.dumps(about, indent=2) + "\n")
     config_lib.save(config, workdir / "config.json")

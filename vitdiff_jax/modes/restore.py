@@ -27,9 +27,9 @@ from vitdiff_jax.data.pipeline import DataError
 from vitdiff_jax.evaluation.metric import Setting
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference import arrays, benchmark, inputs, provenance
-from vitdiff_jax.inference import model as model_lib
+from vitdiff_jax.inference import arrays, benchmark, inputs, loading, provenance
 from vitdiff_jax.inference.evaluator import versions
+from vitdiff_jax.inference.model import TrainedModel
 from vitdiff_jax.inference.restoring import Method, RestorationError, Restored
 from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.modes import report
@@ -70,7 +70,7 @@ def main(
     of an edit.
     """
     arrays.check_noise(noise, "--noise")
-    model = model_lib.load(workdir, config)
+    model = loading.load(workdir, config)
     model.check_pixels()
     of_input = dict(
         task=task, mask=mask, method=method, noise=noise, degrade=degrade or None, label=label,
@@ -92,13 +92,13 @@ def main(
 
 
 def _record(
-    model: model_lib.TrainedModel, keys: Iterable[str], **settings: Any
+    model: TrainedModel, keys: Iterable[str], **settings: Any
 ) -> provenance.Record:  # fmt: skip
     """The record of a command. keys: of config.restore. settings: others."""
     config = model.experiment.config
     of_restore = {"restore": {key: config.restore.to_dict()[key] for key in keys}}
     return provenance.record(
-        "restore", model.step, parameters=model.digest, **settings,
+        "restore", model.step, parameters=model.digest, **model.origin, **settings,
         settings=provenance.of_sampling(config) | of_restore,
     )  # fmt: skip
 
@@ -247,7 +247,7 @@ def _write(stem: epath.Path, photo: photos.Photo, found: Restored, made: provena
         one.result()
 
 
-def _report(workdir: epath.Path, found: dict[str, Any], model: model_lib.TrainedModel) -> None:
+def _report(workdir: epath.Path, found: dict[str, Any], model: TrainedModel) -> None:
     if jax.process_index() == 0:
         path = workdir / "restoration.json"
         provenance.set_aside(path, found["made"])
@@ -255,7 +255,7 @@ def _report(workdir: epath.Path, found: dict[str, Any], model: model_lib.Trained
         tables.write(path, found | about | {"versions": versions()})
 
 
-def _compare(model: model_lib.TrainedModel, workdir: epath.Path) -> None:
+def _compare(model: TrainedModel, workdir: epath.Path) -> None:
     """Benchmark: degrade held-out images, restore them by each method, measure."""
     config = model.experiment.config.restore
     if not config.tasks:
@@ -265,7 +265,7 @@ def _compare(model: model_lib.TrainedModel, workdir: epath.Path) -> None:
     data: Any = None
     measures = benchmark.metrics(config.metrics, lambda: Setting(lambda: data, model.mesh))
     data = experiment_lib.dataset(model.experiment.config)
-    model_lib.check_data(
+    loading.check_data(
         {"shape": model.experiment.shape, "conditions": model.experiment.conditions}, data
     )
     for line in card.changed(workdir, data):

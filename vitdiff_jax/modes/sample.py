@@ -16,7 +16,8 @@ from vitdiff_jax.evaluation import memorisation
 from vitdiff_jax.experiment.build import dataset, pixel_dataset
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import prompts, provenance
-from vitdiff_jax.inference.model import TrainedModel, check_data, load
+from vitdiff_jax.inference.loading import check_data, load
+from vitdiff_jax.inference.model import TrainedModel
 from vitdiff_jax.inference.sampling import class_names, restored_sheet, samples_sheet
 from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.interop import sheets
@@ -56,7 +57,7 @@ def main(
     made = provenance.record(
         "sample", model.step, seed=seed, n=n, condition=given, frames=frames, latents=latents,
         parameters=model.digest, settings=provenance.of_sampling(model.experiment.config),
-        **({"mark": data.mark} if data else {}),
+        **model.origin, **({"mark": data.mark} if data else {}),
     )  # fmt: skip
     other = provenance.differences(model.experiment.config, tables.read(workdir / "config.json"))
     conditions = [f"{key}-{_slug(value)}" for key, value in given.items() if value is not None]

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment.build import Experiment, config_errors
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference import model as model_lib
+from vitdiff_jax.inference import loading, pretrained
 from vitdiff_jax.interop import families
 from vitdiff_jax.runtime import logs, parallel, paths
 from vitdiff_jax.training.step import TrainState
@@ -46,8 +46,8 @@ def check(config: ConfigDict, workdir: epath.Path) -> None:
     with config_errors("config.train.init_from: "):
         if path.is_file():
             raise ConfigError(f"{path} is a file; convert it to a workdir with --mode=import")
-        old = config_lib.read(path / "config.json")
-        if not _has_checkpoints(path):
+        old = loading.config_of(source)
+        if not pretrained.find(source) and not _has_checkpoints(path):
             raise ConfigError(f"{path}: contains no checkpoints")
         theirs, ours = (_meanings(one) for one in (old, config))
         for key in HEADS:
@@ -69,11 +69,11 @@ def init_from(state: TrainState, experiment: Experiment) -> TrainState:
 
     The source is the EMA that its config.sample selects.
     """
-    source = paths.resolve(experiment.config.train.init_from)
+    source = experiment.config.train.init_from
     with config_errors("config.train.init_from: "):
-        config = config_lib.read(source / "config.json")
+        config = loading.config_of(source)
         config.sample.guide_with = None  # only the parameters are needed
-        model = model_lib.load(source, config)
+        model = loading.load(source, config)
     given = families.flatten(families.unstack_blocks(jax.tree.map(np.asarray, model.params)))
     initial = jax.jit(lambda a: a, out_shardings=parallel.replicated(model.mesh))(state.params)
     first = families.flatten(families.unstack_blocks(jax.tree.map(np.asarray, initial)))
@@ -96,10 +96,9 @@ def init_from(state: TrainState, experiment: Experiment) -> TrainState:
 
 def copy_licence(config: ConfigDict, workdir: epath.Path) -> None:
     """Copy the licence of the weights that a new run begins with, if there is one."""
-    if config.train.init_from is not None:
-        licence = paths.resolve(config.train.init_from) / model_lib.LICENCE
-        if licence.is_file():
-            paths.write(workdir / model_lib.LICENCE, licence.read_bytes())
+    source = config.train.init_from
+    if source is not None and (licence := loading.licence_of(source)):
+        paths.write(workdir / loading.LICENCE, licence.encode())
 
 
 def _transferred(

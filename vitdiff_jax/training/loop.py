@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from vitdiff_jax.data import card, gather, pipeline
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import config as config_lib
-from vitdiff_jax.inference import model as model_lib
+from vitdiff_jax.inference import loading, pretrained
 from vitdiff_jax.runtime import lock, logs, parallel, paths, tables
 from vitdiff_jax.runtime.checkpoint import Checkpoints
 from vitdiff_jax.training import finetune, monitor, profiling, summary
@@ -46,9 +46,10 @@ def train(
     "first:last", the steps to trace into `<workdir>/profile`, see `profiling`. verbose: print the
     table of parameters.
     """
+    pretrained.check_trainable(workdir)
     config, workdir = config_lib.complete(config), paths.resolve(workdir)
     traced = profiling.Profile(profiling.parse(profile, config.train.steps), workdir / "profile")
-    if (workdir / model_lib.IMPORTED).exists():
+    if (workdir / loading.IMPORTED).exists():
         raise TrainingError(
             f"{workdir}: holds imported weights; to fine-tune them, set config.train.init_from to"
             " it and use another --workdir"
@@ -64,10 +65,10 @@ def train(
     _check_devices(config, dataset)
     _check_processes(dataset)
     finetune.check(config, workdir)
-    model_lib.check_config(workdir, config)
+    loading.check_config(workdir, config)
     watch = monitor.Monitor(config, workdir, dataset, experiment, mesh)
     with _one_writer(workdir, dead) as owner:
-        model_lib.check_config(workdir, config)  # again: now it stays as it is
+        loading.check_config(workdir, config)  # again: now it stays as it is
         logs.say("\n".join(summary.lines(config, workdir, dataset, experiment)))
         checkpoints = Checkpoints(
             workdir / "checkpoints",
@@ -164,7 +165,7 @@ class Run:
             self.shardings,
         )
         meta = self.checkpoints.meta(step)
-        model_lib.check_data(meta, self.dataset)
+        loading.check_data(meta, self.dataset)
         self.trained = meta.get("mark")
         state = self.checkpoints.restore(step, target)
         self.checkpoints.set_aside_after(step)
@@ -265,5 +266,5 @@ class Run:
     def _save(self, step: int, state: step_lib.TrainState) -> None:
         if self.owner is not None:
             self.owner.check()
-        meta = model_lib.meta_of(self.dataset) | {"mark": self.dataset.mark}
+        meta = loading.meta_of(self.dataset) | {"mark": self.dataset.mark}
         self.checkpoints.save(step, state, meta)

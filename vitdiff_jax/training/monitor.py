@@ -14,8 +14,7 @@ from vitdiff_jax.evaluation import memorisation
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import evaluator as evaluator_lib
-from vitdiff_jax.inference import model as model_lib
-from vitdiff_jax.inference import prompts, provenance, sampling
+from vitdiff_jax.inference import loading, prompts, provenance, sampling
 from vitdiff_jax.interop import sheets
 from vitdiff_jax.interop.sheets import Sheet
 from vitdiff_jax.runtime import logs, parallel
@@ -58,7 +57,7 @@ class Monitor:
         self.heldout_times = np.asarray(
             distribution(step_lib.heldout_quantiles(levels), process.schedule)
         )
-        guide, self.guide_params = model_lib.load_guide(experiment)
+        guide, self.guide_params = loading.load_guide(experiment)
         self.experiment = experiment = dataclasses.replace(experiment, guide=guide)
         log, self.evaluator = config.log, None
         if log.sample_every or log.nearest_every or log.evaluate_every:
