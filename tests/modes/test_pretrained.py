@@ -69,6 +69,7 @@ def test_digits_ship():
     assert config_lib.differences(trained, shipped) == []
 
 
+@pytest.mark.slow
 def test_digits_are_drawn(capsys):
     """A classifier that is not ours knows which they should be."""
     from sklearn.datasets import load_digits
