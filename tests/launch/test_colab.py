@@ -35,7 +35,7 @@ def test_it_runs_and_shows_pictures(tmp_path, monkeypatch):
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     pictures = [o for o in outputs if "image/png" in o.get("data", {})]
-    assert len(pictures) == 9  # the first; of training two; two drawn, the way; mine, repaired; another
+    assert len(pictures) == 9  # drawn, of training 2, 2 drawn, the way, mine, repaired, another
     texts = "".join(o.text for o in outputs if o.output_type == "stream")
     assert "No picture was uploaded: a digit" in texts
     assert "Nobody can paint here" in texts

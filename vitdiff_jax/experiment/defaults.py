@@ -61,7 +61,7 @@ def defaults() -> dict[str, Any]:
             gradient_dtype="float32",
             ema=(0.9999,),  # EMA decays, each with warm-up
             ema_widths=(),  # relative widths of power-function EMAs (EDM2): see sample.ema_width
-            init_from=config_dict.placeholder(str),  # workdir of the model to fine-tune
+            init_from=config_dict.placeholder(str),  # a workdir or pretrained:NAME, to fine-tune
             max_bad_steps=10,  # stop after this many consecutive non-finite losses or gradients
         ),
         parallel=dict(
