@@ -20,7 +20,7 @@ from tests.test_main import fails
 from vitdiff_jax.data import digits
 from vitdiff_jax.evaluation import networks
 from vitdiff_jax.experiment import config as config_lib
-from vitdiff_jax.inference import evaluator
+from vitdiff_jax.inference import evaluator, loading
 from vitdiff_jax.inference.model import TrainedModel
 from vitdiff_jax.interop.images import save_npz, save_png
 from vitdiff_jax.modes import evaluate
@@ -97,13 +97,13 @@ def swept(untrained, plain, tmp_path_factory):
 
 def test_each_ema_is_read_once(workdir, monkeypatch):
     """However many rows are of it."""
-    read, load = [], model_lib.load
+    read, load = [], loading.load
 
     def noted(*given, **ema):
         read.append(ema["ema"])
         return load(*given, **ema)
 
-    monkeypatch.setattr(model_lib, "load", noted)
+    monkeypatch.setattr(loading, "load", noted)
     measured = types.SimpleNamespace(count=COUNT)
     monkeypatch.setattr(evaluate, "_measure_row", lambda *given: measured)
     monkeypatch.setattr(evaluator.Evaluator, "results", lambda *given: {})
