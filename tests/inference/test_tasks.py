@@ -60,7 +60,7 @@ def test_a_mask_comes_after_everything_else():
     alone = operator("inpaint", missing=missing)
     assert isinstance(alone, Mask)
     np.testing.assert_array_equal(alone.forward(x), np.where(missing[..., None], 0, x))
-    old = operator("old-photo", missing=missing)
+    old = operator("colourise", missing=missing)
     assert isinstance(old, Composed)
     grey = np.asarray(x).mean(-1, keepdims=True)
     np.testing.assert_allclose(old.forward(x), np.where(missing[..., None], 0, grey), atol=1e-6)

@@ -40,10 +40,10 @@ def digests_of_task(task: str | None) -> list[str]:
     return [digest(pathlib.Path(paths.local_copy(path))) for path in tasks.files_of(task)]
 
 
-def endings(n: int) -> list[str]:
-    """Of the names of the files of an image with n samples."""
+def endings(n: int, mask: bool = False) -> list[str]:
+    """Of the names of the files of an image with n samples; mask: one was looked for."""
     several = ["-uncertainty", *(f"-{i + 1}" for i in range(n))] if n > 1 else []
-    return ["", "-beside", *several]
+    return ["", "-beside", *(["-mask"] if mask else []), *several]
 
 
 def too_long(stem: str, n: int) -> str | None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -12,14 +11,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vitdiff_jax.experiment import config as config_lib
-from vitdiff_jax.experiment.build import Experiment, config_errors
+from vitdiff_jax.experiment.build import Experiment
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference import arrays, numbers, prompts, restoring, tasks
+from vitdiff_jax.inference import arrays, colour, compression, numbers, prompts, restoring, tasks
 from vitdiff_jax.inference.prompts import Cond
 from vitdiff_jax.inference.sampling import SampleFn, make_sample_fn
 from vitdiff_jax.models.conditions import NULL
-from vitdiff_jax.operators import masks
-from vitdiff_jax.runtime import parallel, paths
+from vitdiff_jax.runtime import parallel
 
 FIXED = ("grid", "ema", "ema_width", "guide_with")
 """Keys of config.sample that cannot be overridden once a model is loaded."""
@@ -94,7 +92,8 @@ class TrainedModel:
         PIL image or the path of a file, see `arrays.picture`. task: its degradation, see `tasks`;
         "edit" applies SDEdit from time `strength`; None: inpaint if there is a mask, else denoise.
         mask: an array [H, W], PIL image or path, True or white where pixels are missing (or to be
-        edited), see `operators.masks`. method: of `restoration`; None: the recommended one.
+        edited), see `operators.masks`; "auto": on scratches, which are found and come back as
+        `.mask`. method: of `restoration`; None: the recommended one.
         noise_std: in units of [-1, 1]; None: estimated. degrade: the image is clean, degrade it
         first.
         label, prompt, attributes: its conditions, as in `sample`; None: null conditions.
@@ -102,12 +101,16 @@ class TrainedModel:
         self.check_pixels()
         arrays.check_noise(noise_std)
         x = arrays.picture(image, 0.0 if degrade else noise_std)
-        with config_errors("mask: "):
-            file = isinstance(mask, (str, os.PathLike))
-            missing = None if mask is None else masks.of(paths.local_copy(mask) if file else mask)
+        auto = isinstance(mask, str) and mask == tasks.AUTO
         task = task or ("denoise" if mask is None else "inpaint")
         if task == "inpaint" and mask is None:
             raise ConfigError("mask: required for the task inpaint; white where pixels are missing")
+        if degrade and auto:
+            raise ConfigError(
+                "mask: auto finds scratches in a picture as it is, not in a clean one"
+            )
+        task = task if degrade else compression.resolved(task, image)
+        missing = tasks.missing(mask, x, task)
         n = numbers.integer("n", n, 1)
         cond = self.cond(n, label, prompt, attributes)
         seeds, channels = numbers.seeds("seed", seed, n), self.experiment.shape[2]
@@ -116,15 +119,24 @@ class TrainedModel:
             other = {"method": method, "noise_std": noise_std, "degrade": degrade or None}
             if unused := [name for name, value in other.items() if value is not None]:
                 raise ConfigError(f"{', '.join(unused)}: not used by the task edit; leave it out")
-            return self._restorer.edit(x, strength, missing, cond, seeds)
+            found = self._restorer.edit(x, strength, missing, cond, seeds)
+            return dataclasses.replace(found, mask=missing if auto else None)
         if not degrade:
             problem = tasks.from_measurement(x, channels, task, missing, noise_std, seed)
-            return self._restorer.restore(problem, method, cond, seeds)
+            found = self._restored(problem, method, cond, seeds)
+            return dataclasses.replace(found, mask=missing if auto else None)
         planes = tasks.to_planes(x, channels)
         same = np.full(len(planes), seed)  # one noise for all colour channels
         problem = tasks.from_clean(planes, task, missing, noise_std, same, x.shape[2])
-        found = self._restorer.restore(problem, method, cond, seeds)
+        found = self._restored(problem, method, cond, seeds)
         return dataclasses.replace(found, truth=x)
+
+    def _restored(self, problem, method, cond, seeds) -> restoring.Restored:
+        """Colours of what is larger than the model's images come from a smaller picture."""
+        factor = colour.factor_of(problem, self.experiment.shape)
+        if factor == 1:
+            return self._restorer.restore(problem, method, cond, seeds)
+        return colour.restore(self._restorer, problem, method, cond, seeds, factor)
 
     @functools.cached_property
     def digest(self) -> str:

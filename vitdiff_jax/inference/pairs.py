@@ -18,7 +18,7 @@ from vitdiff_jax.runtime import logs
 
 OURS = re.compile(r"(.+)-(beside|uncertainty|\d+)\.png")
 """Names that --mode=restore gives to what is shown besides a restored picture."""
-SHOWN = ("beside", "uncertainty", "benchmark")
+SHOWN = ("beside", "uncertainty", "mask", "benchmark")
 """What such pictures show, by their records."""
 EXAMPLES = 3
 """Names in an error message."""

@@ -176,13 +176,15 @@ class Restored:
     """The restoration of an image.
 
     samples: float32 [n, H, W, C] in [-1, 1]. degraded: the measurement, as an image of their size.
-    about: method, settings and costs, for JSON. truth: the clean image, if known.
+    about: method, settings and costs, for JSON. truth: the clean image, if known. mask: bool [H, W]
+    of the given picture, the scratches found by mask="auto"; None: nothing was looked for.
     """
 
     samples: np.ndarray
     degraded: np.ndarray
     about: dict[str, Any]
     truth: np.ndarray | None = None
+    mask: np.ndarray | None = None
 
     @property
     def images(self) -> np.ndarray:

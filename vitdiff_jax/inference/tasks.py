@@ -5,6 +5,7 @@ A task is a name in `TASKS`, a preset (`operators.presets`), or an operator spec
 """
 
 import dataclasses
+import os
 from typing import Any
 
 import jax
@@ -15,11 +16,12 @@ from scipy import ndimage
 from vitdiff_jax import operators
 from vitdiff_jax.experiment.build import config_errors
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.operators import Operator, Shape, masks, parsing
+from vitdiff_jax.operators import Operator, Shape, masks, parsing, scratches
 from vitdiff_jax.operators.compose import Composed
 from vitdiff_jax.operators.inverse import as_image
 from vitdiff_jax.operators.mask import Mask
 from vitdiff_jax.operators.presets import PRESETS
+from vitdiff_jax.runtime import logs, paths
 
 TASKS = {  # name of the task -> degradation operator; the user's mask is applied after it
     "inpaint": "denoise",
@@ -27,9 +29,11 @@ TASKS = {  # name of the task -> degradation operator; the user's mask is applie
     "upscale": "downsample:factor=4,kind=bicubic",
     "deblur": "blur:kind=gaussian,size=13,std=2.0",
     "colourise": "colourise",
-    "old-photo": "colourise",
+    "old-photo": "denoise",  # in its own colours: docs/restoration.md has what colours are worth
     "artefacts": "jpeg:quality=20",
 }
+AUTO = "auto"
+"""The mask of the scratches that are found in a picture."""
 NOISE_FLOOR = 2 / 255
 """Estimated noise levels below this, that of 8-bit quantisation, count as zero."""
 
@@ -67,6 +71,27 @@ def operator_of(
         masks.fitted(missing, degraded, "the degraded image")
     mask = Mask((~missing).astype(np.float32)[..., None], degraded[2])
     return mask if name == "denoise" else Composed((operator, mask), operator.linear)
+
+
+def missing(mask: Any, x: np.ndarray, task: str) -> np.ndarray | None:
+    """bool [H, W], what a mask marks in a picture x; None: nothing is missing.
+
+    mask: see `operators.masks.of`, a path in a bucket, None, or `AUTO`. Raises ConfigError for what
+    is no mask, and where no scratch is found but the task is of nothing else.
+    """
+    if mask is None:
+        return None
+    if not (isinstance(mask, str) and mask == AUTO):
+        with config_errors("mask: "):
+            file = isinstance(mask, str | os.PathLike)
+            return masks.of(paths.local_copy(mask) if file else mask)
+    found = scratches.find(x)
+    if found.any():
+        return found
+    if task in ("inpaint", "edit"):
+        raise ConfigError("mask: auto finds no scratches; paint what is missing, white on black")
+    logs.say("mask: auto finds no scratches; restored without a mask")
+    return None
 
 
 def _measured(operator: Operator, shape: Shape) -> tuple[int, ...]:
@@ -128,6 +153,8 @@ def from_measurement(
     """
     with config_errors("task: "):
         spec = spec_of(task)
+    if task.partition(":")[0].strip() == "old-photo" and spec["name"] != "colourise":
+        logs.say("old-photo: the colours stay as they are; the task colourise guesses new ones")
     factor = int(np.prod([p.get("factor", 1) for p in spec.get("parts", [spec])]))
     shape = (x.shape[0] * factor, x.shape[1] * factor, channels)
     operator = operator_of(task, shape, np.random.default_rng(seed), missing)

@@ -1,6 +1,7 @@
 """`--mode=restore`: restores the user's images, or benchmarks methods on held-out images.
 
     --input=photo.jpg --task=inpaint --mask=mask.png   restored/photo.png, and a comparison
+    --input=photo.jpg --task=inpaint --mask=auto       scratches that are found, photo-mask.png
     --input=small.png --task=upscale:factor=2 --n=8    eight samples, their mean and uncertainty
     --input=photo.jpg --task=edit --strength=0.6 --label=cat
     --config.restore.tasks="('dps/box','denoise')"     degrade held-out images, restore, measure
@@ -8,6 +9,7 @@
 All settings and results are recorded in restoration.json.
 """
 
+import errno
 import hashlib
 import itertools
 import os
@@ -27,13 +29,21 @@ from vitdiff_jax.data.pipeline import DataError
 from vitdiff_jax.evaluation.metric import Setting
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference import arrays, benchmark, inputs, loading, provenance
+from vitdiff_jax.inference import (
+    arrays,
+    benchmark,
+    compression,
+    inputs,
+    loading,
+    provenance,
+    tasks,
+)
 from vitdiff_jax.inference.evaluator import versions
 from vitdiff_jax.inference.model import TrainedModel
 from vitdiff_jax.inference.restoring import Method, RestorationError, Restored
 from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.modes import report
-from vitdiff_jax.runtime import logs, tables
+from vitdiff_jax.runtime import logs, paths, tables
 
 SHOWN = 8
 """Maximum number of samples next to a restored image."""
@@ -65,11 +75,14 @@ def main(
     """Restore into restored/, or without --input benchmark methods on the held-out images.
 
     --input: an image or a folder. --task: the degradation, see `inference.tasks`. --mask: white
-    where pixels are missing. --noise: its standard deviation in units of [-1, 1]; default:
-    estimated. --degrade: the input is clean, degrade it first. --n: samples per image. --strength:
-    of an edit.
+    where pixels are missing; auto: on scratches that are found. --noise: its standard deviation in
+    units of [-1, 1]; default: estimated. --degrade: the input is clean, degrade it first. --n:
+    samples per image. --strength: of an edit.
     """
     arrays.check_noise(noise, "--noise")
+    auto = mask == pathlib.Path(tasks.AUTO)
+    if auto and pathlib.Path(tasks.AUTO).exists():
+        raise ConfigError("--mask: auto means scratches, and is a file here; rename it")
     model = loading.load(workdir, config)
     model.check_pixels()
     of_input = dict(
@@ -85,8 +98,8 @@ def main(
         _compare(model, workdir)
         return
     how: dict[str, Any] = dict(
-        mask=mask, method=method, noise_std=noise, strength=strength, degrade=degrade, n=n,
-        seed=seed, label=label, prompt=prompt, attributes=attributes,
+        mask=tasks.AUTO if auto else mask, method=method, noise_std=noise, strength=strength,
+        degrade=degrade, n=n, seed=seed, label=label, prompt=prompt, attributes=attributes,
     )  # fmt: skip
     _restore_all(model, workdir, input, task, how)
 
@@ -137,10 +150,12 @@ def _restore_all(model, workdir, given: pathlib.Path, task: str | None, how) -> 
 
 def _line(path: pathlib.Path, stem: epath.Path, about: dict[str, Any]) -> str:
     first = f"the first of {about['first_of']} frames or pages, " if "first_of" in about else ""
+    share = about.get("mask")
+    mask = f", scratches on {share:.2%} of it in {stem.name}-mask.png" if share else ""
     return (
         f"{path.name} -> {stem}.png: {first}{about['task']} by {about['method']}, noise std"
         f" {about.get('noise_std', 0):.3f}, {about['seconds']:.1f} s,"
-        f" {about['memory'] / 2**20:.0f} MiB per sample"
+        f" {about['memory'] / 2**20:.0f} MiB per sample{mask}"
     )
 
 
@@ -172,7 +187,8 @@ def _tried(path, stem: epath.Path, model, task: str | None, how, made) -> dict[s
         return {"failed": why, "error": RestorationError.__name__}
     try:
         photo = photos.read(path)
-        found = model.restore(photo.colours, task, **how)
+        own = task if how["degrade"] else compression.resolved(task, path)
+        found = model.restore(photo.colours, own, **how)
     except tuple(FAILURES.values()) as error:
         return {"failed": str(error), "error": _kind(error)}
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -185,7 +201,9 @@ def _tried(path, stem: epath.Path, model, task: str | None, how, made) -> dict[s
         return {"failed": why, "error": RestorationError.__name__}
     stem.parent.mkdir(parents=True, exist_ok=True)
     _write(stem, photo, found, made)
-    return found.about | ({"first_of": photo.count} if photo.count > 1 else {})
+    several = {"first_of": photo.count} if photo.count > 1 else {}
+    mask = {} if found.mask is None else {"mask": float(found.mask.mean())}
+    return found.about | several | mask
 
 
 def _kind(error: Exception) -> str:
@@ -199,12 +217,13 @@ def _plan(
 
     The folder is restored/, or another one if a file there is of another result.
     """
-    stems = inputs.stems(inputs.find(given, workdir), given, ends := inputs.endings(how["n"]))
+    auto = how["mask"] == tasks.AUTO
+    stems = inputs.stems(inputs.find(given, workdir), given, ends := inputs.endings(how["n"], auto))
     settings = {key: how[key] for key in ("method", "noise_std", "degrade", "n", "seed")}
     settings |= {"strength": how["strength"]} if task == "edit" else {}
     made = _record(
         model, ("steps", "overlap"), task=task, files=inputs.digests_of_task(task), **settings,
-        mask=inputs.digest(how["mask"]) if how["mask"] else None,
+        mask=how["mask"] if auto else inputs.digest(how["mask"]) if how["mask"] else None,
         condition={key: how[key] for key in ("label", "prompt", "attributes")},
     )  # fmt: skip
     of_each = {path: made | {"source": path.name, "sha256": inputs.digest(path)} for path in stems}
@@ -212,7 +231,21 @@ def _plan(
     made |= {"source": given.name, "sha256": all_of_them.hexdigest()[:16]}
     files = {f"{stem}{end}.png": of_each[path] for path, stem in stems.items() for end in ends}
     home = provenance.free_folder(workdir / "restored", files, made)
+    _check_folder(home)
     return home, {**of_each, None: made}, stems
+
+
+def _check_folder(home: epath.Path) -> None:
+    """Raise OSError if nothing can be written there, which should not take minutes to find out."""
+    if paths.remote(home):
+        return
+    place = pathlib.Path(home)
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder for results", str(place))
+    if not os.access(place, os.W_OK):
+        raise PermissionError(errno.EACCES, "is read-only; results go there", str(place))
 
 
 def _write(stem: epath.Path, photo: photos.Photo, found: Restored, made: provenance.Record) -> None:
@@ -221,7 +254,9 @@ def _write(stem: epath.Path, photo: photos.Photo, found: Restored, made: provena
     In parallel threads: encoding a PNG takes 0.4 s per megapixel and releases the GIL.
     """
     pictures, sheets, shown = {"": found.mean}, {}, [found.degraded, found.mean]
-    shows = {"": "restored", "-uncertainty": "uncertainty", "-beside": "beside"}
+    shows = {"": "restored", "-uncertainty": "uncertainty", "-beside": "beside", "-mask": "mask"}
+    if found.mask is not None:
+        sheets["-mask"] = found.mask[..., None].astype(np.uint8) * 255
     if (n := len(found.samples)) > 1:
         pictures |= {f"-{i + 1}": image for i, image in enumerate(found.samples)}
         uncertain = np.clip(found.std / WHITE, 0, 1) * 2 - 1

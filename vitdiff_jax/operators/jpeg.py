@@ -54,6 +54,17 @@ def tables(quality: int) -> tuple[np.ndarray, np.ndarray]:
     return first, second
 
 
+def quality_of(luma: np.ndarray, chroma: np.ndarray | None = None) -> tuple[int, bool]:
+    """(the quality whose tables are nearest to these [8, 8], whether they are those)."""
+
+    def distance(quality: int) -> float:
+        pairs = zip(tables(quality), (luma, chroma))
+        return sum(float(np.abs(own - other).sum()) for own, other in pairs if other is not None)
+
+    best = min(range(1, 101), key=distance)
+    return best, distance(best) == 0
+
+
 def _coded(planes: jax.Array, table: np.ndarray) -> jax.Array:
     """Planes [B, H, W, C] centred at 0, encoded and decoded."""
     batch, height, width, channels = planes.shape
