@@ -15,13 +15,16 @@ receptive field reaches no further than L // 4 pixels.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vitdiff_jax.diffusion import Denoise
+
+Tick = Callable[[Any], None]
+"""Called on the host before each call of the network, with a value that does not matter."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,49 +70,86 @@ class Tiling:
         x = x.reshape(-1, n * h, m * w, tiles.shape[-1])
         return right.gather(down.gather(x, 1), 2)
 
-    def spread(self, tree: Any) -> Any:
-        """A pytree of arrays per image as arrays per tile, in the order of `cut`.
-
-        Arrays of rank 4 are images [B, H, W, ...] and are cut; others [B, ...] are repeated.
-        """
-        return jax.tree.map(
-            lambda leaf: self.cut(leaf) if leaf.ndim == 4 else jnp.repeat(leaf, self.count, 0), tree
-        )
-
     @functools.cached_property
     def _axes(self):
         """(down, right), compile-time constants."""
         return tuple(_axis(n, tile, self.overlap) for n, tile in zip(self.shape, self.tile))
 
 
+class Cuts(Protocol):
+    """Tiles at their places, such as a `Tiling`."""
+
+    @property
+    def count(self) -> int:
+        """The number of tiles of one image."""
+        ...
+
+    def cut(self, x: jax.Array) -> jax.Array:
+        """See `Tiling.cut`."""
+        ...
+
+    def join(self, tiles: jax.Array) -> jax.Array:
+        """See `Tiling.join`."""
+        ...
+
+
+def spread(tiling: Cuts, tree: Any) -> Any:
+    """A pytree of arrays per image as arrays per tile, in the order of `cut`.
+
+    Arrays of rank 4 are images [B, H, W, ...] and are cut; others [B, ...] are repeated.
+    """
+    return jax.tree.map(
+        lambda leaf: tiling.cut(leaf) if leaf.ndim == 4 else jnp.repeat(leaf, tiling.count, 0), tree
+    )
+
+
 def tiled(
-    denoise_of: Callable[[Any], Denoise], tiling: Tiling, cond: Any = None, batch: int | None = None
-) -> Denoise:
+    denoise_of: Callable[[Any], Denoise], tiling: Tiling, cond: Any = None,
+    batch: int | None = None, tick: Tick | None = None,
+) -> Denoise:  # fmt: skip
     """A denoiser of images [B, H, W, C] from one of tiles [N, h, w, C].
 
     denoise_of: conditions of tiles -> their `Denoise`, including guidance. The conditions must be
-        cut like the images: cond, any pytree of arrays [B, ...], goes through `Tiling.spread`.
+        cut like the images: cond, any pytree of arrays [B, ...], goes through `spread`.
     batch: the maximum number of tiles in one call of the network, for gradients too (which then
         cost another forward pass); None: all. Each chunk has tiles from all images, so that a
         sharded batch needs no communication.
+    tick: what it raises ends the program. In the gradient of several chunks it is called in the
+        forward pass and again in its repetition.
 
     For an image of the size of a tile this is denoise_of(cond). Reflecting an image smaller than
     the tile makes its noise dependent: better sample at the size of the tile and crop.
     """
-    if batch is not None and batch < 1:
-        raise ValueError(f"batch: {batch} tiles at a time is less than 1")
+    check_batch(batch)
     if tiling.shape == tiling.tile and batch is None:
         return denoise_of(cond)
 
-    def estimate(tiles):
-        x_t, t, cond = tiles
-        return denoise_of(cond)(x_t, t)
-
     def denoise(x_t, t):
-        tiles = tiling.spread((x_t, t, cond))
-        return tiling.join(_in_chunks(estimate, tiles, batch or len(tiles[0])))
+        return estimate(denoise_of, tiling, (x_t, t, cond), batch, tick)
 
     return denoise
+
+
+def check_batch(batch: int | None) -> None:
+    """Raise ValueError for a number of tiles at a time that is none."""
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch: {batch} tiles at a time is less than 1")
+
+
+def estimate(
+    denoise_of: Callable[[Any], Denoise], tiling: Cuts, inputs: tuple[jax.Array, jax.Array, Any],
+    batch: int | None, tick: Tick | None,
+) -> jax.Array:  # fmt: skip
+    """E[x | x_t] by tiles, from inputs (x_t, t, cond); the rest as for `tiled`."""
+
+    def of_tiles(tiles):
+        x_t, t, cond = tiles
+        if tick:  # with an operand, or XLA would call it once before the loop
+            jax.debug.callback(tick, x_t[0, 0, 0, 0])
+        return denoise_of(cond)(x_t, t)
+
+    tiles = spread(tiling, inputs)
+    return tiling.join(_in_chunks(of_tiles, tiles, batch or len(tiles[0])))
 
 
 def _in_chunks(function: Callable[[Any], jax.Array], tree: Any, most: int) -> jax.Array:

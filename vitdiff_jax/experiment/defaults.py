@@ -110,8 +110,10 @@ def defaults() -> dict[str, Any]:
         restore=dict(
             steps=100,  # sampling steps, on sample.grid
             batch=64,  # images per batch
-            tiles=0,  # tiles per network call, for images larger than the model's; 0: all at once
-            overlap=0.5,  # minimum overlap of neighbouring tiles, as a fraction of a tile
+            tiles=0,  # tiles per network call, for images larger than the model's; 0: what memory
+            # and caches hold
+            overlap=0.0,  # minimum overlap of neighbouring tiles, as a fraction of a tile; 0: tiles
+            # side by side that lie elsewhere in each call
             tasks=(),  # benchmark tasks, in the syntax of --task
             methods=(),  # benchmark methods, in the syntax of --method; empty: all applicable ones
             images=64,  # held-out images in the benchmark

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from vitdiff_jax.inference.progress import Progress
 from vitdiff_jax.inference.restoring import Cond, Restored, Restorer
 from vitdiff_jax.inference.tasks import InverseProblem, operator_of, spec_of
 from vitdiff_jax.operators.compose import Composed
@@ -37,9 +38,12 @@ def factor_of(problem: InverseProblem, model: tuple[int, ...]) -> int:
 
 def restore(
     restorer: Restorer, problem: InverseProblem, method: str | None, cond: Cond, seeds: np.ndarray,
-    factor: int,
+    factor: int, progress: Progress | None = None,
 ) -> Restored:  # fmt: skip
-    """`Restorer.restore` of y [1, H, W, 1], with colours found at 1 / factor of its size."""
+    """`Restorer.restore` of y [1, H, W, 1], with colours found at 1 / factor of its size.
+
+    The total that `progress` is told grows once, when the small picture is done.
+    """
     grey, known, shape = problem.y[0], _known(problem), problem.shape
     small, seen = reduced(grey[..., 0], known, factor)
     rng, size = np.random.default_rng(0), (*small.shape, shape[2])
@@ -51,11 +55,20 @@ def restore(
         operator = operator_of("denoise", shape, rng, None if known.all() else ~known)
         y = np.repeat(problem.y, shape[2], -1)
         parts.append(InverseProblem(problem.task, operator, y, problem.noise_std, shape, 1))
-    found = [restorer.restore(part, method, cond, seeds) for part in parts]
+    found: list[Restored] = []
+    for part in parts:
+        before = sum(len(seeds) * one.about["network_calls"] for one in found)
+        report = progress and _later(progress, before)
+        found.append(restorer.restore(part, method, cond, seeds, report))
     greys = found[1].samples if len(found) > 1 else [grey] * len(seeds)
     samples = [coloured(*pair, factor) for pair in zip(greys, found[0].samples)]
     about = _costs([part.about for part in found]) | {"noise_std": problem.noise_std}
     return Restored(np.stack(samples), problem.picture, about | {"colours_reduced_by": factor})
+
+
+def _later(progress: Progress, before: int) -> Progress:
+    """The progress of a part, with the network calls before it."""
+    return lambda done, total: progress(before + done, before + total)
 
 
 def _known(problem: InverseProblem) -> np.ndarray:

@@ -14,6 +14,7 @@ from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment.build import Experiment
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import arrays, colour, compression, numbers, prompts, restoring, tasks
+from vitdiff_jax.inference.progress import Progress
 from vitdiff_jax.inference.prompts import Cond
 from vitdiff_jax.inference.sampling import SampleFn, make_sample_fn
 from vitdiff_jax.models.conditions import NULL
@@ -84,7 +85,7 @@ class TrainedModel:
         noise_std: float | None = None, degrade: bool = False, strength: float = 0.5,
         n: int = 1, seed: int = 0,
         label: prompts.Label | None = None, prompt: prompts.Texts | None = None,
-        attributes: prompts.Texts | None = None,
+        attributes: prompts.Texts | None = None, progress: Progress | None = None,
     ) -> restoring.Restored:  # fmt: skip
         """Restore an image of any size: `.images` holds n samples, uint8 [n, H, W, C].
 
@@ -97,6 +98,9 @@ class TrainedModel:
         noise_std: in units of [-1, 1]; None: estimated. degrade: the image is clean, degrade it
         first.
         label, prompt, attributes: its conditions, as in `sample`; None: null conditions.
+        progress: called with (done, total), of network calls, some ten times a second; what it
+        raises ends the work, as Ctrl-C does, within a call. For an image in tiles a line says
+        first what the work is. Raises RestorationError for an image that does not fit into memory.
         """
         self.check_pixels()
         arrays.check_noise(noise_std)
@@ -119,24 +123,24 @@ class TrainedModel:
             other = {"method": method, "noise_std": noise_std, "degrade": degrade or None}
             if unused := [name for name, value in other.items() if value is not None]:
                 raise ConfigError(f"{', '.join(unused)}: not used by the task edit; leave it out")
-            found = self._restorer.edit(x, strength, missing, cond, seeds)
+            found = self._restorer.edit(x, strength, missing, cond, seeds, progress)
             return dataclasses.replace(found, mask=missing if auto else None)
         if not degrade:
             problem = tasks.from_measurement(x, channels, task, missing, noise_std, seed)
-            found = self._restored(problem, method, cond, seeds)
+            found = self._restored(problem, method, cond, seeds, progress)
             return dataclasses.replace(found, mask=missing if auto else None)
         planes = tasks.to_planes(x, channels)
         same = np.full(len(planes), seed)  # one noise for all colour channels
         problem = tasks.from_clean(planes, task, missing, noise_std, same, x.shape[2])
-        found = self._restored(problem, method, cond, seeds)
+        found = self._restored(problem, method, cond, seeds, progress)
         return dataclasses.replace(found, truth=x)
 
-    def _restored(self, problem, method, cond, seeds) -> restoring.Restored:
+    def _restored(self, problem, method, cond, seeds, progress) -> restoring.Restored:
         """Colours of what is larger than the model's images come from a smaller picture."""
         factor = colour.factor_of(problem, self.experiment.shape)
         if factor == 1:
-            return self._restorer.restore(problem, method, cond, seeds)
-        return colour.restore(self._restorer, problem, method, cond, seeds, factor)
+            return self._restorer.restore(problem, method, cond, seeds, progress)
+        return colour.restore(self._restorer, problem, method, cond, seeds, factor, progress)
 
     @functools.cached_property
     def digest(self) -> str:

@@ -10,26 +10,21 @@ import jax
 import numpy as np
 
 from vitdiff_jax import restoration
-from vitdiff_jax.diffusion.tiles import Tiling, tiled
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment import rules
 from vitdiff_jax.experiment.build import Experiment, config_errors
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import numbers
-from vitdiff_jax.inference.sampling import (
-    batch_size,
-    dispatch_ahead,
-    guided,
-    initial_noise,
-    padded_batches,
-)
+from vitdiff_jax.inference.progress import Meter, Progress
+from vitdiff_jax.inference.sampling import dispatch_ahead, guided, initial_noise, padded_batches
 from vitdiff_jax.inference.tasks import InverseProblem, from_planes, to_planes
+from vitdiff_jax.inference.tile_plan import excess, plan, tiling_of
 from vitdiff_jax.interop.images import to_uint8
 from vitdiff_jax.models.conditions import NULL
 from vitdiff_jax.operators import Operator, Shape, masks, parsing
 from vitdiff_jax.operators.mask import Mask
 from vitdiff_jax.restoration import sdedit
-from vitdiff_jax.runtime import parallel
+from vitdiff_jax.runtime import logs, parallel
 
 Cond = dict[str, np.ndarray]
 
@@ -77,21 +72,19 @@ class Program:
 
     def __init__(
         self, experiment: Experiment, mesh: jax.sharding.Mesh, shape: Shape, count: int,
-        restore: Callable[..., jax.Array], times: np.ndarray,
+        restore: Callable[..., jax.Array], times: np.ndarray, calls: int, gradient: bool = False,
     ):  # fmt: skip
-        """count: number of images per call. restore, times: see `restoration`."""
-        config = experiment.config
-        self.experiment, self.mesh, self.shape = experiment, mesh, shape
-        self.restore, self.times = restore, times
-        with config_errors("config.restore."):
-            tile, share = experiment.shape[:2], config.restore.overlap
-            if not 0 <= share <= 0.9:
-                raise ValueError(f"overlap: {share} is not in [0, 0.9]")
-            self.tiling = Tiling(shape[:2], tile, int(share * min(tile)))
-        self.batch = batch_size(config.restore.batch, count, mesh)
+        """count: number of images per call. restore, times: see `restoration`.
+
+        calls: of the network per image. gradient: whether it is differentiated.
+        """
+        self.experiment, self.mesh, self.shape, self.count = experiment, mesh, shape, count
+        self.restore, self.times, self.calls, self.gradient = restore, times, calls, gradient
+        self.tiling, self.meter = tiling_of(experiment, shape), Meter()
         self.memory = 0  # bytes of temporaries per image, known once compiled
         self.seconds, self.done = 0.0, 0  # run time without compilation; number of images
         self._compiled: Any = None
+        self._plan: Any = None
 
     def _restore(self, weights, seeds, cond, y, operator, noise_std):
         """The compiled function; returns float32 [N, *shape]."""
@@ -99,33 +92,35 @@ class Program:
         seeds, cond, y = jax.lax.with_sharding_constraint((seeds, cond, y), sharding)
         schedule, config = self.experiment.process.schedule, self.experiment.config
         denoise_of = functools.partial(guided(self.experiment, config.sample), weights)
-        denoise = tiled(denoise_of, self.tiling, cond, config.restore.tiles or None)
         x, keys = initial_noise(schedule, seeds, self.shape)
+        denoise = self._plan.denoiser(denoise_of, keys, cond, self.meter.tick)
         return self.restore(
             denoise, schedule, self.times, x, keys, operator=operator, y=y, noise_std=noise_std
         )
 
     def __call__(
         self, weights: Any, seeds: np.ndarray, cond: Cond, y: np.ndarray, operator: Any,
-        noise_std: float,
+        noise_std: float, progress: Progress | None = None,
     ) -> np.ndarray:  # fmt: skip
         """Restore images float32 [N, *shape] from y [N, ...]; image i depends on seeds[i] and y[i].
 
         weights: as in `sampling.make_sample_fn`. The operators of all calls must be of one kind.
-        Raises RestorationError if a result is not finite.
+        progress: see `model.restore`. Raises RestorationError if a result is not finite, or if
+        there is too little memory.
         """
-        inputs = padded_batches((seeds.astype(np.uint32), cond, y), self.batch)
+        if self._plan is None:
+            about = (self.count, self.calls, self.gradient, weights, cond)
+            self._plan = plan(self.experiment, self.mesh, self.tiling, *about)
+        inputs = padded_batches((seeds.astype(np.uint32), cond, y), self._plan.batch)
         calls = [(weights, *part, operator, np.float32(noise_std)) for part in inputs]
         if self._compiled is None:
-            jitted = jax.jit(self._restore, out_shardings=parallel.replicated(self.mesh))
-            program = parallel.WithMesh(self.mesh, jitted)
-            with config_errors("method: "):  # invalid values of options
-                lowered = program.lower(*calls[0])
-            self._compiled = lowered.compile()
-            analysis = self._compiled.memory_analysis()
-            self.memory = analysis.temp_size_in_bytes * self.mesh.size // self.batch
+            self._compile(calls[0])
+        total = len(calls) * self._plan.total
+        report = self._reporter(total, progress)
+        results = dispatch_ahead(lambda call: self._compiled(*call), calls)
         began = time.monotonic()
-        parts = list(map(np.asarray, dispatch_ahead(lambda call: self._compiled(*call), calls)))
+        parts = self.meter.watch(lambda: list(map(np.asarray, results)), report)
+        report(total)
         self.seconds += time.monotonic() - began
         self.done += len(y)
         images = np.concatenate(parts)[: len(y)]
@@ -135,6 +130,36 @@ class Program:
                 " method is too large"
             )
         return images
+
+    def _compile(self, call: tuple) -> None:
+        """Compile for such a call, if it fits into memory."""
+        jitted = jax.jit(self._restore, out_shardings=parallel.replicated(self.mesh))
+        program = parallel.WithMesh(self.mesh, jitted)
+        with config_errors("method: "):  # invalid values of options
+            lowered = program.lower(*call)
+        compiled = self.meter.watch(lowered.compile)
+        analysis = compiled.memory_analysis()
+        self.memory = analysis.temp_size_in_bytes * self.mesh.size // self._plan.batch
+        taken = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+        if why := excess(taken, self.mesh.local_devices[0], self.shape):
+            raise RestorationError(why)
+        self._compiled = compiled
+
+    def _reporter(self, total: int, progress: Progress | None) -> Callable[[int], None]:
+        """Report(network calls done); first a line that says what the work is, if it is large."""
+        told = not self._plan.observed
+
+        def report(done: int) -> None:
+            nonlocal told
+            if progress is None:
+                return
+            if done and not told:
+                told, seconds = True, total * self.meter.pace(done)
+                taken = self.memory * self._plan.batch
+                logs.say(self._plan.text(len(self.times) - 1, taken, seconds))
+            progress(min(done, total), total)
+
+        return report
 
     def costs(self) -> dict[str, Any]:
         """Cost per image: seconds without compilation, bytes besides the parameters."""
@@ -153,10 +178,13 @@ def program(
         module = restoration.find(method.name, operator)
     if module.TRAITS.hint and "hint" not in experiment.conditions:
         raise ConfigError(f"method: {method.name} needs a model trained with config.degradation")
-    if module.TRAITS.gradient and "remat" in experiment.config.model:  # to save memory
+    gradient = module.TRAITS.gradient
+    if gradient and "remat" in experiment.config.model:  # to save memory
         experiment = dataclasses.replace(experiment, model=experiment.model.clone(remat="full"))
     restore = functools.partial(module.restore, **method.options)
-    return Program(experiment, mesh, shape, count, restore, times_of(experiment))
+    times = times_of(experiment)
+    calls = method.nfe(len(times) - 1)
+    return Program(experiment, mesh, shape, count, restore, times, calls, gradient)
 
 
 def times_of(experiment: Experiment) -> np.ndarray:
@@ -210,8 +238,9 @@ class Restorer:
         self._programs: dict[Any, Program] = {}
 
     def restore(
-        self, problem: InverseProblem, method: str | None, cond: Cond, seeds: np.ndarray
-    ) -> Restored:
+        self, problem: InverseProblem, method: str | None, cond: Cond, seeds: np.ndarray,
+        progress: Progress | None = None,
+    ) -> Restored:  # fmt: skip
         """One sample per seed [n], with conditions [n]; method None: the recommended one."""
         operator, planes, n = problem.operator, len(problem.y), len(seeds)
         if method is None:
@@ -223,7 +252,9 @@ class Restorer:
         )  # fmt: skip
         cond = {name: np.concatenate([value] * planes) for name, value in cond.items()}
         cond = with_hint(self.experiment, cond, np.repeat(problem.images, n, 0))
-        found = run(self.weights, np.tile(seeds, planes), cond, y, operator, problem.noise_std)
+        found = run(
+            self.weights, np.tile(seeds, planes), cond, y, operator, problem.noise_std, progress
+        )
         if isinstance(operator, Mask) and not problem.noise_std:  # known pixels stay bit-exact
             found = np.where(np.asarray(operator.known) > 0, y, found)
         found = found.reshape(planes, n, *problem.shape)
@@ -244,7 +275,7 @@ class Restorer:
 
     def edit(
         self, x: np.ndarray, strength: float, changed: np.ndarray | None, cond: Cond,
-        seeds: np.ndarray,
+        seeds: np.ndarray, progress: Progress | None = None,
     ) -> Restored:  # fmt: skip
         """SDEdit of an image [H, W, 1 or 3] in [-1, 1], one sample per seed [n].
 
@@ -265,10 +296,11 @@ class Restorer:
         y = np.repeat(planes, n, 0)
         run = self._program(
             ("edit", y.shape, strength), kept,
-            lambda: Program(self.experiment, self.mesh, planes.shape[1:], n, _edit, times),
+            lambda: Program(self.experiment, self.mesh, planes.shape[1:], n, _edit, times,
+                            len(times) - 1),
         )  # fmt: skip
         cond = with_hint(self.experiment, cond, np.full_like(y, NULL["hint"]))
-        found = run(self.weights, seeds, cond, y, kept, 0.0)
+        found = run(self.weights, seeds, cond, y, kept, 0.0, progress)
         if changed is not None:
             found = np.where(kept > 0, y, found)
         samples = np.stack([from_planes(image[None], x.shape[2]) for image in found])

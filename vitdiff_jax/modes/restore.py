@@ -188,13 +188,14 @@ def _tried(path, stem: epath.Path, model, task: str | None, how, made) -> dict[s
     try:
         photo = photos.read(path)
         own = task if how["degrade"] else compression.resolved(task, path)
-        found = model.restore(photo.colours, own, **how)
+        with logs.Bar(path.name) as bar:
+            found = model.restore(photo.colours, own, progress=bar, **how)
     except tuple(FAILURES.values()) as error:
         return {"failed": str(error), "error": _kind(error)}
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        why = f"{path}: too large for this machine's memory; --config.restore.tiles=64 needs less"
+        why = f"{path}: too large for this machine's memory; make it smaller, or cut it into parts"
         return {"failed": why, "error": RestorationError.__name__}
     if provenance.holds_other(target := stem.with_name(f"{stem.name}.png"), made):
         why = f"{path}: another command has written {target} meanwhile; run this one again"

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitdiff_jax.diffusion import Denoise
+from vitdiff_jax.diffusion import Denoise, nth_call
 from vitdiff_jax.diffusion.schedules import Schedule, per_image
 from vitdiff_jax.operators import Operator
 from vitdiff_jax.operators.inverse import squared_norm
@@ -52,7 +52,7 @@ def restore(
 
         def draw(total, k):
             noise = fresh_noise(keys, draws * i + k, x)
-            return total + denoise(alpha * z + sigma * noise, t) / draws, None
+            return total + nth_call(denoise, k)(alpha * z + sigma * noise, t) / draws, None
 
         return jax.lax.scan(draw, jnp.zeros_like(x), jnp.arange(draws))[0], None
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitdiff_jax.diffusion import Denoise
+from vitdiff_jax.diffusion import Denoise, nth_call
 from vitdiff_jax.diffusion.schedules import Schedule, per_image
 from vitdiff_jax.operators.mask import Mask
 from vitdiff_jax.restoration import Traits
@@ -49,13 +49,13 @@ def restore(
     known = jnp.asarray(operator.known, x.dtype)
     grid, places = jnp.asarray(times, x.dtype), path(len(times) - 1, jump, resample)
 
-    def down(x, t, s, noise):
+    def down(x, t, s, noise, i):
         a, b, tau = coefficients(schedule, t, s)
-        unknown = a * denoise(x, t) + b * x + tau * noise
+        unknown = a * nth_call(denoise, i)(x, t) + b * x + tau * noise
         alpha, sigma = (per_image(v) for v in schedule.alpha_sigma(s))
         return known * (alpha * y + sigma * noise) + (1 - known) * unknown
 
-    def up(x, s, t, noise):
+    def up(x, s, t, noise, i):
         alpha_t, sigma_t = (per_image(a) for a in schedule.alpha_sigma(t))
         alpha_s, sigma_s = (per_image(a) for a in schedule.alpha_sigma(s))
         ratio = alpha_t / alpha_s
@@ -64,7 +64,7 @@ def restore(
     def body(x, move):
         here, there, i = move
         t, s = (jnp.broadcast_to(grid[a], x.shape[:1]) for a in (here, there))
-        return jax.lax.cond(here < there, down, up, x, t, s, fresh_noise(keys, i, x)), None
+        return jax.lax.cond(here < there, down, up, x, t, s, fresh_noise(keys, i, x), i), None
 
     moves = jnp.asarray(places[:-1]), jnp.asarray(places[1:]), jnp.arange(len(places) - 1)
     x, _ = jax.lax.scan(body, x, moves)

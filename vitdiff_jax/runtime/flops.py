@@ -21,7 +21,7 @@ def _count(jaxpr: Any) -> float:
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         shapes = [v.aval.shape for v in (*equation.invars, *equation.outvars)]
-        inside = [_count(one) for one in _inner(params)]
+        inside = [_count(one) for one in inner(params)]
         if name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
             total += 2 * math.prod(shapes[-1]) * math.prod(shapes[0][i] for i in contracted)
@@ -35,7 +35,7 @@ def _count(jaxpr: Any) -> float:
     return total
 
 
-def _inner(params: dict[str, Any]) -> Iterator[Any]:
+def inner(params: dict[str, Any]) -> Iterator[Any]:
     """The jaxprs among the parameters of an equation."""
     for value in params.values():
         for one in value if isinstance(value, (tuple, list)) else [value]:

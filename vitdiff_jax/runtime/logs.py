@@ -32,6 +32,40 @@ def parameter_table(params: Any) -> str:
     return clu.parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
+class Bar:
+    """A progress bar in a terminal; elsewhere a line for each tenth of what takes long.
+
+    To be called with (done, total).
+    """
+
+    SECONDS = 10.0  # between lines, at least
+
+    def __init__(self, name: str):
+        self.name, self.bar = name, None
+        self.began = self.said = time.monotonic()
+        self.tenths = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        if sys.stderr.isatty() and jax.process_index() == 0:
+            if self.bar is None:
+                self.bar = tqdm.tqdm(desc=self.name, total=total, leave=False, dynamic_ncols=True)
+            self.bar.total = total  # which may grow
+            self.bar.update(done - self.bar.n)
+            return
+        now = time.monotonic()
+        if 10 * done // total > self.tenths and done < total and now - self.said >= self.SECONDS:
+            self.tenths, self.said = 10 * done // total, now
+            left = datetime.timedelta(seconds=round((now - self.began) * (total / done - 1)))
+            say(f"{self.name}: {done / total:.0%}, {left} left")
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
 class Metrics:
     """Scalars and images of a run from step `start` on, written by process 0.
 
