@@ -15,14 +15,14 @@ SAMPLING = {0: "444", 1: "422", 2: "420", -1: "420"}
 """Of chroma, by Pillow's numbers; -1: grey, or not known."""
 
 
-def resolved(task: str | None, source: Any) -> str | None:
+def resolved(task: str, source: Any) -> str:
     """The task "artefacts" with the quality that the file was saved with, and a line that says so.
 
     Any other task, one that states a quality, and the task of a file that cannot be read come back
     as they are. source: the path of the picture, a PIL image, or an array, which has no quality.
     """
     try:
-        options = parsing.parse(task or "denoise")
+        options = parsing.parse(task)
     except ValueError:  # which the task's own reader explains
         return task
     if options.pop("name") != "artefacts" or "quality" in options:

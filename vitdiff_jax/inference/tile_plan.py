@@ -135,7 +135,7 @@ def _at_once(network: Callable, mesh: jax.sharding.Mesh) -> int:
     return max(1, room // max(1, of_tile)) * mesh.size
 
 
-def excess(taken: int, device: jax.Device, shape: Shape) -> str:
+def excess(taken: int, device: Any, shape: Shape) -> str:
     """Why a program does not fit into memory, which is planned before it is taken; "" if it does.
 
     taken: bytes per device. Most of it is a number of full-size images, so it grows with the

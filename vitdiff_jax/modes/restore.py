@@ -187,7 +187,7 @@ def _tried(path, stem: epath.Path, model, task: str | None, how, made) -> dict[s
         return {"failed": why, "error": RestorationError.__name__}
     try:
         photo = photos.read(path)
-        own = task if how["degrade"] else compression.resolved(task, path)
+        own = compression.resolved(task, path) if task and not how["degrade"] else task
         with logs.Bar(path.name) as bar:
             found = model.restore(photo.colours, own, progress=bar, **how)
     except tuple(FAILURES.values()) as error:

@@ -8,6 +8,7 @@ too: ropes, wires, the strokes of letters on a clear ground. Dust and stains are
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -97,11 +98,12 @@ def _strokes(grey: np.ndarray) -> np.ndarray:
     three, single = _contrasts(grey)
     around = ndimage.uniform_filter(three, WINDOW)
     least = np.maximum(HIGH, TEXTURE * around)
-    labels, count = ndimage.label(
+    found: Any = ndimage.label(
         apply_hysteresis_threshold(three, LOW / HIGH * least, least), np.ones((3, 3))
     )
+    labels, count = found
     tones = _least_tones(labels, count, grey, three)[labels]
-    bright = grey > ndimage.maximum_filter(tones, 2 * LENGTH + 1)
+    bright: Any = grey > ndimage.maximum_filter(tones, 2 * LENGTH + 1)
     lines = np.isfinite(tones) | (bright & (single > LOW / HIGH * least))
     grown = ndimage.binary_dilation(np.isfinite(tones), np.ones((3, 3)), LENGTH, mask=lines)
     return ndimage.binary_dilation(grown & bright)  # its soft edges
