@@ -37,9 +37,12 @@ def model(untrained):
     return load(untrained, "--config.restore.tiles=7")
 
 
-@pytest.mark.parametrize(("method", "calls"), [("ddrm", 3), ("dps", 2 * 3)])
+@pytest.mark.parametrize(("method", "calls"), [("ddrm", 3 + 7), ("dps", 2 * (3 + 7))])
 def test_progress_goes_from_nothing_to_all(model, observed, capsys, method, calls):
-    """In calls of the network: three steps of three chunks. DPS repeats them for the gradient."""
+    """In calls of the network: three steps of three chunks, the last one 8 times.
+
+    DPS repeats them for the gradient.
+    """
     told = []
     how = dict(noise_std=0.1, method=method)
     model.restore(PICTURE, "denoise", **how, progress=lambda *a: told.append(a))
@@ -157,7 +160,7 @@ def test_tiles_at_a_time_fit_into_what_is_free(untrained, monkeypatch):
         tiling = tile_plan.tiling_of(known.experiment, (4000, 3000, 1))
         cond = known.cond(1)
         made = tile_plan.plan(
-            known.experiment, known.mesh, tiling, 1, 10, False, known.weights, cond
+            known.experiment, known.mesh, tiling, 1, 10, 10, False, known.weights, cond
         )
         plans[free] = made.tiles
     assert plans[2**20] < plans[2**30] <= plans[2**40] == plans[None]

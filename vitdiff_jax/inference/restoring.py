@@ -93,7 +93,7 @@ class Program:
         schedule, config = self.experiment.process.schedule, self.experiment.config
         denoise_of = functools.partial(guided(self.experiment, config.sample), weights)
         x, keys = initial_noise(schedule, seeds, self.shape)
-        denoise = self._plan.denoiser(denoise_of, keys, cond, self.meter.tick)
+        denoise = self._plan.denoiser(denoise_of, keys, cond, self.meter.tick, self.times)
         return self.restore(
             denoise, schedule, self.times, x, keys, operator=operator, y=y, noise_std=noise_std
         )
@@ -109,7 +109,7 @@ class Program:
         there is too little memory.
         """
         if self._plan is None:
-            about = (self.count, self.calls, self.gradient, weights, cond)
+            about = (self.count, self.calls, len(self.times) - 1, self.gradient, weights, cond)
             self._plan = plan(self.experiment, self.mesh, self.tiling, *about)
         inputs = padded_batches((seeds.astype(np.uint32), cond, y), self._plan.batch)
         calls = [(weights, *part, operator, np.float32(noise_std)) for part in inputs]
@@ -156,7 +156,7 @@ class Program:
             if done and not told:
                 told, seconds = True, total * self.meter.pace(done)
                 taken = self.memory * self._plan.batch
-                logs.say(self._plan.text(len(self.times) - 1, taken, seconds))
+                logs.say(self._plan.text(taken, seconds))
             progress(min(done, total), total)
 
         return report

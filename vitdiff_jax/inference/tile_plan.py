@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from vitdiff_jax.diffusion import Denoise
-from vitdiff_jax.diffusion.shifted_tiles import ShiftedTiling, shifted
+from vitdiff_jax.diffusion.shifted_tiles import LAST, ShiftedTiling, shifted
 from vitdiff_jax.diffusion.tiles import Tick, Tiling, tiled
 from vitdiff_jax.experiment.build import Experiment, config_errors
 from vitdiff_jax.inference.sampling import batch_size, guided
@@ -42,22 +42,28 @@ class TilePlan:
     tiles: int | None
     batch: int
     calls: int
+    steps: int
     passes: int
     observed: bool
 
     def denoiser(
-        self, denoise_of: Callable[[Any], Denoise], keys: jax.Array, cond: Any, tick: Tick
-    ) -> Denoise:
-        """See `tiles.tiled` and `shifted_tiles.shifted`."""
+        self, denoise_of: Callable[[Any], Denoise], keys: jax.Array, cond: Any, tick: Tick,
+        times: np.ndarray,
+    ) -> Denoise:  # fmt: skip
+        """See `tiles.tiled` and `shifted_tiles.shifted`. times: of the method."""
         how = (cond, self.tiles, tick if self.observed else None)
         if isinstance(self.tiling, ShiftedTiling):
-            return shifted(denoise_of, self.tiling, keys, *how)
+            return shifted(denoise_of, self.tiling, keys, *how, float(times[-2]) * (1 + 1e-6))
         return tiled(denoise_of, self.tiling, *how)
 
     @property
     def total(self) -> int:
         """What a call of the program counts up to."""
-        return self.calls * self.chunks * self.passes if self.observed else 1
+        if not self.observed:
+            return 1
+        again = (LAST - 1) * -(-self.calls // self.steps)  # of the last step
+        calls = self.calls + again * isinstance(self.tiling, ShiftedTiling)
+        return calls * self.chunks * self.passes
 
     @property
     def chunks(self) -> int:
@@ -65,13 +71,13 @@ class TilePlan:
         tiles = self.batch * self.tiling.count
         return -(-tiles // (self.tiles or tiles))
 
-    def text(self, steps: int, taken: int, seconds: float) -> str:
+    def text(self, taken: int, seconds: float) -> str:
         """What the work is, in one line. taken: bytes."""
         (height, width), (h, w) = self.tiling.shape, self.tiling.tile
         at_once = min(self.tiles or self.tiling.count, self.batch * self.tiling.count)
         return (
             f"{width} x {height} pixels: {self.tiling.count:,} tiles of {w} x {h}, {at_once:,} at a"
-            f" time; {steps} steps, {memory.text(taken)},"
+            f" time; {self.steps} steps, {memory.text(taken)},"
             f" about {datetime.timedelta(seconds=round(seconds))}"
         )
 
@@ -89,7 +95,7 @@ def tiling_of(experiment: Experiment, shape: Shape) -> Tiling | ShiftedTiling:
 
 def plan(
     experiment: Experiment, mesh: jax.sharding.Mesh, tiling: Tiling | ShiftedTiling, count: int,
-    calls: int, gradient: bool, weights: Any, cond: Any,
+    calls: int, steps: int, gradient: bool, weights: Any, cond: Any,
 ) -> TilePlan:  # fmt: skip
     """The plan for `count` images. calls, gradient: see `restoring.Program`. cond: of images."""
     config = experiment.config.restore
@@ -102,7 +108,7 @@ def plan(
     batch = batch_size(images, count, mesh)
     several = tiles is not None and batch * tiling.count > tiles
     passes = 2 if gradient and several else 1
-    return TilePlan(tiling, tiles, batch, calls, passes, work > OBSERVED)
+    return TilePlan(tiling, tiles, batch, calls, steps, passes, work > OBSERVED)
 
 
 def _network(experiment, gradient: bool, weights, cond, n: int, measure: Callable) -> Any:
