@@ -50,6 +50,14 @@ def test_strokes_are_found(size, wide, noise, tone):
     assert precision > 0.6
 
 
+def test_scratches_may_cross():
+    size = (120, 120)
+    ends = [(0.2, 0.2), (0.8, 0.8)], [(0.2, 0.8), (0.8, 0.2)]
+    cover = np.maximum(*(drawn(size, points, 2) for points in ends))
+    x = sky(*size) * (1 - cover[..., None]) - 0.9 * cover[..., None]
+    assert quality(scratches.find(x), cover > 0.5)[1] > 0.9
+
+
 def test_black_and_white_are_the_pictures_own():
     """A faded photograph has the scratches of the whole one, a negative those of the positive."""
     size = (120, 100)

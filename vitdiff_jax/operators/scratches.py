@@ -17,6 +17,8 @@ DIRECTIONS, LENGTH, ASIDE = 16, 7, 3
 """Of the lines: their number, and in pixels their length and the distance of the parallel ones."""
 WIDEST = 1 / 96
 """Width of the widest scratches, of the shorter side of the picture; at least 5 pixels."""
+LARGEST = 2048
+"""Shorter side at which scratches are looked for; larger pictures are reduced first, for time."""
 WINDOW = 33
 """Side of the surroundings of a pixel, in pixels."""
 HIGH, LOW = 0.25, 0.18
@@ -26,7 +28,7 @@ TEXTURE = 6.0
 CONTRAST, TONE, APART = 0.45, 0.6, 2.0
 """Means along a scratch: its contrast, its tone, and its distance from the mean tone around it, in
 standard deviations of that."""
-SHORTEST, STRAIGHT = 16, 0.6
+SHORTEST, STRAIGHT = 16, 0.4
 """Pixels in a row with three lines, and the distance of the ends as a share of them."""
 EDGE = 0.6
 """How far its pixels are from its tone, at most, as a share of its contrast."""
@@ -53,7 +55,8 @@ def _octaves(grey: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """(factor, picture reduced by it), until the widest scratches have two or three pixels."""
     factor, widest = 1, max(5.0, WIDEST * min(grey.shape))
     while min(grey.shape) >= WINDOW:
-        yield factor, grey
+        if min(grey.shape) <= LARGEST:
+            yield factor, grey
         factor *= 2
         if factor > widest / 2:
             return
