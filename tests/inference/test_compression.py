@@ -61,7 +61,6 @@ def test_what_is_stated_wins(saved, capsys):
         "artefacts:quality=33",
         "denoise",
         "upscale:factor=2",
-        None,
         "artefacts:=",
         "edit",
     ):

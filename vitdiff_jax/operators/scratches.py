@@ -101,9 +101,8 @@ def _strokes(grey: np.ndarray) -> np.ndarray:
     three, single = _contrasts(grey)
     around = ndimage.uniform_filter(three, WINDOW)
     least = np.maximum(HIGH, TEXTURE * around)
-    found: Any = ndimage.label(
-        apply_hysteresis_threshold(three, LOW / HIGH * least, least), np.ones((3, 3))
-    )
+    candidates = apply_hysteresis_threshold(three, LOW / HIGH * least, least)
+    found: Any = ndimage.label(candidates, np.ones((3, 3)))
     labels, count = found
     tones = _least_tones(labels, count, grey, three)[labels]
     bright: Any = grey > ndimage.maximum_filter(tones, 2 * LENGTH + 1)
