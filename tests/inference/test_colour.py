@@ -89,17 +89,20 @@ def test_colours_come_from_the_small_picture_and_grey_from_the_whole_one(noise, 
     x, missing = grey(16, 24)[..., None], np.zeros((16, 24), bool)
     missing[:5, :9] = hole
     problem = tasks.from_measurement(x, 3, "colourise", missing if hole else None, noise)
-    asked = []
+    asked, told = [], []
 
-    def restore(part, method, cond, seeds):
+    def restore(part, method, cond, seeds, progress):
         asked.append(part)
+        progress(7, 7)
         samples = np.full((len(seeds), *part.shape[:2], part.channels), 0.25, np.float32)
         if part.channels == 3:
             samples += np.array([0.1, 0.0, -0.1], np.float32)
         return Restored(samples, x, dict(ABOUT, task=part.task))
 
     stub = types.SimpleNamespace(restore=restore)
-    found = colour.restore(stub, problem, None, {}, np.array([3, 4]), 4)
+    report = lambda *counts: told.append(counts)  # noqa: E731
+    found = colour.restore(stub, problem, None, {}, np.array([3, 4]), 4, report)
+    assert told == [(7, 7), (14, 14)][: len(asked)]
     assert found.samples.shape == (2, 16, 24, 3)
     small = asked[0]
     assert (small.shape, small.noise_std) == ((4, 6, 3), noise / 4)

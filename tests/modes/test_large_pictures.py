@@ -11,8 +11,7 @@ from PIL import Image
 
 from tests import tiny
 from vitdiff_jax.experiment import config as config_lib
-from vitdiff_jax.inference import model as model_lib
-from vitdiff_jax.inference import restoring, tile_plan
+from vitdiff_jax.inference import loading, restoring, tile_plan
 from vitdiff_jax.inference.progress import Meter
 from vitdiff_jax.runtime import logs, memory
 
@@ -29,7 +28,7 @@ def observed(monkeypatch):
 
 
 def load(workdir, *flags):
-    return model_lib.load(workdir, config_lib.read(workdir / "config.json", flags))
+    return loading.load(workdir, config_lib.read(workdir / "config.json", flags))
 
 
 @pytest.fixture

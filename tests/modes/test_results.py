@@ -16,7 +16,7 @@ from tests.test_main import fails
 from vitdiff_jax.data import digits
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference import benchmark, inputs, model, provenance, restoring
+from vitdiff_jax.inference import benchmark, inputs, loading, model, provenance, restoring
 from vitdiff_jax.inference.sampling import SamplingError
 from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.interop import sheets
@@ -55,7 +55,7 @@ def quick(loaded, monkeypatch):
         costs = dict(seconds=1.0, memory=1, network_calls=1)
         return restoring.Restored(samples, image, dict(task=task, method="none") | costs)
 
-    monkeypatch.setattr(model, "load", load)
+    monkeypatch.setattr(loading, "load", load)
     monkeypatch.setattr(sample, "load", load)
     monkeypatch.setattr(model.TrainedModel, "sample_cond", sample_cond)
     monkeypatch.setattr(model.TrainedModel, "restore", restore)

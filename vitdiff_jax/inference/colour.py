@@ -55,20 +55,30 @@ def restore(
         operator = operator_of("denoise", shape, rng, None if known.all() else ~known)
         y = np.repeat(problem.y, shape[2], -1)
         parts.append(InverseProblem(problem.task, operator, y, problem.noise_std, shape, 1))
-    found: list[Restored] = []
+    parted, found = progress and _Parted(progress), []
     for part in parts:
-        before = sum(len(seeds) * one.about["network_calls"] for one in found)
-        report = progress and _later(progress, before)
-        found.append(restorer.restore(part, method, cond, seeds, report))
+        found.append(restorer.restore(part, method, cond, seeds, parted))
+        if parted:
+            parted.end()
     greys = found[1].samples if len(found) > 1 else [grey] * len(seeds)
     samples = [coloured(*pair, factor) for pair in zip(greys, found[0].samples)]
     about = _costs([part.about for part in found]) | {"noise_std": problem.noise_std}
     return Restored(np.stack(samples), problem.picture, about | {"colours_reduced_by": factor})
 
 
-def _later(progress: Progress, before: int) -> Progress:
-    """The progress of a part, with the network calls before it."""
-    return lambda done, total: progress(before + done, before + total)
+class _Parted:
+    """The progress of one part after another."""
+
+    def __init__(self, progress: Progress):
+        self.progress, self.before, self.total = progress, 0, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        self.total = total
+        self.progress(self.before + done, self.before + total)
+
+    def end(self) -> None:
+        """Of a part."""
+        self.before += self.total
 
 
 def _known(problem: InverseProblem) -> np.ndarray:
