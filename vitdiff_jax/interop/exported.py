@@ -45,7 +45,26 @@ def about(path: pathlib.Path) -> dict[str, Any] | None:
         raise ValueError(f"{path}: damaged: {error}") from error
     if not (isinstance(found, dict) and found.keys() == set(METADATA)):
         raise ValueError(f"{path}: damaged: its metadata is incomplete")
+    for name, fits in _FITS.items():
+        if not fits(found[name]):
+            raise ValueError(f"{path}: damaged: its metadata has the {name} {found[name]!r:.60}")
     return found
+
+
+def _has_sections(config: Any) -> bool:
+    names = ("train", "sample")
+    return isinstance(config, dict) and all(isinstance(config.get(name), dict) for name in names)
+
+
+_FITS = {  # of the metadata, what their readers rely on
+    "config": _has_sections,
+    "shape": lambda a: isinstance(a, list) and [type(n) for n in a] == [int] * 3 and min(a) > 0,
+    "conditions": lambda a: isinstance(a, dict),
+    "family": lambda a: a is None or isinstance(a, str),
+    "ema": lambda a: isinstance(a, str) and bool(a),
+    "step": lambda a: isinstance(a, int),
+    "licence": lambda a: isinstance(a, str),
+}
 
 
 def load(path: pathlib.Path) -> dict[str, Any]:

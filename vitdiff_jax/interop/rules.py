@@ -68,16 +68,22 @@ def sizes(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
         )
     if len(shapes[name]) != rank:
         raise ValueError(f"wrong shape: {name}: {shapes[name]}, not {rank} axes")
+    if 0 in shapes[name]:
+        raise ValueError(f"wrong shape: {name}: {shapes[name]} has no numbers")
     return tuple(shapes[name])
 
 
 def count(shapes: Shapes, prefix: str) -> int:
-    """The number of repeated modules: 1 + the largest i of names `<prefix><i>.*`"""
-    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-    found = [int(match[1]) for name in shapes if (match := pattern.match(name))]
+    """The number of repeated modules, names `<prefix><i>.*` with i from 0 on without a gap."""
+    pattern = re.compile(re.escape(prefix) + r"([0-9]+)\.")
+    found = {match[1] for name in shapes if (match := pattern.match(name))}
     if not found:
         raise ValueError(f"missing: {prefix}0.*; is this another family's file?")
-    return 1 + max(found)
+    for i in range(len(found)):
+        if str(i) not in found:
+            last = max(found, key=lambda digits: (len(digits), digits))
+            raise ValueError(f"missing: {prefix}{i}.*, though there is {prefix}{last}.*")
+    return len(found)
 
 
 def heads_of(width: int, given: int | None, published: Mapping[int, int]) -> int:
@@ -96,7 +102,8 @@ def grid_of(patches: int, patch: int, size: tuple[int, int] | None) -> tuple[int
     """(height, width) of the network's input, square unless given."""
     side = round(patches**0.5)
     height, width = size or (side * patch, side * patch)
-    if (height // patch) * (width // patch) != patches or height % patch or width % patch:
+    fits = min(height, width) > 0 and not (height % patch or width % patch)
+    if not fits or (height // patch) * (width // patch) != patches:
         wrong = f"{height}x{width} does not have" if size else "no square has"
         raise ValueError(f"size: {wrong} {patches} patches of {patch}; give (height, width)")
     return height, width

@@ -107,6 +107,8 @@ def _state_dict(entry: str, prefix: str, tensors: Mapping, prefixes: list[str]) 
         for ending in SCALES:
             weight = name.removesuffix(ending) + ".weight"
             if name.endswith(ending) and weight in mine:
+                if weight in scales:
+                    raise ValueError(f"{weight}: has both {' and '.join(SCALES)}")
                 scales[weight] = mine.pop(name)
     return StateDict(entry, prefix, mine, scales, tuple(left))
 

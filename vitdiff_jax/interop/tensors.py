@@ -72,7 +72,9 @@ def strided(
     if 0 in shape:
         return np.zeros(shape, numbers.dtype)
     end = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) + 1
-    if end > len(numbers) or math.prod(shape) > len(numbers):
+    if end > len(numbers):
         raise ValueError(f"damaged: shape {shape} in a storage of {len(numbers)} numbers")
+    if math.prod(shape) > len(numbers):
+        raise ValueError(f"expanded from {len(numbers)} numbers to {shape}; save it .contiguous()")
     steps = [step * numbers.itemsize for step in strides]
     return np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps, writeable=False)

@@ -86,7 +86,7 @@ def _other(path: pathlib.Path) -> Any:
     for known, what in STARTS.items():
         if start.startswith(known):
             raise ValueError(what)
-    if start.lstrip()[:1] == b"<":
+    if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<":
         raise ValueError("it is a web page: the download was refused; get the file itself")
     if start[257:262] == b"ustar":
         raise ValueError("it is a tar archive; unpack it, or save it again with PyTorch 1.6")
@@ -232,18 +232,28 @@ def _safetensors(path: pathlib.Path) -> dict[str, Tensor]:
     return {name: tensor(about) for name, about in header.items()}
 
 
-def _shards(path: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of all files that an index names."""
+def _weight_map(path: pathlib.Path) -> dict[str, str]:
+    """{tensor: the name of its shard} of an index."""
     try:
-        files = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        found = json.loads(path.read_text("utf-8-sig"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"it is no index of shards ({type(error).__name__}: {error})") from error
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ValueError("it is no index of shards: weight_map does not name a file per tensor")
+    return found
+
+
+def _shards(path: pathlib.Path) -> dict[str, Tensor]:
+    """The tensors of all files that an index names, each from the one that is said to have it."""
+    homes = _weight_map(path)
     tensors: dict[str, Tensor] = {}
-    for name in files:
-        shard = path.parent / str(name)
+    for name in sorted(set(homes.values())):
+        shard = path.parent / name
         if shard.parent != path.parent or not shard.is_file():
             raise ValueError(f"its shard {name} is not beside it")
-        tensors |= read(shard)
+        if name.endswith(INDEX) or not isinstance(found := read(shard), dict):
+            raise ValueError(f"its shard {name} has no named tensors")
+        tensors |= {key: value for key, value in found.items() if homes.get(key, name) == name}
     return tensors
 
 
@@ -256,5 +266,4 @@ def files(path: pathlib.Path) -> list[pathlib.Path]:
     """The files that `read` reads: the file, or the index and its shards."""
     if not path.name.endswith(INDEX):
         return [path]
-    shards = set(json.loads(path.read_text())["weight_map"].values())
-    return [path, *(path.parent / name for name in sorted(shards))]
+    return [path, *(path.parent / name for name in sorted(set(_weight_map(path).values())))]

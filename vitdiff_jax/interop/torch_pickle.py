@@ -198,15 +198,19 @@ def read(
     except OSError:
         raise
     except Exception as error:  # damaged pickles raise all kinds of errors
-        raise ValueError(f"damaged: {str(error).partition(chr(10))[0]}") from error
+        why = str(error).partition(chr(10))[0] or type(error).__name__
+        raise ValueError(f"damaged: {why.removeprefix('damaged: ')}") from error
 
 
 def view(*arguments: Any) -> Tensor:
     """torch._utils._rebuild_tensor, _v2 and _v3: a view of a storage.
 
-    (storage, offset, shape, strides, requires_grad, hooks, dtype, ...)
+    (storage, offset, shape, strides, requires_grad, hooks, dtype of _v3, metadata)
     """
     storage, offset, shape, strides, *more = arguments
+    marks = [about for about in more[2:] if isinstance(about, Mapping)]
+    if any(about.get("neg") or about.get("conj") for about in marks):
+        return unreadable(tuple(map(int, shape)), "a negated or conjugated view")
     dtype = getattr(more[2], "name", "") if len(more) > 2 else ""
     kind = dtype.removeprefix("torch.") if dtype.startswith("torch.") else None
     return storage.view(int(offset), tuple(map(int, shape)), tuple(map(int, strides)), kind)

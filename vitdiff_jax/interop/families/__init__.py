@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from vitdiff_jax.interop.rules import Constant, NetworkSpec, Rule, Shapes, preview
@@ -68,7 +69,9 @@ def from_torch(family: str, tensors: Any, **known: Any) -> tuple[NetworkSpec, di
         if isinstance(rule, Rule):
             parts = map(np.ascontiguousarray, rule.to_ours(tensor))
             flat |= dict(zip(rule.ours, parts, strict=True))
-        elif not np.allclose(tensor, rule.value, rtol=0, atol=FIXED_TOLERANCE):
+        elif not np.allclose(
+            tensor, rule.value, _rounding(found.tensors[rule.theirs]), FIXED_TOLERANCE
+        ):
             raise ValueError(f"{family}: {rule.theirs} differs from the constant of this family")
     return spec, unflatten(flat)
 
@@ -94,17 +97,26 @@ def _numbers(tensor: Any, scale: Any) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         array = array.astype(np.float32)
         if scale is not None:
-            array = array * _scale(np.asarray(scale, np.float32), array)
+            array = array * _scale(np.asarray(scale), array)
     if not np.isfinite(array).all():
         number = int((~np.isfinite(array)).sum())
         raise ValueError(f"{number:,} of {array.size:,} numbers are not finite in float32")
     return array
 
 
+def _rounding(tensor: Any) -> float:
+    """Half of the relative step between numbers of a tensor's type."""
+    kind = tensor.kind if isinstance(tensor, Tensor) else tensor.dtype.name
+    return float(jnp.finfo(kind).eps) / 2 if "float" in kind else 0.0
+
+
 def _scale(scale: np.ndarray, array: np.ndarray) -> np.ndarray:
+    if scale.dtype.kind != "f":
+        raise ValueError(f"its scale is of type {scale.dtype}")
+    scale = scale.astype(np.float32)
     if scale.size == 1:
         return scale.reshape(())
-    if scale.size == len(array):
+    if scale.shape[:1] == array.shape[:1] and scale.size == len(array):  # not one for each input
         return scale.reshape(-1, *[1] * (array.ndim - 1))
     raise ValueError(f"scales of shape {scale.shape} are neither one nor one for each output")
 
