@@ -120,7 +120,7 @@ def _metrics(workdir: epath.Path) -> tuple[list[Json], int]:
             values = json.loads(line)
             numbers = {key: v for key, v in values.items() if tables.is_finite(v)}
             found.append(numbers | {"step": int(values["step"])})
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
             bad += line.endswith("\n")
     return sorted(found, key=lambda values: values["step"]), bad
 

@@ -84,7 +84,8 @@ class Metrics:
         self.spool = paths.Spool(workdir)
         self.path, old = self.spool.folder / "metrics.jsonl", workdir / "metrics.jsonl"
         if old.exists():
-            kept = [line for line in old.read_text().splitlines() if _step_of(line) <= start]
+            lines = old.read_bytes().decode(errors="replace").splitlines()
+            kept = [line for line in lines if _step_of(line) <= start]
             text = "".join(f"{line}\n" for line in kept if _step_of(line) >= 0)
             paths.write(self.path, text.encode())
         import tensorboardX  # imports torch if installed: seconds, so only in training
@@ -169,8 +170,8 @@ class Metrics:
 
 
 def _step_of(line: str) -> int:
-    """The step of a line of metrics.jsonl; -1 if the line is truncated."""
+    """The step of a line of metrics.jsonl; -1 if the line is truncated or damaged."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return -1
