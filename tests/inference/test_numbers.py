@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.inference.test_sampling import settings, trained
+from vitdiff_jax.experiment import rules
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import numbers, prompts
 
@@ -25,7 +26,7 @@ def model(plain):
     "three", [3, np.int64(3), np.uint8(3), np.array(3), jnp.int32(3), jnp.asarray(3)], ids=repr
 )
 def test_integers_are_integers(three):
-    found = numbers.integer("n", three, 1)
+    found = numbers.integer("n", three, rules.ONE)
     assert (found, type(found)) == (3, int)
     assert numbers.seeds("seed", three, 2).tolist() == [3, 4]
 

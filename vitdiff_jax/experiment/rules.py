@@ -125,12 +125,18 @@ def check(config: Any) -> None:
             elif known is not None and one is not None:
                 raise ConfigError(f"config.{key}: {one!r} is not a number")
     check_seeds("config.evaluate.seed", config.evaluate.seed, config.evaluate.images)
-    if config.sample.guidance_low > config.sample.guidance_high:
-        raise ConfigError(
-            f"config.sample.guidance_low: {config.sample.guidance_low} is more than guidance_high,"
-            f" {config.sample.guidance_high}: no time lies between them"
-        )
+    check_interval(config.sample, "config.sample.")
     _check_parallel(config)
+
+
+def check_interval(sample: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise ConfigError for a guidance interval that holds no time. prefix: of the keys."""
+    low, high = sample["guidance_low"], sample["guidance_high"]
+    if low > high:
+        raise ConfigError(
+            f"{prefix}guidance_low: {low} is more than guidance_high,"
+            f" {high}: no time lies between them"
+        )
 
 
 def check_flags(given: Mapping[str, Any]) -> None:

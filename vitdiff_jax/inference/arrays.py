@@ -3,7 +3,6 @@
 A contradiction stops; a doubt is one line on the terminal.
 """
 
-import math
 import os
 import pathlib
 from typing import Any
@@ -13,6 +12,7 @@ from PIL import Image
 
 from vitdiff_jax.data import photos
 from vitdiff_jax.experiment.config import ConfigError
+from vitdiff_jax.inference import numbers
 from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.runtime import logs, paths, pictures, pillow
 
@@ -70,7 +70,7 @@ def floats(x: np.ndarray, key: str = "image", noise_std: float | None = None) ->
     """
     if x.dtype == np.uint8:
         return np.asarray(image_lib.from_uint8(x))
-    if x.dtype == np.uint16:
+    if x.dtype.kind == "u" and x.dtype.itemsize == 2:  # in any byte order
         if 0 < x.max() < 256:
             logs.say(
                 f"warning: {key}: uint16 up to {x.max()} of 65535 is nearly black; 8 bits are uint8"
@@ -116,18 +116,22 @@ def _check_range(x: np.ndarray, key: str, noise_std: float | None) -> None:
         )
 
 
-def check_noise(noise_std: Any, key: str = "noise_std") -> None:
-    """Raise ConfigError unless it is None or a number in [0, 2]; key: its name for errors."""
+def check_noise(noise_std: Any, key: str = "noise_std") -> float | None:
+    """It as a plain number; ConfigError unless None or in [0, 2]. key: its name for errors."""
     if noise_std is None:
-        return
-    number = isinstance(noise_std, int | float | np.number) and not isinstance(noise_std, bool)
-    if not number or not math.isfinite(noise_std) or noise_std < 0:
+        return None
+    try:
+        found = numbers.real(key, noise_std)
+    except ConfigError:
+        found = -1.0
+    if found < 0:
         raise ConfigError(f"{key}: {noise_std!r} is not a standard deviation, a number from 0 on")
-    if noise_std > MAX_NOISE:
+    if found > MAX_NOISE:
         raise ConfigError(
-            f"{key}: {noise_std:g} is more than the range of pixels, which is [-1, 1];"
-            f" {noise_std:g} of 255 is {noise_std / 127.5:.3g}"
+            f"{key}: {found:g} is more than the range of pixels, which is [-1, 1];"
+            f" {found:g} of 255 is {found / 127.5:.3g}"
         )
+    return found
 
 
 def _tell(alpha: np.ndarray | None, count: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vitdiff_jax.experiment import config as config_lib
+from vitdiff_jax.experiment import rules
 from vitdiff_jax.experiment.build import Experiment
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import arrays, colour, compression, numbers, prompts, restoring, tasks
@@ -22,8 +23,6 @@ from vitdiff_jax.runtime import parallel
 
 FIXED = ("grid", "ema", "ema_width", "guide_with")
 """Keys of config.sample that cannot be overridden once a model is loaded."""
-LEAST = {"steps": 1, "batch": 1}
-"""Of integers in config.sample."""
 
 
 class TrainedModel:
@@ -62,7 +61,7 @@ class TrainedModel:
         the defaults of that sampler); frames=8: frames of each sampling trajectory,
         [n, 8, H, W, C]. Raises ConfigError for what cannot be, such as seeds beyond 32 bits.
         """
-        n = numbers.integer("n", n, 1)
+        n = numbers.integer("n", n, rules.ONE)
         cond = prompts.encode(self.experiment.conditions, n, label, prompt, attributes)
         return self.sample_cond(cond | self._hint(hint, n), n, seed, **options)
 
@@ -103,7 +102,7 @@ class TrainedModel:
         first what the work is. Raises RestorationError for an image that does not fit into memory.
         """
         self.check_pixels()
-        arrays.check_noise(noise_std)
+        noise_std = arrays.check_noise(noise_std)
         x = arrays.picture(image, 0.0 if degrade else noise_std)
         auto = isinstance(mask, str) and mask == tasks.AUTO
         task = task or ("denoise" if mask is None else "inpaint")
@@ -115,7 +114,7 @@ class TrainedModel:
             )
         task = task if degrade else compression.resolved(task, image)
         missing = tasks.missing(mask, x, task)
-        n = numbers.integer("n", n, 1)
+        n = numbers.integer("n", n, rules.ONE)
         cond = self.cond(n, label, prompt, attributes)
         seeds, channels = numbers.seeds("seed", seed, n), self.experiment.shape[2]
         seed = int(seeds[0])
@@ -200,7 +199,7 @@ class TrainedModel:
         latents, frames: return these instead of images, see `sampling.make_sample_fn`.
         """
         self._check_null(cond)
-        seeds = numbers.seeds("seed", seed, numbers.integer("n", n, 1))
+        seeds = numbers.seeds("seed", seed, numbers.integer("n", n, rules.ONE))
         for name, value in cond.items():
             if len(value) != len(seeds):
                 raise ConfigError(f"{name}: {len(value)} conditions for {len(seeds)} images")
@@ -214,14 +213,16 @@ class TrainedModel:
         for name, value in options.items():
             if name not in known or name in FIXED:
                 raise ConfigError(f"{name}: not an option of sampling")
+            known_range = rules.RANGES.get(f"sample.{name}", rules.REAL)
             if isinstance(known[name], int):
-                found[name] = numbers.integer(name, value, LEAST.get(name))
+                found[name] = numbers.integer(name, value, known_range)
             elif isinstance(known[name], float):
-                found[name] = numbers.real(name, value)
+                found[name] = numbers.real(name, value, known_range)
             elif isinstance(value, str):
                 found[name] = str(value)
             else:
                 raise ConfigError(f"{name}: {value!r} is not a name")
+        rules.check_interval({**known, **found})
         return found
 
     def _program(self, kind: dict[str, Any], options: dict[str, Any]) -> SampleFn:

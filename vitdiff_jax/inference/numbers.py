@@ -10,25 +10,21 @@ from vitdiff_jax.experiment import rules
 from vitdiff_jax.experiment.config import ConfigError
 
 
-def integer(
-    name: str, value: Any, least: int | None = None, most: int | None = None
-) -> int:  # fmt: skip
-    """An integer in [least, most], None: without bound; ConfigError that names it."""
+def integer(name: str, value: Any, known: rules.Range = rules.REAL) -> int:
+    """An integer in a range; ConfigError that names it."""
     try:
         if np.ndim(value) or np.asarray(value).dtype == bool:
             raise TypeError
         found = operator.index(value)
     except (TypeError, ValueError):
         raise ConfigError(f"{name}: {value!r} is not an integer") from None
-    if least is not None and found < least:
-        raise ConfigError(f"{name}: {found} is less than {least}")
-    if most is not None and found > most:
-        raise ConfigError(f"{name}: {found} is more than {most}")
+    if found not in known:
+        raise ConfigError(f"{name}: {known.refusal(found)}")
     return found
 
 
-def real(name: str, value: Any) -> float:
-    """A finite number; ConfigError that names it."""
+def real(name: str, value: Any, known: rules.Range = rules.REAL) -> float:
+    """A finite number in a range; ConfigError that names it."""
     try:
         if np.ndim(value) or np.asarray(value).dtype.kind in "bcSU":
             raise TypeError
@@ -37,11 +33,13 @@ def real(name: str, value: Any) -> float:
         raise ConfigError(f"{name}: {value!r} is not a number") from None
     if not math.isfinite(found):
         raise ConfigError(f"{name}: {found} is not finite")
+    if found not in known:
+        raise ConfigError(f"{name}: {known.refusal(found)}")
     return found
 
 
 def seeds(name: str, first: Any, count: int) -> np.ndarray:
     """The seeds int64 [count] from `first` on; ConfigError for those that are not 32 bits."""
-    first = integer(name, first, 0, rules.SEEDS - 1)
+    first = integer(name, first, rules.SEED)
     rules.check_seeds(name, first, count)
     return first + np.arange(count, dtype=np.int64)

@@ -22,6 +22,8 @@ def parse(text: str) -> dict[str, Any]:
     [...]}. Names and options are not checked, except for presets, recognised by their "/".
     Raises ValueError for invalid syntax.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"{text!r} is not text")
     parts = [_part(part.strip()) for part in text.split("+")]
     return parts[0] if len(parts) == 1 else {"name": "compose", "parts": parts}
 
