@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from vitdiff_jax.experiment import config
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.experiment.defaults import defaults
-from vitdiff_jax.inference import arrays, model
+from vitdiff_jax.inference import arrays, model, sweep
 from vitdiff_jax.operators import parsing
 
 
@@ -31,10 +32,19 @@ def test_a_number_out_of_its_range_is_named(name, value):
         plain(**{name: value})
 
 
-def test_an_interval_without_a_time_is_refused():
-    assert plain(guidance_low=0.5, guidance_high=0.5)
-    with pytest.raises(ConfigError, match=r"^guidance_low: 0\.5 is more than guidance_high, 0\.2"):
-        plain(guidance_low=0.5, guidance_high=0.2)
+@pytest.mark.parametrize("high", [0.2, 0.5])
+def test_an_interval_without_a_time_is_refused(high):
+    """Its ends are open."""
+    assert plain(guidance_low=0.5, guidance_high=0.51)
+    with pytest.raises(ConfigError, match=r"^guidance_low: 0\.5 is not less than guidance_high, "):
+        plain(guidance_low=0.5, guidance_high=high)
+
+
+@pytest.mark.parametrize("interval", [(0.9, 0.1), (0, 0)])
+def test_so_is_one_of_a_sweep_before_anything_is_sampled(interval):
+    settings = config.complete(dict(evaluate=dict(sweep=dict(interval=[(0, 1), interval]))))
+    with pytest.raises(ConfigError, match=r"^config\.evaluate\.sweep\.interval: guidance_low: "):
+        sweep.rows(settings)
 
 
 @pytest.mark.parametrize("std", [0.5, np.float32(0.5), np.array(0.5), jnp.float32(0.5)])

@@ -10,8 +10,8 @@ from vitdiff_jax.interop import exported
 
 PARAMS = {"head": {"kernel": np.arange(6, dtype="f4").reshape(2, 3).T, "bias": np.ones(2, "f4")}}
 ABOUT = dict(
-    config={"model": {"name": "vit"}}, shape=[8, 8, 1], conditions={"label": ["a", "ü"]},
-    family=None, ema="0.5", step=3, licence="Mine\n",
+    config={"model": {"name": "vit"}, "train": {}, "sample": {}}, shape=[8, 8, 1],
+    conditions={"label": ["a", "ü"]}, family=None, ema="0.5", step=3, licence="Mine\n",
 )  # fmt: skip
 
 

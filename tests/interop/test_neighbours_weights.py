@@ -55,6 +55,22 @@ def test_a_scale_that_is_not_one_for_each_output_is_refused(scale):
     refused(f"{PROJ}.weight: ", **{f"{PROJ}.weight": weight, f"{PROJ}.weight_scale": scale})
 
 
+@pytest.mark.parametrize("shape", [(48,), (48, 1), (1, 48)])
+def test_scales_of_the_outputs_may_lie_along_either_axis(shape):
+    """Of a weight [48, 16], of which no axis can be taken for the other."""
+    stored, name = np.arange(48 * 16).reshape(48, 16) % 127, "blocks.0.attn.qkv"
+    scale = np.linspace(0.1, 0.3, 48, dtype="f4")
+    found, plain = (
+        imported(**{f"{name}.weight": weight} | beside)["block_0"]["attention"]
+        for weight, beside in (
+            (stored.astype("i1"), {f"{name}.weight_scale": scale.reshape(shape)}),
+            (stored * scale[:, None], {}),
+        )
+    )
+    for part, wanted in plain.items():
+        np.testing.assert_allclose(found[part], wanted, rtol=1e-6)
+
+
 def test_two_scales_of_a_weight_are_refused():
     both = {f"{PROJ}.{name}": np.ones(1, "f4") for name in ("scale_weight", "weight_scale")}
     refused(f"{PROJ}.weight: has both", **both)

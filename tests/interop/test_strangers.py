@@ -277,7 +277,7 @@ def test_a_file_that_names_itself_is_walked_once(tmp_path):
 )
 def test_tensors_outside_of_their_storage(tmp_path, wrong):
     found = torch_files.read(write(tmp_path / "a.pt", {"a": wrong}))
-    with pytest.raises(ValueError, match="damaged: shape"):
+    with pytest.raises(ValueError, match=r"damaged: shape|expanded from 6 numbers"):
         np.asarray(found["a"])
 
 
@@ -350,10 +350,10 @@ def test_shards_by_their_index(tmp_path):
     index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}))
     same(arrays(torch_files.read(index)), {"a": A, "b": A.T})
     assert [p.name for p in torch_files.files(index)][1:] == ["1.safetensors", "2.safetensors"]
-    for wrong in ({"a": "3.safetensors"}, {"a": "../1.safetensors"}, {"a": 1}):
+    for wrong in ({"a": "3.safetensors"}, {"a": "../1.safetensors"}):
         index.write_text(json.dumps({"weight_map": wrong}))
         assert "is not beside it" in refused(index)
-    for text in ("", "[]", "{}", '{"weight_map": 3}'):
+    for text in ("", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'):
         index.write_text(text)
         assert "no index of shards" in refused(index)
 

@@ -132,9 +132,9 @@ def check(config: Any) -> None:
 def check_interval(sample: Mapping[str, Any], prefix: str = "") -> None:
     """Raise ConfigError for a guidance interval that holds no time. prefix: of the keys."""
     low, high = sample["guidance_low"], sample["guidance_high"]
-    if low > high:
+    if low >= high:  # both ends are open
         raise ConfigError(
-            f"{prefix}guidance_low: {low} is more than guidance_high,"
+            f"{prefix}guidance_low: {low} is not less than guidance_high,"
             f" {high}: no time lies between them"
         )
 

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from vitdiff_jax.data.pipeline import Dataset
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment import ema as ema_lib
+from vitdiff_jax.experiment import rules
 from vitdiff_jax.experiment.build import Experiment, build, sampled_ema
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference import pretrained
+from vitdiff_jax.inference import numbers, pretrained
 from vitdiff_jax.inference.model import TrainedModel
 from vitdiff_jax.inference.pretrained import Pretrained
 from vitdiff_jax.runtime import logs, parallel, paths
@@ -43,8 +44,7 @@ def load(
     stored = config_of(workdir) if config is None else config
     if config is not None:
         check_config(workdir, config)
-    name = sampled_ema(stored) if ema is None else ema_lib.decay_name(ema)
-    name = name if ema_width is None else ema_lib.width_name(ema_width)
+    name = _ema_name(stored, ema, ema_width)
     mesh, shipped = parallel.make_mesh(), pretrained.find(workdir)
     if shipped is not None:
         experiment, params, step = _of_package(shipped, stored, name, mesh)
@@ -54,6 +54,19 @@ def load(
     experiment = dataclasses.replace(experiment, guide=guide)
     origin = shipped.origin if shipped else {}
     return TrainedModel(experiment, params, step, mesh, licence_of(workdir), guide_params, origin)
+
+
+def _ema_name(config: ConfigDict, ema: float | None, ema_width: float | None) -> str:
+    """The EMA that `load` is to take; ConfigError for one that training has not maintained."""
+    if ema is not None and ema_width is not None:
+        raise ConfigError("ema_width: ema and ema_width are alternatives; give one of them")
+    asked = config.copy_and_resolve_references()
+    for name, value in (("ema", ema), ("ema_width", ema_width)):
+        if value is not None:
+            value = numbers.real(name, value, rules.RANGES[f"sample.{name}"])
+            asked.sample.update({"ema": None, "ema_width": None, name: value})
+    rules.check_emas(asked)
+    return sampled_ema(asked)
 
 
 def _of_checkpoints(

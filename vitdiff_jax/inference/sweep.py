@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import config as config_lib
+from vitdiff_jax.experiment import rules
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import provenance
 from vitdiff_jax.runtime import tables
@@ -120,6 +121,9 @@ def _check_sweep(config: ConfigDict) -> None:
         for value in sweep[key]:
             if not good(value):
                 raise ConfigError(f"config.evaluate.sweep.{key}: {value!r} is not {what}")
+    for low, high in sweep.interval:
+        ends = {"guidance_low": low, "guidance_high": high}
+        rules.check_interval(ends, "config.evaluate.sweep.interval: ")
     if sweep.ema and sweep.ema_width:
         raise ConfigError(
             "config.evaluate.sweep.ema_width: sweep either ema or ema_width, they are alternatives"

@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vitdiff_jax.experiment import build as experiment_lib
+from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import loading, pretrained
 from vitdiff_jax.inference.model import TrainedModel
 from vitdiff_jax.interop import exported, families
@@ -25,12 +25,12 @@ def main(config: ConfigDict | None, workdir: epath.Path, *, family: str | None =
     """Write `export/<EMA>.safetensors`: the EMA of config.sample, with the config as metadata.
 
     --family: with the names and shapes of the original code (dit, sit, uvit, jit), to be used
-    there; what was imported has the prefix of the names that it came with.
+    there, prefix included; what was imported has the prefix that it came with.
     """
     model = loading.load(workdir, config)
     params = jax.tree.map(np.asarray, model.params)
     if family is not None:
-        params = _theirs(family, model.experiment, params, _prefix(workdir, family))
+        params = _theirs(family, model.experiment, params, workdir)
     about = _about(model, family, model.licence)
     name = about["ema"]
     path = workdir / "export" / f"{family or 'ema'}-{name}-step{model.step}.safetensors"
@@ -77,17 +77,24 @@ def _about(model: TrainedModel, family: str | None, licence: str) -> dict[str, A
 
 
 def _prefix(workdir: epath.Path, family: str) -> str:
-    """The prefix that the names of the family's tensors had when they were imported."""
+    """The prefix that the family's tensors were imported with, else that of published files."""
     path = workdir / loading.IMPORTED
-    about = json.loads(path.read_text()) if path.exists() else {}
-    same = (about.get("family") or "").partition(":")[0] == family
-    return about.get("prefix", "") if same else ""
+    try:
+        about = tables.read(path) if path.exists() else {}
+        found, prefix = about.get("family") or "", about.get("prefix", "")
+        same = found.partition(":")[0] == family
+        if not isinstance(prefix, str):
+            raise ValueError("prefix: not a string")
+    except (AttributeError, ValueError) as error:
+        raise ConfigError(f"{path}: damaged ({error}); import the weights again") from error
+    return prefix if same else getattr(families.find(family), "PREFIX", "")
 
 
-def _theirs(family: str, known: experiment_lib.Experiment, params: Any, prefix: str) -> Any:
+def _theirs(family: str, known: experiment_lib.Experiment, params: Any, workdir: epath.Path) -> Any:
     """The parameters in the format of a family's original code."""
-    found = NetworkSpec(known.config.to_dict(), known.shape, known.conditions, prefix)
     with experiment_lib.config_errors("--family: "):
+        prefix = _prefix(workdir, family)
+        found = NetworkSpec(known.config.to_dict(), known.shape, known.conditions, prefix)
         try:
             return families.to_torch(family, found, params)
         except KeyError as error:

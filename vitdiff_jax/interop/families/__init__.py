@@ -7,6 +7,7 @@ A module of this folder is a family of networks, with the names and shapes of it
                       keyword options give what shapes do not determine (heads=16)
     rules(spec)       -> Rules: how each tensor is converted, in both directions
     ANCHOR            the name of a tensor that every network of the family has
+    PREFIX            (optional) of the names in published files, for what was not imported from one
     EMAS              (optional) the entries of the authors' training checkpoints with EMAs of the
                       parameters, and their decays; the first one is used
     EXTRAS            (optional) beginnings of the names of tensors that do not change the output
@@ -111,13 +112,15 @@ def _rounding(tensor: Any) -> float:
 
 
 def _scale(scale: np.ndarray, array: np.ndarray) -> np.ndarray:
+    """A scale that broadcasts with the weight [out, ...] that it belongs to."""
     if scale.dtype.kind != "f":
         raise ValueError(f"its scale is of type {scale.dtype}")
     scale = scale.astype(np.float32)
     if scale.size == 1:
         return scale.reshape(())
-    if scale.shape[:1] == array.shape[:1] and scale.size == len(array):  # not one for each input
-        return scale.reshape(-1, *[1] * (array.ndim - 1))
+    outputs, inputs = len(array), array.shape[1:]
+    if scale.size == outputs and (len(scale) == outputs or outputs not in inputs):
+        return scale.reshape(-1, *[1] * len(inputs))
     raise ValueError(f"scales of shape {scale.shape} are neither one nor one for each output")
 
 

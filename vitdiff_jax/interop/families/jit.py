@@ -13,6 +13,7 @@ SOURCE = "https://github.com/LTH14/JiT"
 LICENCE = "MIT"
 EMAS = {"model_ema1": 0.9999, "model_ema2": 0.9996}
 ANCHOR = "x_embedder.proj1.weight"
+PREFIX = "net."
 EXTRAS = ("feat_rope",)  # tables of the rotary embedding
 
 SIZES = {  # published: (width, depth, heads, bottleneck, class_tokens_from)

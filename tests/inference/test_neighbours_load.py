@@ -1,0 +1,34 @@
+"""The EMA that `load` is asked for, by a caller in Python."""
+
+import numpy as np
+import pytest
+
+from vitdiff_jax.experiment import config
+from vitdiff_jax.experiment.config import ConfigError
+from vitdiff_jax.inference import model
+
+
+def named(ema=None, ema_width=None, **changes):
+    settings = config.complete(dict(train=dict(ema=(0.5, 0.99), **changes)))
+    return model._ema_name(settings, ema, ema_width)
+
+
+@pytest.mark.parametrize("ema", [0.99, np.float64(0.99), np.array(0.99)])
+def test_one_that_training_has_maintained(ema):
+    assert named() == "0.5"
+    assert named(ema) == "0.99"
+    assert named(ema_width=np.float64(0.2), ema_widths=(0.05, 0.1)) == "width0.2"
+
+
+@pytest.mark.parametrize(("given", "match"), [
+    (dict(ema=0.9), r"sample\.ema: 0\.9 is not one of"), (dict(ema="0.5"), "^ema: '0.5' is not a"),
+    (dict(ema=[0.5]), r"^ema: \[0\.5\] is not a number"), (dict(ema=True), "^ema: True is not a"),
+    (dict(ema=float("nan")), "^ema: nan is not finite"), (dict(ema=2), "^ema: 2.0 is not in"),
+    (dict(ema_width=0.1), "post-hoc EMAs need stored ones"),
+    (dict(ema_width=-1), "^ema_width: -1.0 is not in"),
+    (dict(ema_width="0.1"), "^ema_width: .0.1. is not a number"),
+    (dict(ema=0.5, ema_width=0.1), "alternatives"),
+])  # fmt: skip
+def test_others_are_named(given, match):
+    with pytest.raises(ConfigError, match=match):
+        named(**given)
