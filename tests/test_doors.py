@@ -359,7 +359,7 @@ def test_a_key_that_a_mode_does_not_use_is_said(mode, key, used):
     from vitdiff_jax.experiment import usage
 
     name = f"config.{key.partition('=')[0]}"
-    line = usage.unused(mode, [f"--config.{key}", "--config.data.name=digits"])
+    line = usage.unused(mode, [f"--config.{key}", "--config.data.name=digits"], {})
     assert line == (None if used else f"warning: --mode={mode} does not use {name}")
 
 

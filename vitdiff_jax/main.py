@@ -162,13 +162,13 @@ def _run(args: argparse.Namespace, overrides: list[str], peers: Any) -> int:
     shipped = pretrained.of_command(args.mode, args.config, args.workdir)
     workdir, config = _workdir_and_config(args, overrides, config_lib, shipped)
     logs.say(f"workdir {workdir}, compilation cache {parallel.use_compilation_cache()}")
-    if line := usage.unused(args.mode, overrides):
-        logs.say(line)
-    for line in usage.without_effect(args.mode, config, overrides) if config else ():
-        logs.say(line)
     entry = importlib.import_module(MODES[args.mode]).main
     kinds = add_mode_flags(parser(), entry)
     given = {name: _value(getattr(args, name), kind) for name, kind in kinds.items()}
+    if line := usage.unused(args.mode, overrides, given):
+        logs.say(line)
+    for line in usage.without_effect(args.mode, config, overrides) if config else ():
+        logs.say(line)
     results = pretrained.opened(shipped) if shipped else contextlib.nullcontext()
     with results, _alone(args.mode, workdir):
         result = entry(config, workdir, **given)

@@ -1,6 +1,7 @@
 """Which config keys each mode uses, so that none is given and ignored without a word."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -23,21 +24,26 @@ USES = {  # mode -> the changeable keys and sections that it uses; not here: all
     "plan": ("data", "latent", "model", "optimizer", "parallel", "train"),
 }  # fmt: skip
 """`train` and `export` keep the whole config, for later."""
+BENCHMARK = ("tasks", "methods", "images", "metrics", "noise_std")
+"""Of config.restore, what `restore` uses without --input."""
 UNTRAINED = ("statistics", "prepare")
 """Modes that use no model: keys of the model and its training do not matter to them either."""
 
 
-def unused(mode: str, overrides: Sequence[str]) -> str | None:
+def unused(mode: str, overrides: Sequence[str], given: Mapping[str, Any]) -> str | None:
     """A line that names the keys among command-line arguments that a mode does not use, or None.
 
-    Where a mode uses a trained model, only changeable keys are named: others are compared.
+    given: the mode's flags. Where a mode uses a trained model, only changeable keys are named:
+    others are compared.
     """
     if mode not in USES:
         return None
     keys = _keys(overrides)
     asked = [key for key in keys if mode in UNTRAINED or _in(key, CHANGEABLE)]
-    names = [f"config.{key}" for key in asked if not _in(key, USES[mode])]
-    return f"warning: --mode={mode} does not use {', '.join(names)}" if names else None
+    of_others = [f"restore.{key}" for key in BENCHMARK] if given.get("input") else []
+    names = [f"config.{key}" for key in asked if key in of_others or not _in(key, USES[mode])]
+    how = f"--mode={mode}{' with --input' if of_others else ''}"
+    return f"warning: {how} does not use {', '.join(names)}" if names else None
 
 
 def without_effect(mode: str, config: ConfigDict, overrides: Sequence[str]) -> Iterator[str]:

@@ -105,7 +105,8 @@ class TrainedModel:
         noise_std = arrays.check_noise(noise_std)
         x = arrays.picture(image, 0.0 if degrade else noise_std)
         auto = isinstance(mask, str) and mask == tasks.AUTO
-        task = task or ("denoise" if mask is None else "inpaint")
+        if task is None:
+            task = "denoise" if mask is None else "inpaint"
         if task == "inpaint" and mask is None:
             raise ConfigError("mask: required for the task inpaint; white where pixels are missing")
         if degrade and auto:

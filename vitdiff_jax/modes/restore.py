@@ -83,18 +83,18 @@ def main(
     auto = mask == pathlib.Path(tasks.AUTO)
     if auto and pathlib.Path(tasks.AUTO).exists():
         raise ConfigError("--mask: auto means scratches, and is a file here; rename it")
-    model = loading.load(workdir, config)
-    model.check_pixels()
     of_input = dict(
         task=task, mask=mask, method=method, noise=noise, degrade=degrade or None, label=label,
         prompt=prompt, attributes=attributes,
     )  # fmt: skip
+    if input is None and (given := [f"--{k}" for k, value in of_input.items() if value is not None]):
+        raise ConfigError(
+            f"{', '.join(given)}: of an --input, which is missing; a benchmark of methods has"
+            " config.restore.tasks and config.restore.methods"
+        )
+    model = loading.load(workdir, config)
+    model.check_pixels()
     if input is None:
-        if given := [f"--{name}" for name, value in of_input.items() if value is not None]:
-            raise ConfigError(
-                f"{', '.join(given)}: of an --input, which is missing; a benchmark of methods is"
-                " set by config.restore"
-            )
         _compare(model, workdir)
         return
     how: dict[str, Any] = dict(
