@@ -1,7 +1,10 @@
-"""The EMA that `load` is asked for, by a caller in Python."""
+"""What `load` and `load_config` are asked for, by a caller in Python."""
+
+import pathlib
 
 import numpy as np
 import pytest
+from etils import epath
 
 from vitdiff_jax.experiment import config
 from vitdiff_jax.experiment.config import ConfigError
@@ -32,3 +35,18 @@ def test_one_that_training_has_maintained(ema):
 def test_others_are_named(given, match):
     with pytest.raises(ConfigError, match=match):
         named(**given)
+
+
+def test_a_config_may_be_a_path():
+    assert config.load(pathlib.Path("configs/digits.py")).data.name == "digits"
+
+
+@pytest.mark.parametrize(("given", "match"), [
+    (dict(train=dict(steps=3)), r"trained with another config .*train\.batch"),
+    (dict(model=3), r"^config\.model: 3 is not a section"),
+    ("configs/digits.py", "is not a dict or ConfigDict"),
+])  # fmt: skip
+def test_a_config_that_is_not_the_workdirs_is_one_line(tmp_path, given, match):
+    config.save(config.complete(dict(train=dict(batch=7))), epath.Path(tmp_path) / "config.json")
+    with pytest.raises(ConfigError, match=match):
+        model.load(tmp_path, given)

@@ -99,7 +99,7 @@ def component(config: ConfigDict, key: str) -> tuple[Callable, dict[str, Any]]:
     return find(COMPONENTS[key], f"config.{key}.name", spec.pop("name")), spec
 
 
-def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+def load(path: paths.PathLike, overrides: Sequence[str] = ()) -> ConfigDict:
     """Read a config file ("file.py" or "file.py:variant"), fill in defaults, apply overrides.
 
     path: if there is no such file, the one shipped with the package is used: "configs/digits.py".

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 import pathlib
 import runpy
 import traceback
@@ -20,12 +21,12 @@ SHIPPED = (PACKAGE, PACKAGE.parent)
 """Where the shipped `configs` folder is: inside the package (wheel) or beside it (checkout)."""
 
 
-def run(path: str) -> dict[str, Any] | ConfigDict:
+def run(path: paths.PathLike) -> dict[str, Any] | ConfigDict:
     """What get_config() of a file returns; "file.py:variant": get_config("variant").
 
     Raises ConfigError, with the file and the line where there is one.
     """
-    name, _, variant = path.partition(":")
+    name, _, variant = os.fspath(path).partition(":")
     places = [home / paths.expanded(name) for home in (pathlib.Path(), *SHIPPED)]
     file = next((str(place) for place in places if place.is_file()), None)
     if file is None or pathlib.Path(name).suffix in OTHERS:

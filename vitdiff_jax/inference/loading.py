@@ -31,7 +31,7 @@ and 0.10 give all widths from 0.03 to 0.2 to within 0.10.
 
 
 def load(
-    workdir: paths.PathLike, config: ConfigDict | None = None, *,
+    workdir: paths.PathLike, config: ConfigDict | dict[str, Any] | None = None, *,
     ema: float | None = None, ema_width: float | None = None,
 ) -> TrainedModel:  # fmt: skip
     """Load the trained model of a workdir: its latest intact checkpoint, the EMA of config.sample.
@@ -41,9 +41,10 @@ def load(
     workdir. None: as trained. ema: another one of config.train.ema. ema_width: an EMA of that
     relative width, see `experiment.ema`.
     """
-    stored = config_of(workdir) if config is None else config
-    if config is not None:
-        check_config(workdir, config)
+    if config is None:
+        stored = config_of(workdir)
+    else:
+        check_config(workdir, stored := config_lib.complete(config))
     name = _ema_name(stored, ema, ema_width)
     mesh, shipped = parallel.make_mesh(), pretrained.find(workdir)
     if shipped is not None:

@@ -87,7 +87,8 @@ def main(
         task=task, mask=mask, method=method, noise=noise, degrade=degrade or None, label=label,
         prompt=prompt, attributes=attributes,
     )  # fmt: skip
-    if input is None and (given := [f"--{k}" for k, value in of_input.items() if value is not None]):
+    given = [f"--{name}" for name, value in of_input.items() if value is not None]
+    if input is None and given:
         raise ConfigError(
             f"{', '.join(given)}: of an --input, which is missing; a benchmark of methods has"
             " config.restore.tasks and config.restore.methods"
