@@ -8,12 +8,12 @@ from etils import epath
 
 from vitdiff_jax.experiment import config
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.inference import model
+from vitdiff_jax.inference import loading
 
 
 def named(ema=None, ema_width=None, **changes):
     settings = config.complete(dict(train=dict(ema=(0.5, 0.99), **changes)))
-    return model._ema_name(settings, ema, ema_width)
+    return loading._ema_name(settings, ema, ema_width)
 
 
 @pytest.mark.parametrize("ema", [0.99, np.float64(0.99), np.array(0.99)])
@@ -49,4 +49,4 @@ def test_a_config_may_be_a_path():
 def test_a_config_that_is_not_the_workdirs_is_one_line(tmp_path, given, match):
     config.save(config.complete(dict(train=dict(batch=7))), epath.Path(tmp_path) / "config.json")
     with pytest.raises(ConfigError, match=match):
-        model.load(tmp_path, given)
+        loading.load(tmp_path, given)

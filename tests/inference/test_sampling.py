@@ -140,9 +140,9 @@ def test_options_of_guidance(options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(guidance_rescale=1.5), "config.sample.guidance_rescale: 1.5 is not in [0, 1]"),
+        (dict(guidance_rescale=1.5), "guidance_rescale: 1.5 is not in [0, 1]"),
         (dict(threshold="hard"), "config.sample.threshold: 'hard' is not one of none, static, "),
-        (dict(threshold_quantile=0.0), "config.sample.threshold_quantile: 0.0 is not in (0, 1]"),
+        (dict(threshold_quantile=0.0), "threshold_quantile: 0.0 is not in (0, 1]"),
         (dict(sampler="ancestral_learned"), "config.sample.sampler.name: ancestral_learned needs"),
         (dict(frames=-2), "frames: -2 is neither 0 (none) nor at least 2"),
         (dict(guide_with="elsewhere"), "guide_with: not an option of sampling"),

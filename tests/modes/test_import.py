@@ -393,7 +393,9 @@ def test_exported_with_its_authors_names(trained, tmp_path, capsys):
     model = vitdiff_jax.load(trained)
     known = model.experiment
     wanted = families.to_torch(
-        "jit", NetworkSpec(known.config.to_dict(), known.shape, known.conditions), model.params
+        "jit",
+        NetworkSpec(known.config.to_dict(), known.shape, known.conditions, "net."),
+        model.params,
     )
     tiny.assert_same(load_file(path), wanted)
     again = tmp_path / "again"

@@ -130,7 +130,7 @@ def test_threads_of_one_process(workdir):
     for thread in threads:
         thread.join()
     assert (len(taken), len(refused)) == (1, 7)
-    assert not workdir.exists()
+    assert not workdir.exists() or not list(workdir.iterdir())  # made by one that was refused
 
 
 def test_eight_that_take_over_at_once_are_one(workdir, holder):
