@@ -30,5 +30,8 @@ def get_config():
         train=dict(steps=12000, batch=16, ema=(0.999,)),
         checkpoint=dict(every=250, keep=2),
         log=dict(every=50, sample_every=2000, heldout_every=1000, images=16),
-        sample=dict(sampler=dict(name="heun"), steps=25, batch=64),
+        sample=dict(
+            sampler=dict(name="heun"), steps=25, batch=64, grid=dict(name="shifted", shift=0.3)
+        ),
+        restore=dict(steps=20),
     )  # fmt: skip

@@ -35,6 +35,8 @@ def test_every_task_can_be_made_and_has_a_method(task):
     ("task", "method"),
     [
         ("denoise", "ddrm"),
+        ("mask:kind=box", "flower"),
+        ("blur:size=3", "flower"),
         ("downsample:factor=2+mask:share=0.3", "pnpflow"),
         ("radon:angles=4", "diffpir"),
         ("colourise+radon:angles=4", "diffpir"),

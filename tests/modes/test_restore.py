@@ -71,7 +71,7 @@ def test_a_hole_is_filled_and_nothing_else_is_touched(workdir, tmp_path):
     after = tiny.files(tmp_path)
     assert all(after[name] == before[name] for name in before if not name.startswith("run"))
     (row,) = report["rows"]
-    assert (row["task"], row["method"]) == ("inpaint", "ddrm")
+    assert (row["task"], row["method"]) == ("inpaint", "flower")
     assert row["tiles"] > 1
 
 
