@@ -27,6 +27,8 @@ from vitdiff_jax.restoration import sdedit
 from vitdiff_jax.runtime import logs, parallel
 
 Cond = dict[str, np.ndarray]
+PACED = 0.02
+"""The share of the network calls that time the others: the first ones are slower."""
 
 
 class RestorationError(RuntimeError):
@@ -153,7 +155,7 @@ class Program:
             nonlocal told
             if progress is None:
                 return
-            if done and not told:
+            if done > max(1, total * PACED) and not told:
                 told, seconds = True, total * self.meter.pace(done)
                 taken = self.memory * self._plan.batch
                 logs.say(self._plan.text(taken, seconds))
