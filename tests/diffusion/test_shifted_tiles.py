@@ -141,7 +141,12 @@ def test_offsets_are_even_and_of_the_key_the_time_and_the_call_alone():
 METHODS = {name: found for name, found in restoration.methods().items() if not found.TRAITS.hint}
 
 
-@pytest.mark.parametrize("name", METHODS)
+QUICK = ("ddrm", "pnpflow")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in METHODS]
+)
 def test_each_call_of_a_method_has_places_of_its_own(name, monkeypatch):
     """Of all methods, also of those that call the network several times at one t."""
     seen, plain = [], ShiftedTiling.offsets

@@ -18,6 +18,7 @@ from vitdiff_jax.runtime import logs, memory
 PICTURE = np.random.default_rng(0).integers(0, 256, (21, 30), np.uint8)
 TILES = 4 * 5
 """Of 8 x 8 pixels, for every offset."""
+slow = pytest.mark.slow
 pytestmark = pytest.mark.usefixtures("plain")
 
 
@@ -36,7 +37,9 @@ def model(untrained):
     return load(untrained, "--config.restore.tiles=7")
 
 
-@pytest.mark.parametrize(("method", "calls"), [("ddrm", 3 + 7), ("dps", 2 * (3 + 7))])
+@pytest.mark.parametrize(
+    ("method", "calls"), [("ddrm", 3 + 7), pytest.param("dps", 2 * (3 + 7), marks=slow)]
+)
 def test_progress_goes_from_nothing_to_all(model, observed, capsys, method, calls):
     """In calls of the network: three steps of three chunks, the last one 8 times.
 
@@ -59,6 +62,7 @@ def test_without_progress_nothing_is_said(model, observed, capsys):
     assert capsys.readouterr().out == ""
 
 
+@slow
 def test_observation_changes_nothing(untrained, observed, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(tile_plan, "OBSERVED", np.inf)
@@ -67,6 +71,7 @@ def test_observation_changes_nothing(untrained, observed, monkeypatch):
     np.testing.assert_allclose(found.samples, wanted.samples, atol=1e-6)
 
 
+@slow
 def test_chunks_change_nothing(untrained):
     """The offsets are of the image's key, whatever lies in a network call."""
     one, other = (
@@ -76,7 +81,7 @@ def test_chunks_change_nothing(untrained):
     np.testing.assert_allclose(one.samples, other.samples, atol=1e-5)
 
 
-@pytest.mark.parametrize("what", [KeyboardInterrupt, ZeroDivisionError])
+@pytest.mark.parametrize("what", [KeyboardInterrupt, pytest.param(ZeroDivisionError, marks=slow)])
 def test_what_progress_raises_ends_the_work(model, observed, caplog, what):
     """At once, without a word, and the next picture can be restored."""
 
@@ -220,7 +225,7 @@ def test_a_line_for_each_tenth_of_what_takes_long(capsys, monkeypatch):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("overlap", [0.0, 0.5])
+@pytest.mark.parametrize("overlap", [0.0, pytest.param(0.5, marks=slow)])
 def test_overlap_chooses_the_tiles(untrained, overlap):
     found = load(untrained, f"--config.restore.overlap={overlap}").restore(PICTURE, noise_std=0.1)
     assert found.about["tiles"] == (5 * 7 if overlap else TILES)

@@ -292,6 +292,7 @@ def test_numbers_beyond_half_precision_do_not_ship(package, tmp_path):
     assert pretrained.names() == ["small"]
 
 
+@pytest.mark.slow
 def test_a_model_is_evaluated(package):
     flags = "--config.evaluate.images=20", "--config.sample.batch=16"
     assert tiny.call("--workdir=pretrained:small", "--mode=evaluate", *flags) == 0

@@ -27,6 +27,9 @@ def pixels(path):
         return np.asarray(image)
 
 
+slow = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def model(untrained, plain):
     return vitdiff_jax.load(untrained)
@@ -36,12 +39,24 @@ def model(untrained, plain):
     ("name", "made", "shape", "dtype"),
     [
         ("photo.png", lambda: Image.fromarray(random(3, 5)), (3, 5), np.uint8),
-        ("photo.png", lambda: Image.fromarray(random(3, 400)), (3, 400), np.uint8),
+        pytest.param(
+            "photo.png", lambda: Image.fromarray(random(3, 400)), (3, 400), np.uint8, marks=slow
+        ),
         ("photo.jpg", lambda: Image.fromarray(random(8, 5, 4), "CMYK"), (8, 5, 3), np.uint8),
         ("photo.tif", lambda: Image.fromarray(random(8, 5, 4), "CMYK"), (8, 5, 3), np.uint8),
-        ("photo.png", lambda: Image.fromarray(random(8, 5, dtype=np.uint16)), (8, 5), np.uint16),
-        ("photo.png", lambda: Image.fromarray(random(8, 5, 4)), (8, 5, 4), np.uint8),
-        ("photo.gif", lambda: Image.fromarray(random(8, 5)), (8, 5, 3), np.uint8),
+        pytest.param(
+            "photo.png",
+            lambda: Image.fromarray(random(8, 5, dtype=np.uint16)),
+            (8, 5),
+            np.uint16,
+            marks=slow,
+        ),
+        pytest.param(
+            "photo.png", lambda: Image.fromarray(random(8, 5, 4)), (8, 5, 4), np.uint8, marks=slow
+        ),
+        pytest.param(
+            "photo.gif", lambda: Image.fromarray(random(8, 5)), (8, 5, 3), np.uint8, marks=slow
+        ),
     ],
     ids=["3x5", "strip", "CMYK JPEG", "CMYK TIFF", "16 bits", "alpha", "GIF"],
 )

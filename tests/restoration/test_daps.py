@@ -74,7 +74,10 @@ FEW = [CASES[2], CASES[3]]
 
 
 @pytest.mark.parametrize(("operator", "noise_std", "options"), only(FEW, CASES))
-@pytest.mark.parametrize("schedule", [FLOW, EDM(), LinearVP()], ids=str)
+@pytest.mark.parametrize(
+    "schedule", [FLOW, *(pytest.param(s, marks=pytest.mark.slow) for s in (EDM(), LinearVP()))],
+    ids=str,
+)  # fmt: skip
 def test_moments_are_those_of_the_algorithm(operator, noise_std, options, schedule):
     times = grids.uniform_logsnr(schedule, STEPS, low=-6, high=6)
     given = {"count" if key == "ode" else key: value for key, value in options.items()}
@@ -123,6 +126,7 @@ def clipped(x):
     return np.clip(2 * x, -1, 1)
 
 
+@pytest.mark.slow
 def test_an_operator_that_is_not_linear():
     """Image by image, with the same noise: clipping has the slope 2, or 0 where it clips."""
     case = problem(None, "full", NOISE_STD, operator=make(dict(name="hdr"), SHAPE))

@@ -43,11 +43,12 @@ def dataset(size: int = 64, path: str = "") -> Dataset:
         raise ValueError("path: required: a folder that `vitdiff_jax.data.photographs` gathers")
     home = pathlib.Path(path).expanduser()
     parts = {split: _photographs(home / split) for split in ("train", "heldout")}
-    smallest = min(min(view.shape[:2]) for part in parts.values() for view in part.values())
+    views = {f"{s}/{name}": view for s, part in parts.items() for name, view in part.items()}
+    smallest, which = min((min(view.shape[:2]), name) for name, view in views.items())
     if not scenes.MIN_SIZE <= size <= smallest:
         raise ValueError(
             f"size: {size} is not between {scenes.MIN_SIZE} and {smallest}, the side of the"
-            " smallest photograph"
+            f" smallest photograph, {which}"
         )
     pyramids = tuple(scenes.pyramid([view], size) for view in parts["train"].values())
     held = [
@@ -112,7 +113,7 @@ def gather(folder: pathlib.Path) -> None:
 
     Raises DataError, with nothing written, if a package cannot be had or a file is another one.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: is not empty; name a new folder")
     found = {}
     for name in scenes.FILES:
@@ -126,10 +127,14 @@ def gather(folder: pathlib.Path) -> None:
             of_package = [row for row in rows if row["package"] == package]
             for row, data in zip(of_package, _checked(of_package, home)):
                 found[row["split"], row["name"]] = transforms.decode(data, 3)
-    for (split, name), image in found.items():
-        target = folder / split / f"{name}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        reduced_to(image, LONGEST).save(target)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        whole = pathlib.Path(scratch, "whole")
+        for (split, name), image in found.items():
+            target = whole / split / f"{name}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            reduced_to(image, LONGEST).save(target)
+        whole.replace(folder)  # an empty one may be there
     print(f"{len(found)} photographs in {folder}")
 
 
@@ -174,5 +179,5 @@ if __name__ == "__main__":
         sys.exit("usage: python -m vitdiff_jax.data.photographs FOLDER")
     try:
         gather(pathlib.Path(sys.argv[1]).expanduser())
-    except DataError as error:
+    except (DataError, OSError) as error:
         sys.exit(str(error))

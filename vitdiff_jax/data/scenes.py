@@ -163,5 +163,8 @@ def grids(views: list[np.ndarray], size: int, per_side: int = PER_SIDE) -> np.nd
             for side, count in zip(view.shape[:2], counts)
         )
         found += [view[r : r + size, c : c + size] for r in rows for c in columns]
-    found = np.stack([patch for patch in found if patch.std((0, 1)).max() >= FLAT])
+    found = [patch for patch in found if patch.std((0, 1)).max() >= FLAT]
+    if not found:
+        raise DataError("the held-out photographs show nothing but flat areas; add others")
+    found = np.stack(found)
     return found[np.random.default_rng(0).permutation(len(found))]

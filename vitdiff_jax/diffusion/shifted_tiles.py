@@ -82,7 +82,7 @@ class ShiftedTiling:
         return Shifted(self, down, right)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Shifted:
     """Tiles at their places. down, right: (sources [B, n, tile], places [B, size]) of an axis.
 
@@ -130,10 +130,11 @@ def shifted(
     check_batch(batch)
     if tiling.shape == tiling.tile and batch is None:
         return denoise_of(cond)
+    last = last if tiling.count > 1 else -1.0  # one tile is at the same place in each call
     return _Denoiser(denoise_of, tiling, keys, cond, batch, tick, last)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Denoiser:
     denoise_of: Callable[[Any], Denoise]
     tiling: ShiftedTiling
@@ -156,7 +157,9 @@ class _Denoiser:
             def add(total, k):
                 return total + once(x_t, k) / LAST, None
 
-            return jax.lax.scan(add, jnp.zeros_like(x_t), jnp.arange(LAST))[0]
+            # Recomputed for gradients: each call would hold what all eight estimates leave.
+            again = jax.checkpoint(add, prevent_cse=False)
+            return jax.lax.scan(again, jnp.zeros_like(x_t), jnp.arange(LAST))[0]
 
         if self.last < 0:
             return once(x_t, 0)

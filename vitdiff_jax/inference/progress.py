@@ -38,6 +38,7 @@ class Meter:
     def __init__(self):
         self.stopped, self.calls = False, 0
         self.began: list[float] = []  # when the first and the last call began
+        self.thread: threading.Thread | None = None  # the last one
 
     def tick(self, _: Any) -> None:
         """Count a call that begins: the one before it has ended."""
@@ -65,8 +66,10 @@ class Meter:
             except BaseException as error:
                 found["error"] = error
 
+        while self.thread is not None and self.thread.is_alive():  # interrupted, still in a call
+            self.thread.join(PERIOD)
         self.stopped, self.calls, self.began = False, 0, []
-        thread = threading.Thread(target=target, name="program", daemon=True)
+        thread = self.thread = threading.Thread(target=target, name="program", daemon=True)
         thread.start()
         try:
             while thread.is_alive():
@@ -74,8 +77,8 @@ class Meter:
                 report(max(self.calls - 1, 0))
         except BaseException:
             self.stopped = True
-            thread.join(PATIENCE)
             atexit.register(_leave, thread)
+            thread.join(PATIENCE)
             raise
         if "error" in found:
             raise found["error"]

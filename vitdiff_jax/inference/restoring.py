@@ -143,7 +143,10 @@ class Program:
         analysis = compiled.memory_analysis()
         self.memory = analysis.temp_size_in_bytes * self.mesh.size // self._plan.batch
         taken = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
-        if why := excess(taken, self.mesh.local_devices[0], self.shape):
+        device = self.mesh.local_devices[0]
+        if device.platform == "cpu":  # all of them share the machine's memory
+            taken *= len(self.mesh.local_devices)
+        if why := excess(taken, device, self.shape):
             raise RestorationError(why)
         self._compiled = compiled
 

@@ -62,7 +62,8 @@ class TilePlan:
         if not self.observed:
             return 1
         again = (LAST - 1) * -(-self.calls // self.steps)  # of the last step
-        calls = self.calls + again * isinstance(self.tiling, ShiftedTiling)
+        shifts = isinstance(self.tiling, ShiftedTiling) and self.tiling.count > 1
+        calls = self.calls + again * shifts
         return calls * self.chunks * self.passes
 
     @property
@@ -108,7 +109,15 @@ def plan(
     batch = batch_size(images, count, mesh)
     several = tiles is not None and batch * tiling.count > tiles
     passes = 2 if gradient and several else 1
-    return TilePlan(tiling, tiles, batch, calls, steps, passes, work > OBSERVED)
+    return TilePlan(tiling, tiles, batch, calls, steps, passes, work > OBSERVED and _calls_back())
+
+
+def _calls_back() -> bool:
+    """Whether programs can call Python: JAX does so on a CPU, which JAX_PLATFORMS may leave out."""
+    try:
+        return bool(jax.local_devices(backend="cpu"))
+    except RuntimeError:
+        return False
 
 
 def _network(experiment, gradient: bool, weights, cond, n: int, measure: Callable) -> Any:

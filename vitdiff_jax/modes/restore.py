@@ -307,7 +307,7 @@ def _compare(model: TrainedModel, workdir: epath.Path) -> None:
     )
     for line in card.changed(workdir, data):
         logs.say(line)
-    keys = set(config) - {"batch", "tiles"}  # which change nothing
+    keys = set(config) - {"tiles"}  # which changes nothing; each batch has its own random operator
     made = _record(
         model, keys, data=provenance.of_data(model.experiment.config), mark=data.mark,
         files=[inputs.digests_of_task(task) for task in config.tasks],

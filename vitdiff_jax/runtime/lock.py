@@ -73,8 +73,9 @@ class Lock:
         with self._writing, contextlib.suppress(OSError, LockError):
             self._released.set()
             _OWN.discard(self.token)
-            self.check()
-            (self.workdir / FILE).unlink()
+            owner = read(self.workdir)  # OSError: whose it is cannot be seen, so it stays
+            if owner is not None and owner["token"] == self.token:
+                (self.workdir / FILE).unlink()
 
     def _write(self) -> None:
         about = _this() | {"token": self.token, "renewed": time.time()}
