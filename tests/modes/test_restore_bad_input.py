@@ -133,6 +133,7 @@ def scratched(size=64):
     return np.asarray(picture)
 
 
+@slow
 def test_scratches_that_are_found_are_a_mask_to_edit(workdir, tmp_path, capsys):
     """Named in the line of the picture; passed back, it is the mask that was used."""
     Image.fromarray(scratched()).save(tmp_path / "photo.png")
