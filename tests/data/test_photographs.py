@@ -52,10 +52,21 @@ def test_the_mark_follows_from_the_pixels(folder):
 
 def test_large_photographs_are_reduced(tmp_path, monkeypatch):
     monkeypatch.setattr(photographs, "LONGEST", 48)
-    for split in ("train", "heldout"):
-        paint(tmp_path / split / "a.png", 10, 40, 96)
+    for split, code in (("train", 10), ("heldout", 20)):
+        paint(tmp_path / split / "a.png", code, 40, 96)
     views = photographs.dataset(SIZE, str(tmp_path)).train.scenes[0][0]
     assert views[0].shape == (20, 48, 3)
+
+
+def test_files_that_are_no_pictures_are_said(folder):
+    (folder / "train" / "raw.cr2").write_bytes(b"raw")
+    assert "left out of train: 1 .cr2" in photographs.dataset(SIZE, str(folder)).origin
+
+
+def test_a_photograph_is_not_held_out_and_trained_on(folder):
+    (folder / "heldout" / "again.png").write_bytes((folder / "train" / "10.png").read_bytes())
+    with pytest.raises(DataError, match=r"heldout/again\.png is train/10\.png again; hold out"):
+        photographs.dataset(SIZE, str(folder))
 
 
 @pytest.mark.parametrize("missing", ["train", "heldout"])

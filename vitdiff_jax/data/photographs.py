@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from vitdiff_jax.data import image_files, marks, scenes, transforms
+from vitdiff_jax.data import listing, marks, scenes, transforms
 from vitdiff_jax.data.files import Folder
 from vitdiff_jax.data.pipeline import DataError, Dataset
 
@@ -43,6 +43,11 @@ def dataset(size: int = 64, path: str = "") -> Dataset:
         raise ValueError("path: required: a folder that `vitdiff_jax.data.photographs` gathers")
     home = pathlib.Path(path).expanduser()
     parts = {split: _photographs(home / split) for split in ("train", "heldout")}
+    left = "; ".join(
+        f"left out of {split}: {text}"
+        for split in parts
+        if (text := listing.summary(listing.images(Folder(home / split)).left_out))
+    )
     views = {f"{s}/{name}": view for s, part in parts.items() for name, view in part.items()}
     smallest, which = min((min(view.shape[:2]), name) for name, view in views.items())
     if not scenes.MIN_SIZE <= size <= smallest:
@@ -59,18 +64,18 @@ def dataset(size: int = 64, path: str = "") -> Dataset:
     ]
     fixed = scenes.Fixed(scenes.grids(held, size, PER_SIDE))
     counts = {split: len(part) for split, part in parts.items()}
-    content = [
-        [split, name, marks.of_bytes(view.tobytes())]
-        for split, part in parts.items()
-        for name, view in part.items()
-    ]
+    content = [[name, marks.of_bytes(view.tobytes())] for name, view in views.items()]
+    trained = {mark: name for name, mark in content if name.startswith("train/")}
+    for name, mark in content:
+        if name.startswith("heldout/") and mark in trained:
+            raise DataError(f"{home}: {name} is {trained[mark]} again; hold out other photographs")
     return Dataset(
         train=scenes.Patches(pyramids, size),
         heldout=fixed,
         shape=(size, size, 3),
         conditions={},
         origin=f"random crops of {counts['train']} photographs in {home}"
-        f" ({len(fixed)} crops of {counts['heldout']} others held out)",
+        f" ({len(fixed)} crops of {counts['heldout']} others held out{'; ' * bool(left)}{left})",
         crop=f"{size}x{size} crops, downsampled up to {scenes.REDUCTIONS[-1]} times",
         mark=marks.digest(content),
         card={"photographs": counts},
@@ -85,8 +90,7 @@ def _photographs(folder: pathlib.Path) -> dict[str, np.ndarray]:
             f" `python -m vitdiff_jax.data.photographs {folder.parent}`"
         )
     files = Folder(folder)
-    if not (names := image_files.image_names(files)):
-        raise DataError(f"{folder}: contains no images")
+    names = list(listing.images(files).found)
 
     def read(name):
         try:

@@ -11,8 +11,8 @@ from vitdiff_jax.inference.tasks import TASKS
 from vitdiff_jax.operators import jpeg, parsing
 from vitdiff_jax.runtime import logs, paths, pictures, pillow
 
-SAMPLING = {0: "444", 1: "422", 2: "420", -1: "420"}
-"""Of chroma, by Pillow's numbers; -1: grey, or not known."""
+SAMPLING = {0: "444", 1: "422", 2: "420", -1: "unusual chroma"}
+"""Of chroma, by Pillow's numbers; -1 also for grey, which has none."""
 
 
 def resolved(task: str, source: Any) -> str:
@@ -55,8 +55,8 @@ def _saved(name: str, image: Image.Image) -> dict[str, Any]:
     found = {key: np.reshape(table, (8, 8)) for key, table in image.quantization.items()}
     tables = [found[layer[3]] for layer in image.layer[:2]]  # of luma, and of chroma if there is
     quality, same = jpeg.quality_of(*tables)
-    sampling = SAMPLING[JpegImagePlugin.get_sampling(image)]
-    kept = "420" if sampling == "422" else sampling
+    sampling = SAMPLING[JpegImagePlugin.get_sampling(image)] if len(image.layer) > 1 else "420"
+    kept = sampling if sampling in ("444", "420") else "420"
     own = "" if same else ", the nearest to its own tables"
     nearest = f", for the nearest, {kept}" if kept != sampling else ""
     logs.say(f"artefacts: {name} was saved with quality={quality}{own}, {sampling}{nearest}")
