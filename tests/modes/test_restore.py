@@ -230,6 +230,7 @@ def test_the_numbers_are_those_of_the_images(compared):
         (["--n=0"], "--n: 0 is less than 1"),
         (["--config.restore.tasks=('denoise',)", "--noise=0.1", "--label=3"],
          "--noise, --label: of an --input, which is missing"),
+        (["--task=denoise", "--strength=0.8"], "--strength: of --task=edit alone"),
         (["--input={home}/photo.png", "--task=edit", "--noise=0.1", "--degrade"],
          "noise_std, degrade: not used by the task edit"),
         (["--input={home}/photo.png", "--noise=25"], "--noise: 25 is more than the range"),

@@ -64,7 +64,7 @@ def main(
     mask: pathlib.Path | None = None,
     method: str | None = None,
     noise: float | None = None,
-    strength: float = 0.5,
+    strength: float | None = None,
     degrade: bool = False,
     n: int = 1,
     seed: int = 0,
@@ -83,6 +83,8 @@ def main(
     auto = mask == pathlib.Path(tasks.AUTO)
     if auto and pathlib.Path(tasks.AUTO).exists():
         raise ConfigError("--mask: auto means scratches, and is a file here; rename it")
+    if strength is not None and task != "edit":
+        raise ConfigError("--strength: of --task=edit alone; leave it out")
     of_input = dict(
         task=task, mask=mask, method=method, noise=noise, degrade=degrade or None, label=label,
         prompt=prompt, attributes=attributes,
@@ -99,8 +101,9 @@ def main(
         _compare(model, workdir)
         return
     how: dict[str, Any] = dict(
-        mask=tasks.AUTO if auto else mask, method=method, noise_std=noise, strength=strength,
-        degrade=degrade, n=n, seed=seed, label=label, prompt=prompt, attributes=attributes,
+        mask=tasks.AUTO if auto else mask, method=method, noise_std=noise,
+        strength=0.5 if strength is None else strength, degrade=degrade, n=n,
+        seed=seed, label=label, prompt=prompt, attributes=attributes,
     )  # fmt: skip
     _restore_all(model, workdir, input, task, how)
 
