@@ -121,6 +121,7 @@ def vgg16(setting):
         return networks.vgg16(setting)
 
 
+@pytest.mark.slow
 def test_vgg16_enlarges_small_images(vgg16):
     """To 32 pixels a side, by FID's rule; of one colour that is the larger image of it."""
     colours = np.array([[200, 30, 90], [0, 0, 255]], np.uint8)

@@ -163,6 +163,7 @@ def tell_apart(found, wanted, error):
     assert apart.max() < error, apart.max()
 
 
+@pytest.mark.slow
 def test_what_is_prepared_is_the_autoencoders_own(flags, params, settings):
     """To float16: measured 4.3e-4, at most 2^-11 = 4.9e-4. Mirror images too; the same classes."""
     config = settings()

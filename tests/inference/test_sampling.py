@@ -195,6 +195,7 @@ def as_pixels(x):
     return np.clip(np.round(127.5 * (x + 1)), 0, 255)
 
 
+@pytest.mark.slow
 def test_sampling_with_a_second_workdir(home, guided_digit):
     """Which itself says to be guided by itself, and is not."""
     flags = [f"--workdir={home / 'model'}", "--mode=sample", "--n=3", "--label=4", "--npz"]
@@ -396,6 +397,7 @@ def test_a_sampler_that_does_not_walk():
     assert str(caught.value) == "frames: tests.inference.test_sampling records no trajectory"
 
 
+@pytest.mark.slow
 def test_frames_as_a_picture(home):
     """A row for each image; the arrays of --npz are the last of them."""
     flags = [f"--workdir={home / 'model'}", "--mode=sample", "--n=3", "--npz"]

@@ -16,6 +16,7 @@ from safetensors.numpy import save, save_file
 
 from tests.interop.test_families import DIT, dit_shapes, dit_tensors, filled, same
 from tests.interop.torch_writer import Call, Name, tensor, write, write_legacy
+from tests.parts import quick
 from vitdiff_jax.interop import families, state_dicts, torch_files
 from vitdiff_jax.interop.torch_pickle import Unread
 
@@ -226,7 +227,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", quick(["the contents", "two keys", "in a set", "a type"], PLACES))
 @pytest.mark.parametrize("tuples", [WIDE, DEEP], ids=["wide", "deep"])
 def test_tuples_in_tuples_end_in_one_line_and_soon(tmp_path, tuples, place):
     pickled = PLACES[place].replace(b"%s", tuples)

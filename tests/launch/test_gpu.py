@@ -58,6 +58,7 @@ def test_crashes_are_followed_by_another_run(machine, gpu, ends, code, runs):
     assert ("gave up after 3 retries" in done.stderr) == (runs == 4)
 
 
+@pytest.mark.slow
 def test_progress_renews_the_retries(machine, gpu):
     machine.ends([1] * 5)
     assert gpu("--retries=1", *PROGRAM, PROGRESS_SECONDS="0").returncode == 0

@@ -165,9 +165,7 @@ CODES = [  # of the program, and what comes of them
 ]
 
 
-@pytest.mark.parametrize(
-    ("codes", "environment", "end", "said"), only([CODES[0], CODES[1], CODES[4]], CODES)
-)
+@pytest.mark.parametrize(("codes", "environment", "end", "said"), only([CODES[0], CODES[4]], CODES))
 def test_exit_75_means_run_me_again(cloud, codes, environment, end, said):
     """So often without progress; any other failure is passed on."""
     cloud.ready()
@@ -318,11 +316,14 @@ def test_log_shows_the_newest_run_again(cloud):
 
 @pytest.mark.parametrize(
     ("kind", "slice_"),
-    [
-        ("v5litepod-1", "v5e:1x1"), ("v5litepod-8", "v5e:2x4"), ("v5litepod-16", "v5e:4x4"),
-        ("v5litepod-256", "v5e:16x16"), ("v6e-32", "v6e:4x8"), ("v5p-8", "v5p:2x2x1"),
-        ("v5p-16", "v5p:2x2x2"), ("v5p-64", "v5p:2x4x4"), ("v5p-256", "v5p:4x4x8"),
-    ],
+    only(
+        [("v5litepod-8", "v5e:2x4"), ("v6e-32", "v6e:4x8"), ("v5p-64", "v5p:2x4x4")],
+        [
+            ("v5litepod-1", "v5e:1x1"), ("v5litepod-8", "v5e:2x4"), ("v5litepod-16", "v5e:4x4"),
+            ("v5litepod-256", "v5e:16x16"), ("v6e-32", "v6e:4x8"), ("v5p-8", "v5p:2x2x1"),
+            ("v5p-16", "v5p:2x2x2"), ("v5p-64", "v5p:2x4x4"), ("v5p-256", "v5p:4x4x8"),
+        ],
+    ),
 )  # fmt: skip
 def test_the_plan_is_shown_first(cloud, kind, slice_):
     cloud.set(refusals=[QUOTA])

@@ -98,6 +98,7 @@ def test_a_condition_alone_is_dropped_by_its_keys_uniform(name, rate):
     np.testing.assert_array_equal(dropped(many(40, name), keys, rate)[name], wanted)
 
 
+@pytest.mark.slow
 def test_several_are_dropped_together_and_each_alone():
     """Each of the 32 ways as often as (together or alone) says, five standard errors."""
     count, rate = 20_000, 0.2
@@ -264,6 +265,7 @@ def test_what_is_not_told_is_not_there(name, start):
     assert (abs(found - wanted).max((1, 2, 3)) > 1e-2).all()
 
 
+@pytest.mark.slow
 def test_tokens_after_a_text_are_not_looked_at():
     """Texts of two tokens, then of any garbage: the images stay, to the bit."""
     cond = told("label", "text") | {"text": np.stack([to_bytes(t, 16) for t in ("a", "déjà", "")])}

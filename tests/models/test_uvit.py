@@ -74,6 +74,7 @@ def test_long_skips_join_mirror_images(scan, last, seen):
     assert moves == seen | {last}
 
 
+@pytest.mark.slow
 def test_every_place_has_a_position_of_its_own():
     """Those of tokens that are there: label, time, 2 of the 4 of a text of 5 bytes, vectors."""
     apply, params = compiled("all"), tiny_params("all")

@@ -288,6 +288,7 @@ def pngs(images, home):
     return home
 
 
+@pytest.mark.slow
 def test_samples_are_the_same_from_a_model_and_from_files(workdir, config, tmp_path):
     """--npz writes what --mode=sample draws from the same seeds; files give the same numbers."""
     report = report_of(workdir, "--npz")

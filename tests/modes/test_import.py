@@ -138,7 +138,7 @@ def test_imported_weights_are_measured_on_data_that_fit(tmp_path):
     assert report["images"] == 20
 
 
-@pytest.mark.parametrize("name", ["dit", "jit"])
+@pytest.mark.parametrize("name", quick(["dit"], ["dit", "jit"]))
 def test_the_licence_comes_along(tmp_path, capsys, name):
     """As a file and with the model; and what was imported is written down."""
     _, workdir = imported(tmp_path, name)
@@ -379,6 +379,7 @@ def test_an_exported_average_is_that_average_and_comes_back(trained, tmp_path):
     tiny.assert_same(load_file(others), {name: np.asarray(a) for name, a in other.items()})
 
 
+@pytest.mark.slow
 def test_without_a_licence_there_is_none(trained, tmp_path):
     ignored = shutil.ignore_patterns("LICENCE.txt", "export")
     path = exports(shutil.copytree(trained, tmp_path / "copy", ignore=ignored))
@@ -386,6 +387,7 @@ def test_without_a_licence_there_is_none(trained, tmp_path):
     assert not (tmp_path / "run" / "LICENCE.txt").exists()
 
 
+@pytest.mark.slow
 def test_exported_with_its_authors_names(trained, tmp_path, capsys):
     """What `families.to_torch` makes; it comes back as that family's, still under our licence."""
     path = exports(trained, "--family=jit")
@@ -408,7 +410,7 @@ def test_exported_with_its_authors_names(trained, tmp_path, capsys):
     assert found.licence == "Not for sale\n\nFrom me\n"
 
 
-@pytest.mark.parametrize("name", ["sit", "uvit", "dit"])
+@pytest.mark.parametrize("name", quick(["dit"], ["sit", "uvit", "dit"]))
 def test_what_was_imported_goes_out_as_it_came(copy_of, name):
     """Through our parameters and back, every tensor bit by bit."""
     workdir = copy_of(name)

@@ -63,6 +63,7 @@ def test_narrow_types_are_said(tmp_path, capsys, base):
     np.testing.assert_array_equal(kernel, 1)
 
 
+@pytest.mark.slow
 def test_a_network_without_a_null_class_is_not_guided(tmp_path, capsys, base):
     """It has all of its classes, and says so where guidance is asked of it."""
     source = write(tmp_path / "a.pt", {**base, TABLE: base[TABLE][:3]})

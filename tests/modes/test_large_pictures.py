@@ -57,6 +57,7 @@ def test_progress_goes_from_nothing_to_all(model, observed, capsys, method, call
     assert line.endswith("about 0:00:00")
 
 
+@pytest.mark.slow
 def test_without_progress_nothing_is_said(model, observed, capsys):
     model.restore(PICTURE, "denoise", noise_std=0.1)
     assert capsys.readouterr().out == ""

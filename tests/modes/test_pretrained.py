@@ -102,6 +102,7 @@ def test_digits_are_drawn(capsys):
     assert (known.predict(found.reshape(20, 64) / 255 * 16) == labels).mean() >= 0.9
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_parameters_rounded_to_half(package, untrained):
     whole, half = vitdiff_jax.load(untrained), vitdiff_jax.load("pretrained:small")
     rounded = jax.tree.map(

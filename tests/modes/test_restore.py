@@ -168,6 +168,7 @@ def test_four_devices_give_the_same(tmp_path):
         assert abs(pixels(home / f"photo-{i}.png") - wanted[i - 1]).max() <= 1
 
 
+@pytest.mark.slow
 def test_pictures_alike_are_compiled_once(model, monkeypatch):
     """Another picture with another mask is another argument; another size another program."""
     made, plain = [], restoring.program

@@ -72,7 +72,8 @@ def test_an_image_depends_on_its_own_key_and_measurement_alone(name):
     assert (changed > 1e-3) == (not METHODS[name].TRAITS.hint)
 
 
-@pytest.mark.parametrize("name", quick({"ddrm"}, METHODS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
 def test_compiled_alone_is_the_same(name):
     """With the operator and all else as arguments, in a batch of 1."""
     run, given = masked(name)

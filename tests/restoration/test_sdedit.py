@@ -66,6 +66,7 @@ def test_moments_on_gaussian_images(schedule):
             np.testing.assert_allclose(found[1], wanted[1], atol=1e-9)
 
 
+@pytest.mark.slow
 @jax.disable_jit()
 @one_schedule
 def test_with_next_to_no_noise_the_image_comes_back(schedule):

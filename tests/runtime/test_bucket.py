@@ -149,6 +149,7 @@ def cut_off(bucket):
     return home
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_its_last_file_is_none(bucket, cut_off):
     """It is cleared away, or written again."""
     home, later, said = cut_off, 30 if bucket.startswith("s3") else 20, []

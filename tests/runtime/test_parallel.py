@@ -228,6 +228,7 @@ def test_the_old_state_is_donated(trained):
     assert trained.donated
 
 
+@pytest.mark.slow
 def test_other_devices_read_what_four_saved(trained):
     """One, and four on another mesh."""
     fsdp = 2 if VARIANTS[trained.variant][0].get("fsdp") == 4 else 4

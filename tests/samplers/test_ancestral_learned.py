@@ -132,8 +132,9 @@ def dense(params, scan):
     return network
 
 
-@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_the_network_runs_once_for_both(scale, scan):
     """The estimate and its variance are two functions; XLA merges their calls, guided or not."""
     process, shape = Process(CHAIN, "eps", "eps", learned_variance=1000), (2, 4, 4, 3)

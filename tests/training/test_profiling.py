@@ -44,6 +44,7 @@ def test_a_profile_has_the_names_of_the_models_parts(tmp_path):
     assert f"profile in {workdir / 'profile'}: open it with Perfetto or TensorBoard" in out
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_after_them_says_so(trained):
     """The same command again is no error: that is how a run goes on after a preemption."""
     code, out, error = homes.run(*trained, "--profile=3:5", "--config.train.steps=7")

@@ -294,7 +294,7 @@ def test_bfloat16_gradients_are_the_gradients_rounded(model):
         np.testing.assert_allclose(rounded, exact, rtol=2**-7, atol=2**-7 * np.abs(exact).max())
 
 
-@pytest.mark.parametrize("stratified", [True, False])
+@pytest.mark.parametrize("stratified", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_an_examples_draws_do_not_depend_on_its_batch(stratified):
     whole, rows = batch(0), np.array([6, 1, 4])
     key = jax.random.key(3)
