@@ -101,8 +101,10 @@ def test_fewer_steps_than_were_trained_are_refused(run, refused):
 
 
 def test_as_many_steps_as_were_trained_are_a_finished_run(run, capsys):
+    (run / "data.json").write_text('{"mark": "of the data it was trained on"}')
     assert tiny.call(f"--workdir={run}") == 0
     assert "already trained for 2 steps" in capsys.readouterr().out
+    assert (run / "data.json").read_text() == '{"mark": "of the data it was trained on"}'
 
 
 def test_a_damaged_checkpoint_stays_where_it_is_if_the_run_is_refused(run, refused):

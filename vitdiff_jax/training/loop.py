@@ -174,8 +174,8 @@ class Run:
     def train(self, stop: StopRequest, monitor: monitor.Monitor, profile: profiling.Profile) -> str:
         """Train until config.train.steps or a signal."""
         state, steps = self.state(), self.config.train.steps
-        self._open_workdir()  # only now: all that can be refused has been checked
         start = int(state.step)
+        self._open_workdir(start < steps)  # only now: all that can be refused has been checked
         if start >= steps:
             logs.say(
                 f"already trained for {start:,} steps (config.train.steps={steps}): sample with"
@@ -193,8 +193,11 @@ class Run:
         finally:
             metrics.close()
 
-    def _open_workdir(self) -> None:
-        """Write config.json and data.json, and clear away what killed runs left half written."""
+    def _open_workdir(self, trains: bool) -> None:
+        """Write config.json and data.json, and clear away what killed runs left half written.
+
+        trains: False for a finished run, whose data.json stays that of the data it was trained on.
+        """
         if jax.process_index() > 0:
             return
         path = self.workdir / "config.json"
@@ -205,14 +208,15 @@ class Run:
         if not path.exists():
             finetune.copy_licence(self.config, self.workdir)
         config_lib.save(self.config, path)
-        self._describe_data()
+        self._describe_data(trains)
 
-    def _describe_data(self) -> None:
-        """Write data.json, for the report and the next run; say if the data have changed."""
+    def _describe_data(self, trains: bool) -> None:
+        """Say if the data have changed; write data.json, for the report and the next run."""
         for line in card.changed(self.workdir, self.dataset, self.trained):
             logs.say(line)
-        known = card.facts(self.dataset) | {"shape": self.experiment.image_shape}
-        tables.write(self.workdir / "data.json", known)
+        if trains:
+            known = card.facts(self.dataset) | {"shape": self.experiment.image_shape}
+            tables.write(self.workdir / "data.json", known)
 
     def _loop(self, state, start, steps, metrics, stop, monitor, profile) -> str:
         """The loop; metrics are read one step late, so that the device never waits for the host."""
