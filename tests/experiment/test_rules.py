@@ -239,7 +239,7 @@ def test_flags_have_ranges_too(given, message):
 
 
 def test_flags_that_are_right():
-    rules.check_flags(dict(n=1, seed=2**32 - 1, frames=0, noise=None, verbose=True, label="3"))
+    rules.check_flags(dict(n=None, seed=2**32 - 1, frames=0, noise=None, verbose=True, label="3"))
     rules.check_flags(dict(seed=np.int64(3), n=np.int32(2)))
 
 

@@ -21,6 +21,7 @@ def test_keys_of_the_benchmark_with_an_input_are_named(key):
 @pytest.mark.parametrize(("flag", "value"), [
     ("task", "denoise"), ("mask", pathlib.Path("mask.png")), ("method", "ddrm"), ("noise", 0.1),
     ("label", "cat"), ("prompt", "a cat"), ("attributes", "smiling"),
+    ("n", 2), ("seed", 0),
 ])  # fmt: skip
 def test_flags_of_an_input_without_one_are_refused(tmp_path, flag, value):
     with pytest.raises(ConfigError, match=f"^--{flag}: .* --input, which is missing"):

@@ -147,8 +147,8 @@ def check_flags(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if _is_number(value):
             _check_number(f"--{name}", value, FLAGS.get(name))
-    if "seed" in given and "n" in given:
-        check_seeds("--seed", given["seed"], given["n"])
+    if given.get("seed") is not None and "n" in given:
+        check_seeds("--seed", given["seed"], 1 if given["n"] is None else given["n"])
 
 
 def check_method(name: str, options: Mapping[str, Any]) -> None:

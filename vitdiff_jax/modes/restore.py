@@ -66,8 +66,8 @@ def main(
     noise: float | None = None,
     strength: float | None = None,
     degrade: bool = False,
-    n: int = 1,
-    seed: int = 0,
+    n: int | None = None,
+    seed: int | None = None,
     label: str | None = None,
     prompt: str | None = None,
     attributes: str | None = None,
@@ -77,7 +77,7 @@ def main(
     --input: an image or a folder. --task: the degradation, see `inference.tasks`. --mask: white
     where pixels are missing; auto: on scratches that are found. --noise: its standard deviation in
     units of [-1, 1]; default: estimated. --degrade: the input is clean, degrade it first. --n:
-    samples per image. --strength: of an edit.
+    samples per image, 1 by default. --seed: of them, 0 by default. --strength: of an edit.
     """
     arrays.check_noise(noise, "--noise")
     auto = mask == pathlib.Path(tasks.AUTO)
@@ -87,7 +87,7 @@ def main(
         raise ConfigError("--strength: of --task=edit alone; leave it out")
     of_input = dict(
         task=task, mask=mask, method=method, noise=noise, degrade=degrade or None, label=label,
-        prompt=prompt, attributes=attributes,
+        prompt=prompt, attributes=attributes, n=n, seed=seed,
     )  # fmt: skip
     given = [f"--{name}" for name, value in of_input.items() if value is not None]
     if input is None and given:
@@ -102,8 +102,8 @@ def main(
         return
     how: dict[str, Any] = dict(
         mask=tasks.AUTO if auto else mask, method=method, noise_std=noise,
-        strength=0.5 if strength is None else strength, degrade=degrade, n=n,
-        seed=seed, label=label, prompt=prompt, attributes=attributes,
+        strength=0.5 if strength is None else strength, degrade=degrade,
+        n=1 if n is None else n, seed=seed or 0, label=label, prompt=prompt, attributes=attributes,
     )  # fmt: skip
     _restore_all(model, workdir, input, task, how)
 
