@@ -68,6 +68,10 @@ def test_what_is_stated_wins(saved, capsys):
     assert not capsys.readouterr().out
     found = compression.resolved("artefacts:subsampling=444", path)
     assert found == "artefacts:quality=60,subsampling=444"
+    exif = Image.Exif()
+    for exif[274], turned in {1: "", 6: ",orientation=6", 9: ""}.items():
+        found = compression.resolved("artefacts", saved(quality=60, exif=exif))
+        assert found == f"artefacts:quality=60,subsampling=420{turned}"
 
 
 def test_what_is_no_jpeg_file_has_the_default_and_says_so(saved, capsys):

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy import ndimage
 
 from tests.parts import only
 from vitdiff_jax import operators
 from vitdiff_jax.operators.jpeg import tables
+from vitdiff_jax.runtime import pictures
 
 RANDOM = np.random.default_rng(0)
 
@@ -66,6 +67,19 @@ def test_jpeg_of_grey(photo):
         wanted = np.asarray(coded, float)[..., None]
     found = (forward(make("jpeg", grey.shape, quality=20), grey / 127.5 - 1) + 1) * 127.5
     assert abs(found - wanted).mean() < 0.3
+
+
+def test_jpeg_of_a_turned_picture_has_the_blocks_of_the_file(photo):
+    file, exif = io.BytesIO(), Image.Exif()
+    for exif[274] in range(1, 9):  # its orientation
+        Image.fromarray(photo[:20, :27, 0]).save(file, "JPEG", quality=20, exif=exif)
+        with Image.open(file) as coded:
+            wanted = np.asarray(ImageOps.exif_transpose(coded), float)[..., None]
+        clean = pictures.turned(photo[:20, :27, :1], exif[274])
+        operator = make("jpeg", clean.shape, quality=20, orientation=exif[274])
+        found = (forward(operator, clean / 127.5 - 1) + 1) * 127.5
+        assert abs(found - wanted).mean() < 0.3
+        file.seek(0)
 
 
 def test_jpeg_has_the_derivative_of_no_rounding():
@@ -189,6 +203,7 @@ def test_files(tmp_path):
         ("fourier", dict(share=0.01), "share: needs"),
         ("radon", dict(angles=200), "angles: 200 is not in 1 to 180"),
         ("jpeg", dict(quality=0), "quality: 0 is not in 1 to 100"),
+        ("jpeg", dict(orientation=9), "orientation: 9 is not in 1 to 8"),
         ("hdr", dict(gain=-1.0), "gain: -1.0 is not positive"),
         ("compose", {}, "parts: is empty"),
         (

@@ -1,4 +1,4 @@
-"""The JPEG quality and chroma subsampling of a picture's file, for the task "artefacts"."""
+"""The JPEG quality, chroma subsampling and orientation of a picture's file, for "artefacts"."""
 
 import os
 import pathlib
@@ -40,7 +40,7 @@ def resolved(task: str, source: Any) -> str:
 
 
 def _of(source: Any) -> tuple[str, dict[str, Any]]:
-    """(what to call a picture, its quality and subsampling; empty if it is no JPEG file)."""
+    """(what to call a picture, its quality and the like; empty if it is no JPEG file)."""
     if isinstance(source, str | os.PathLike):
         path = pathlib.Path(paths.local_copy(source))
         return path.name, _saved(path.name, pillow.opened(path.read_bytes()))
@@ -60,4 +60,6 @@ def _saved(name: str, image: Image.Image) -> dict[str, Any]:
     own = "" if same else ", the nearest to its own tables"
     nearest = f", for the nearest, {kept}" if kept != sampling else ""
     logs.say(f"artefacts: {name} was saved with quality={quality}{own}, {sampling}{nearest}")
-    return {"quality": quality, "subsampling": kept}
+    orientation = pillow.orientation_of(image)
+    turned = {"orientation": orientation} if orientation in range(2, 9) else {}
+    return {"quality": quality, "subsampling": kept} | turned

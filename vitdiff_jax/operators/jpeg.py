@@ -5,11 +5,15 @@ chroma averaged over 2x2 pixels ("420") or not ("444"). Rounding has a straight-
 that gradient-based methods can use it. Not linear.
 """
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vitdiff_jax.operators import Shape, register, static
+from vitdiff_jax.runtime import pictures
 
 LUMA = np.array([
     [16, 11, 10, 16, 24, 40, 51, 61], [12, 12, 14, 19, 26, 58, 60, 55],
@@ -26,13 +30,18 @@ YCC = np.array([
 
 @register
 class Jpeg:
-    """The decoded image, in [-1, 1]."""
+    """The decoded image, in [-1, 1]. orientation: EXIF's; blocks lie as in the file as stored."""
 
     quality: int = static()
     subsampling: str = static()
+    orientation: int = static(default=1)
     linear: bool = static(default=False)
 
     def forward(self, x: jax.Array) -> jax.Array:
+        back = {6: 8, 8: 6}.get(self.orientation, self.orientation)
+        return _turned(self._stored(_turned(x, back)), self.orientation)
+
+    def _stored(self, x: jax.Array) -> jax.Array:
         pixels = _round(jnp.clip(127.5 * (x + 1), 0, 255)) - 128
         if x.shape[-1] == 1:
             return _pixels(_coded(pixels, tables(self.quality)[0]))
@@ -45,6 +54,11 @@ class Jpeg:
         if self.subsampling == "420":
             chroma = _round(_upsample(chroma))[:, : x.shape[1], : x.shape[2]]
         return _pixels(_dot(jnp.concatenate([luma + 128, chroma], -1), np.linalg.inv(YCC)) - 128)
+
+
+def _turned(x: jax.Array, orientation: int) -> jax.Array:
+    turn: Any = functools.partial(pictures.turned, orientation=orientation)  # NumPy's or JAX's
+    return jax.vmap(turn)(x)
 
 
 def tables(quality: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,13 +137,16 @@ def _round(x: jax.Array) -> jax.Array:
 
 
 def make(
-    shape: Shape, rng: np.random.Generator, quality: int = 10, subsampling: str = "420"
-) -> Jpeg:
-    """quality: 1 to 100, as in Pillow. subsampling: of chroma, 420 or 444."""
+    shape: Shape, rng: np.random.Generator, quality: int = 10, subsampling: str = "420",
+    orientation: int = 1,
+) -> Jpeg:  # fmt: skip
+    """quality: 1 to 100, as in Pillow. subsampling: of chroma, 420 or 444. orientation: EXIF's."""
     if not 1 <= quality <= 100:
         raise ValueError(f"quality: {quality} is not in 1 to 100")
     if subsampling not in ("420", "444"):
         raise ValueError(f"subsampling: {subsampling!r} is not one of 420, 444")
+    if not 1 <= orientation <= 8:
+        raise ValueError(f"orientation: {orientation} is not in 1 to 8")
     if shape[2] not in (1, 3):
         raise ValueError(f"shape: JPEG supports 1 or 3 channels, not {shape[2]}")
-    return Jpeg(quality, subsampling)
+    return Jpeg(quality, subsampling, orientation)
