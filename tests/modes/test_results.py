@@ -21,6 +21,7 @@ from vitdiff_jax.inference.sampling import SamplingError
 from vitdiff_jax.interop import images as image_lib
 from vitdiff_jax.interop import sheets
 from vitdiff_jax.modes import report, sample
+from vitdiff_jax.runtime import paths
 
 RANDOM = np.random.default_rng(0)
 pytestmark = pytest.mark.usefixtures("plain")
@@ -522,3 +523,11 @@ def test_an_autoencoder_is_recorded_by_its_content(tmp_path):
     digests = [provenance.digest(provenance.record("sample", 0, **one)) for one in found]
     assert digests[0] == digests[2] != digests[1]
     assert str(tmp_path) not in json.dumps(found)
+
+
+def test_an_autoencoder_in_a_bucket_is_fetched_once(tmp_path, monkeypatch):
+    (tmp_path / "vae").write_bytes(b"one")
+    monkeypatch.setattr(paths, "local_copy", mock.Mock(return_value=tmp_path / "vae"))
+    settings = config_lib.complete(tiny.config(latent=dict(autoencoder="gs://bucket/vae")))
+    assert provenance.of_sampling(settings) == provenance.of_sampling(settings)
+    assert paths.local_copy.call_count == 1

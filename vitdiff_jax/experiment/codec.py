@@ -6,6 +6,7 @@ nothing here is used. The autoencoder is read from its published weights file
 """
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -63,7 +64,7 @@ def load(path: str, factor: int) -> Codec:
 
     Raises WeightsError if it is not one, or has another downsampling factor.
     """
-    file = paths.local_copy(path)
+    file = file_of(path)
     if not file.is_file():
         raise WeightsError(f"config.latent.autoencoder: there is no file {file}")
     try:
@@ -81,6 +82,16 @@ def load(path: str, factor: int) -> Codec:
             f" config.latent.factor={factor}"
         )
     return Codec(model, jax.device_put(params), f"SHA-256 {marks.of_file(file)}")
+
+
+def file_of(path: str) -> pathlib.Path:
+    """The file of an autoencoder on this machine; one in a bucket is fetched once per process."""
+    return _fetched(path) if paths.remote(path) else paths.local_copy(path)
+
+
+@functools.cache
+def _fetched(path: str) -> pathlib.Path:
+    return paths.local_copy(path)
 
 
 def shape_of(dataset: Dataset, config: Any) -> tuple[int, int]:

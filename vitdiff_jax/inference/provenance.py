@@ -21,6 +21,7 @@ from PIL import Image
 import vitdiff_jax
 from vitdiff_jax.data import marks
 from vitdiff_jax.experiment import build as experiment_lib
+from vitdiff_jax.experiment import codec
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.runtime import paths, tables
 
@@ -61,7 +62,7 @@ def _weights(path: str | None) -> list[str] | None:
     """The name of a file of weights, and the mark of its contents."""
     if not path:
         return None
-    file = paths.local_copy(path)
+    file = codec.file_of(path)
     return [file.name, _mark(file, file.stat().st_mtime_ns) if file.is_file() else ""]
 
 
