@@ -68,7 +68,7 @@ def compare(
             )
             first += len(x)
         columns.append(found)
-        costs = run.costs() | {"network_calls": method.nfe(model.experiment.config.restore.steps)}
+        costs = run.costs()
         logs.say(f"{task}, {method.text}: {first} images, {costs['seconds']} s each")
         yield about | {"method": method.text} | costs | measured(found, truth, measures)
     if jax.process_index() == 0:

@@ -25,6 +25,7 @@ from vitdiff_jax.operators import Operator, Shape, masks, parsing
 from vitdiff_jax.operators.mask import Mask
 from vitdiff_jax.restoration import sdedit
 from vitdiff_jax.runtime import logs, parallel
+from vitdiff_jax.samplers import needs_final_denoise
 
 Cond = dict[str, np.ndarray]
 PACED = 0.02
@@ -68,20 +69,32 @@ class Method:
         """Network evaluations per image."""
         return restoration.module(self.name).nfe(steps, **self.options)
 
+    @property
+    def gradients(self) -> int:
+        """Gradients of the network per evaluation."""
+        module = restoration.module(self.name)
+        if hasattr(module, "gradients"):
+            return module.gradients(**self.options)
+        return int(module.TRAITS.gradient)
+
 
 class Program:
     """A restoration method, compiled for one image shape; larger images are tiled."""
 
     def __init__(
         self, experiment: Experiment, mesh: jax.sharding.Mesh, shape: Shape, count: int,
-        restore: Callable[..., jax.Array], times: np.ndarray, calls: int, gradient: bool = False,
+        restore: Callable[..., jax.Array], times: np.ndarray, nfe: Callable[[int], int],
+        gradients: int = 0,
     ):  # fmt: skip
         """count: number of images per call. restore, times: see `restoration`.
 
-        calls: of the network per image. gradient: whether it is differentiated.
+        nfe: network calls per image, of the number of steps. gradients: of each of them.
         """
         self.experiment, self.mesh, self.shape, self.count = experiment, mesh, shape, count
-        self.restore, self.times, self.calls, self.gradient = restore, times, calls, gradient
+        self.restore, self.times, self.gradients = restore, times, gradients
+        self.final = needs_final_denoise(experiment.process.schedule, times)
+        self.steps = len(times) - 1 + self.final
+        self.calls = nfe(self.steps)
         self.tiling, self.meter = tiling_of(experiment, shape), Meter()
         self.memory = 0  # bytes of temporaries per image, known once compiled
         self.seconds, self.done = 0.0, 0  # run time without compilation; number of images
@@ -95,7 +108,8 @@ class Program:
         schedule, config = self.experiment.process.schedule, self.experiment.config
         denoise_of = functools.partial(guided(self.experiment, config.sample), weights)
         x, keys = initial_noise(schedule, seeds, self.shape)
-        denoise = self._plan.denoiser(denoise_of, keys, cond, self.meter.tick, self.times)
+        last = 0.0 if self.final else float(self.times[-2])
+        denoise = self._plan.denoiser(denoise_of, keys, cond, self.meter.tick, last)
         return self.restore(
             denoise, schedule, self.times, x, keys, operator=operator, y=y, noise_std=noise_std
         )
@@ -111,7 +125,7 @@ class Program:
         there is too little memory.
         """
         if self._plan is None:
-            about = (self.count, self.calls, len(self.times) - 1, self.gradient, weights, cond)
+            about = (self.count, self.calls, self.steps, self.gradients, weights, cond)
             self._plan = plan(self.experiment, self.mesh, self.tiling, *about)
         inputs = padded_batches((seeds.astype(np.uint32), cond, y), self._plan.batch)
         calls = [(weights, *part, operator, np.float32(noise_std)) for part in inputs]
@@ -169,7 +183,7 @@ class Program:
     def costs(self) -> dict[str, Any]:
         """Cost per image: seconds without compilation, bytes besides the parameters."""
         return {
-            "steps": len(self.times) - 1, "tiles": self.tiling.count,
+            "network_calls": self._plan.estimates, "steps": self.steps, "tiles": self.tiling.count,
             "seconds": round(self.seconds / max(self.done, 1), 3), "memory": self.memory,
         }  # fmt: skip
 
@@ -183,13 +197,11 @@ def program(
         module = restoration.find(method.name, operator)
     if module.TRAITS.hint and "hint" not in experiment.conditions:
         raise ConfigError(f"method: {method.name} needs a model trained with config.degradation")
-    gradient = module.TRAITS.gradient
-    if gradient and "remat" in experiment.config.model:  # to save memory
+    if module.TRAITS.gradient and "remat" in experiment.config.model:  # to save memory
         experiment = dataclasses.replace(experiment, model=experiment.model.clone(remat="full"))
     restore = functools.partial(module.restore, **method.options)
-    times = times_of(experiment)
-    calls = method.nfe(len(times) - 1)
-    return Program(experiment, mesh, shape, count, restore, times, calls, gradient)
+    how = times_of(experiment), method.nfe, method.gradients
+    return Program(experiment, mesh, shape, count, restore, *how)
 
 
 def times_of(experiment: Experiment) -> np.ndarray:
@@ -266,7 +278,6 @@ class Restorer:
         samples = np.stack([from_planes(found[:, i], problem.channels) for i in range(n)])
         about = {
             "task": problem.task, "method": chosen.text, "noise_std": problem.noise_std,
-            "network_calls": chosen.nfe(self.experiment.config.restore.steps),
         }  # fmt: skip
         return Restored(samples, problem.picture, about | run.costs())
 
@@ -301,18 +312,14 @@ class Restorer:
         y = np.repeat(planes, n, 0)
         run = self._program(
             ("edit", y.shape, strength), kept,
-            lambda: Program(self.experiment, self.mesh, planes.shape[1:], n, _edit, times,
-                            len(times) - 1),
+            lambda: Program(self.experiment, self.mesh, planes.shape[1:], n, _edit, times, int),
         )  # fmt: skip
         cond = with_hint(self.experiment, cond, np.full_like(y, NULL["hint"]))
         found = run(self.weights, seeds, cond, y, kept, 0.0, progress)
         if changed is not None:
             found = np.where(kept > 0, y, found)
         samples = np.stack([from_planes(image[None], x.shape[2]) for image in found])
-        about = {
-            "task": "edit", "method": "sdedit", "strength": strength,
-            "network_calls": len(times) - 1,
-        }  # fmt: skip
+        about = {"task": "edit", "method": "sdedit", "strength": strength}
         return Restored(samples, x, about | run.costs())
 
 

@@ -34,8 +34,8 @@ class TilePlan:
     """The plan of a program.
 
     tiles: of a network call, at most; None: all. batch: images of a call of the program. calls: of
-    the network per image. passes: what one of them counts as, see `tiles.tiled`. observed: whether
-    the program reports its network calls and can be interrupted.
+    the network per image. gradients: of each of them, which repeat it, see `tiles.tiled`. observed:
+    whether the program reports its network calls and can be interrupted.
     """
 
     tiling: Tiling | ShiftedTiling
@@ -43,17 +43,17 @@ class TilePlan:
     batch: int
     calls: int
     steps: int
-    passes: int
+    gradients: int
     observed: bool
 
     def denoiser(
         self, denoise_of: Callable[[Any], Denoise], keys: jax.Array, cond: Any, tick: Tick,
-        times: np.ndarray,
+        last: float,
     ) -> Denoise:  # fmt: skip
-        """See `tiles.tiled` and `shifted_tiles.shifted`. times: of the method."""
+        """See `tiles.tiled` and `shifted_tiles.shifted`. last: the t of the method's last call."""
         how = (cond, self.tiles, tick if self.observed else None)
         if isinstance(self.tiling, ShiftedTiling):
-            return shifted(denoise_of, self.tiling, keys, *how, float(times[-2]) * (1 + 1e-6))
+            return shifted(denoise_of, self.tiling, keys, *how, last * (1 + 1e-6))
         return tiled(denoise_of, self.tiling, *how)
 
     @property
@@ -61,10 +61,19 @@ class TilePlan:
         """What a call of the program counts up to."""
         if not self.observed:
             return 1
-        again = (LAST - 1) * -(-self.calls // self.steps)  # of the last step
+        once, of_mean = (1 + self.gradients * (mean + (self.chunks > 1)) for mean in (0, 1))
+        return self.chunks * ((self.calls - self.means) * once + LAST * self.means * of_mean)
+
+    @property
+    def estimates(self) -> int:
+        """How often each image is estimated."""
+        return self.calls + (LAST - 1) * self.means
+
+    @property
+    def means(self) -> int:
+        """The calls of the last step, which are means of `LAST` estimates."""
         shifts = isinstance(self.tiling, ShiftedTiling) and self.tiling.count > 1
-        calls = self.calls + again * shifts
-        return calls * self.chunks * self.passes
+        return -(-self.calls // self.steps) if shifts else 0
 
     @property
     def chunks(self) -> int:
@@ -96,20 +105,19 @@ def tiling_of(experiment: Experiment, shape: Shape) -> Tiling | ShiftedTiling:
 
 def plan(
     experiment: Experiment, mesh: jax.sharding.Mesh, tiling: Tiling | ShiftedTiling, count: int,
-    calls: int, steps: int, gradient: bool, weights: Any, cond: Any,
+    calls: int, steps: int, gradients: int, weights: Any, cond: Any,
 ) -> TilePlan:  # fmt: skip
-    """The plan for `count` images. calls, gradient: see `restoring.Program`. cond: of images."""
+    """The plan for `count` images. The rest: see `restoring.Program`."""
     config = experiment.config.restore
     tiles, images, work = config.tiles or None, config.batch, 0.0
     if tiling.count > 1:
-        network = functools.partial(_network, experiment, gradient, weights, cond)
+        network = functools.partial(_network, experiment, gradients > 0, weights, cond)
         tiles = tiles or _at_once(network, mesh)
         images = max(1, min(images, tiles // tiling.count))  # no more than fill a network call
         work = count * calls * tiling.count * network(1, flops.count)
     batch = batch_size(images, count, mesh)
-    several = tiles is not None and batch * tiling.count > tiles
-    passes = 2 if gradient and several else 1
-    return TilePlan(tiling, tiles, batch, calls, steps, passes, work > OBSERVED and _calls_back())
+    seen = work > OBSERVED and _calls_back()
+    return TilePlan(tiling, tiles, batch, calls, steps, gradients, seen)
 
 
 def _calls_back() -> bool:

@@ -5,6 +5,7 @@ Each file has
     restore(denoise, schedule, times, x, keys, *, operator, y, noise_std, **options) -> x
     nfe(steps, **options) -> int    number of function evaluations: network calls per image
     TRAITS                          requirements and properties, see `Traits`
+    gradients(**options) -> int     gradients per network call, where some options take several
 
 denoise, schedule, times, x, keys: as for `samplers`; x is sigma(1) eps.
 operator: the degradation, see `operators`. y [B, ...] = operator.forward(x) + noise.

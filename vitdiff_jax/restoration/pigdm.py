@@ -45,6 +45,11 @@ def nfe(steps: int, sampler: str = "ancestral", **_) -> int:
     return _sampler(sampler).nfe(steps)
 
 
+def gradients(covariance: str = "scalar", iterations: int = 5, **_) -> int:
+    """One per network call, or one per iteration and one more."""
+    return iterations + 1 if covariance == "tweedie" else 1
+
+
 def restore(
     denoise: Denoise, schedule: Schedule, times: np.ndarray, x: jax.Array, keys: jax.Array, *,
     operator: Operator, y: jax.Array, noise_std: jax.Array | float,
