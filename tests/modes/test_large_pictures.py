@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from tests import tiny
 from vitdiff_jax.diffusion.process import Process
 from vitdiff_jax.diffusion.schedules import EDM, RectifiedFlow
 from vitdiff_jax.experiment import config as config_lib
-from vitdiff_jax.inference import loading, restoring, tile_plan
+from vitdiff_jax.inference import loading, progress, restoring, tile_plan
 from vitdiff_jax.inference.model import TrainedModel
 from vitdiff_jax.inference.progress import Meter
 from vitdiff_jax.runtime import logs, memory
@@ -142,6 +143,13 @@ def test_a_program_stops_within_a_network_call():
     with pytest.raises(KeyboardInterrupt):
         meter.watch(lambda: jax.block_until_ready(forever(jnp.eye(8))), report)
     assert "program" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_program_that_is_about_to_end_is_waited_for_at_exit(monkeypatch):
+    monkeypatch.setattr(progress.os, "_exit", pytest.fail)
+    thread = threading.Thread(target=time.sleep, args=[0.1])
+    thread.start()
+    progress._leave(thread)
 
 
 # --- Memory ---

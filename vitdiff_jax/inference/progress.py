@@ -19,7 +19,7 @@ Progress = Callable[[int, int], None]
 PERIOD = 0.1
 """Seconds between reports."""
 PATIENCE = 0.7
-"""Seconds to wait for an interrupted program, which may be between network calls."""
+"""Seconds to wait for an interrupted program, and at exit again: it may be in a network call."""
 
 
 class Stopped(Exception):
@@ -87,6 +87,7 @@ class Meter:
 
 def _leave(thread: threading.Thread) -> None:
     """At the exit of the process: XLA's compiler, which nothing interrupts, would abort it."""
+    thread.join(PATIENCE)
     if thread.is_alive():
         sys.stdout.flush()
         sys.stderr.flush()
