@@ -93,10 +93,11 @@ class Lock:
 def hold(workdir: epath.Path, dead: str | None) -> Iterator[Lock]:
     """Hold the lock of a workdir, which is created; folders that stay empty are removed again.
 
+    The workdir is removed whoever made it, for of several that start at once another one may have.
     dead: the result of `dead_owner`. Raises LockError if there is a living owner.
     """
     made = [] if paths.remote(workdir) else [workdir, *workdir.parents]
-    made = [folder for folder in made if not folder.exists()]
+    made = [folder for folder in made if folder == workdir or not folder.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
     lock = Lock(workdir)
     try:

@@ -170,10 +170,11 @@ def clean(folder: pathlib.Path | epath.Path) -> None:
 
 
 def remove_empty(folder: pathlib.Path | epath.Path) -> None:
-    """Delete a local folder if there is nothing in it."""
+    """Delete a local folder if there is nothing in it, unless it is the current one."""
     if not remote(folder):
         with contextlib.suppress(OSError):
-            pathlib.Path(folder).rmdir()
+            if not os.path.samefile(folder, os.curdir):
+                pathlib.Path(folder).rmdir()
 
 
 class Spool:
