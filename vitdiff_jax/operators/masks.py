@@ -18,6 +18,8 @@ from vitdiff_jax.runtime.pictures import Picture
 
 PAINTS, GREY_PAINTS = 256, 16
 """Colours of a painted layer, and grey levels of one without colours; a picture has more."""
+LABELS = 20
+"""The classes of a map of labels, in which 255 is a border (VOC)."""
 WANTED = "bool, 0 and 1, 0 and 255, or floats in [0, 1]; 1 where pixels are missing"
 
 
@@ -113,10 +115,17 @@ def _painted(picture: Picture) -> np.ndarray:
         return painted
     one = round(most / (2**picture.bits - 1))  # in the file's own numbers
     values = set(np.unique(colours).tolist())
-    if (colours == colours[..., :1]).all() and (values <= {0, one} or values <= {0, 255}):
+    grey = (colours == colours[..., :1]).all()
+    if grey and (values <= {0, one} or values <= {0, 255}):
         return colours[..., 0] > 0
     if max(values) <= most / 2:
         raise ValueError(f"{_described(colours)} of {most}, which is all dark; give {WANTED}")
+    dark = max(values - {most}, default=0)
+    if grey and len(values) > 2 and most in values and dark <= LABELS:
+        raise ValueError(
+            f"has only {most} and values from 0 to {dark}, as a map of labels with borders has;"
+            f" give {WANTED}"
+        )
     return picture.luminance() > most / 2
 
 
