@@ -60,10 +60,8 @@ def main(
         **model.origin, **({"mark": data.mark} if data else {}),
     )  # fmt: skip
     other = provenance.differences(model.experiment.config, tables.read(workdir / "config.json"))
-    conditions = [f"{key}-{_slug(value)}" for key, value in given.items() if value is not None]
-    middle = [*conditions, *([_shortened("-".join(other))] if other else [])]
-    stem = "-".join([f"step{model.step}", *middle, f"seed{seed}", f"n{n}{kind}"])
-    path = provenance.free(workdir / "samples" / f"{stem}.png", made, ".npz")
+    name = _name(f"step{model.step}", given, other, f"seed{seed}-n{n}{kind}")
+    path = provenance.free(workdir / "samples" / name, made, ".npz")
     if latents:
         _write_latents(path.with_suffix(".npz"), model, n, seed, given, made)
         return
@@ -77,16 +75,22 @@ def main(
             image_lib.save_npz(path.with_suffix(".npz"), images)
     logs.say(f"{n} samples in {path}")
     if trained is not None:
-        for line in card.changed(workdir, trained):
-            logs.say(line)
-        found = memorisation.compare(images, trained.train)
-        of_data = provenance.of_data(model.experiment.config)
-        of_pairs = made | {"data": of_data, "mark": trained.mark}
-        target = provenance.free(path.with_name(f"{path.stem}-nearest.png"), of_pairs)
-        if jax.process_index() == 0:
-            pairs = memorisation.sheet(images, found, sheet.names, **sheet.about)
-            sheets.write(target, pairs, provenance.chunk(of_pairs, shows="nearest"))
-        logs.say(f"{memorisation.summary(found)}; each next to its nearest in {target}")
+        made |= {"data": provenance.of_data(model.experiment.config), "mark": trained.mark}
+        _write_nearest(path, images, sheet, trained, made)
+
+
+def _write_nearest(
+    path: epath.Path, images: np.ndarray, sheet: Sheet, trained: Dataset, made: provenance.Record
+) -> None:
+    """Write each sample of a sheet beside its nearest training image. path: of the sheet."""
+    for line in card.changed(path.parent.parent, trained):
+        logs.say(line)
+    found = memorisation.compare(images, trained.train)
+    target = provenance.free(path.with_name(f"{path.stem}-nearest.png"), made)
+    if jax.process_index() == 0:
+        pairs = memorisation.sheet(images, found, sheet.names, **sheet.about)
+        sheets.write(target, pairs, provenance.chunk(made, shows="nearest"))
+    logs.say(f"{memorisation.summary(found)}; each next to its nearest in {target}")
 
 
 def _degraded(model: TrainedModel) -> Dataset | None:
@@ -141,6 +145,13 @@ def _write_latents(
         provenance.write_beside(path, made)
         paths.write(path, file.getvalue())
     logs.say(f"{n} latents of shape {model.experiment.shape} in {path}")
+
+
+def _name(first: str, given: dict[str, Any], other: list[str], last: str) -> str:
+    """The name of a sheet, with its conditions and the settings that are not the workdir's own."""
+    conditions = [f"{key}-{_slug(value)}" for key, value in given.items() if value is not None]
+    settings = [_shortened("-".join(other))] if other else []
+    return "-".join([first, *conditions, *settings, f"{last}.png"])
 
 
 def _slug(text: str) -> str:
