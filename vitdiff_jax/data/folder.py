@@ -61,28 +61,25 @@ def dataset(
     with index.locked(home):
         scanned = functools.partial(make, name=str(root))
         entries, broken = index.examine(home, files, found.found, scanned)
-    good = [name.removeprefix(below) for name in entries]
-    labels = {name: metadata[name].get("label") for name in good}
-    train, rest, kept = _trainable(*_split(good, heldout), labels)
+    entries = {name.removeprefix(below): entry for name, entry in entries.items()}
+    labels = {name: metadata[name].get("label") for name in entries}
+    train, rest, kept = _trainable(*_split(list(entries), heldout), labels)
 
     def part(title, names, flip=False):
-        chosen, title = {name: metadata[name] for name in names}, f"{root} ({title})"
-        items = [[name, entries[below + name].mark, metadata[name]] for name in names]
-        known = functools.partial(make, name=title, flip=flip, mark=functools.partial(_mark, items))
-        source = known(index.FileRecords(files, chosen, below))
-        if not cache:
-            return source
-        return known(_cached(home, f"{marks.digest(items)}-{size}x{size}x{channels}", source))
+        items = [[name, entries[name].mark, metadata[name]] for name in names]
+        title, mark = f"{root} ({title})", functools.partial(_mark, items)
+        known = functools.partial(make, name=title, flip=flip, mark=mark)
+        source = known(index.FileRecords(files, {n: metadata[n] for n in names}, below))
+        return known(_cached(home, items, shape, source)) if cache else source
 
+    shape = size, size, channels
     parts = part("train", train, flip), part("heldout", rest)
-    of_good = {name: entries[below + name] for name in good}
-    copies = card.warnings_of_files(of_good, train, rest, labels)
-    about["warnings"] = [*warnings, *about["warnings"], *copies, *kept]
-    shares = [[metadata[name].get("label") for name in names] for names in (train, rest)]
-    about = _card(found, below, card.of_folder(found, entries, broken) | about, conditions, shares)
+    about |= {"warnings": [*warnings, *about["warnings"], *kept]}
+    about |= card.of_folder(found, entries, broken)
+    about = _card(found, below, about, conditions, entries, (train, rest), labels)
     counts = f"{len(train):,} images, {len(rest):,} held out, {len(broken):,} broken"
     return Dataset(
-        *parts, (size, size, channels), conditions,
+        *parts, shape, conditions,
         f"{root} ({counts}), read from {'the cache' if cache else 'the files'}",
         f"centre to {size}x{size}", marks.digest(part.mark(range(len(part))) for part in parts),
         about,
@@ -103,19 +100,27 @@ def _check(path: str, channels: int, length: int, heldout: float) -> None:
 
 def _card(
     found: listing.Listing, below: str, about: dict[str, Any], conditions: Mapping[str, Any],
-    labels: Sequence[Sequence[Any]],
+    entries: Mapping[str, index.Entry], parts: tuple[list[str], list[str]],
+    labels: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """The card with what the listing and the classes say; labels: of each part's images."""
+    """The card with what the listing, the files and the classes say. parts: names of images."""
     warnings = [*card.warnings_of_listing(found, below), *about["warnings"]]
+    warnings += card.warnings_of_files(entries, *parts, labels)
     if names := conditions.get("label"):
-        counts = card.of_classes(names, *labels)
+        counts = card.of_classes(names, *([labels[name] for name in part] for part in parts))
         about |= {"class_counts": counts}
         warnings += card.warnings_of_classes(names, counts, _folders(found, below))
     return about | {"warnings": warnings}
 
 
-def _cached(home: pathlib.Path, name: str, source: images.Images) -> records.CachedRecords:
-    """The resized images of a source, which are written where they are not there yet."""
+def _cached(
+    home: pathlib.Path, items: Sequence[Any], shape: Sequence[int], source: images.Images
+) -> records.CachedRecords:  # fmt: skip
+    """The resized images of a source, which are written where they are not there yet.
+
+    items: see `_mark`. shape: of the images.
+    """
+    name = f"{marks.digest(items)}-{'x'.join(map(str, shape))}"
     with index.locked(home):
         if not (home / name / "cache.json").is_file():
             LOG.warning("writing the resized images of %s to %s", source.name, home / name)
