@@ -63,6 +63,21 @@ def test_a_chain_of_pages_that_leads_nowhere_or_back():
         assert pictures.count(bytes(data)) == 1
 
 
+def test_inks_are_said_by_every_reader(home, capsys):
+    (home / "stack.tif").unlink()
+    Image.fromarray(PIXELS[0]).convert("CMYK").save(home / "inks.jpg")
+    (line,) = folder.dataset(str(home), size=8).card["warnings"]
+    assert line == "1 file in CMYK, converted to RGB as ideal inks: inks.jpg"
+    assert "(CMYK as RGB: inks.jpg)" in image_files.open_images(home, "--samples").origin
+    for given in (str(home / "inks.jpg"), Image.open(home / "inks.jpg")):
+        capsys.readouterr()
+        arrays.picture(given)
+        assert capsys.readouterr().out.startswith("warning: image: CMYK, converted to RGB")
+    assert photos.read(home / "inks.jpg").inks
+    about = {"task": "denoise", "method": "ddrm", "seconds": 1.0, "memory": 1, "cmyk": True}
+    assert "x.png: CMYK as RGB, denoise by" in restore._line(home / "x.jpg", home / "x", about)
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -107,12 +107,14 @@ def warnings_of_files(
     entries: Mapping[str, Entry], train: Iterable[str], heldout: Iterable[str],
     labels: Mapping[str, int | None],
 ) -> list[str]:  # fmt: skip
-    """What is suspicious about the contents of images: several frames, and exact copies."""
+    """What is suspicious about the contents of images: several frames, CMYK, exact copies."""
     lines = []
     if several := [name for name, entry in entries.items() if entry.count > 1]:
         lines.append(
             f"{_files(len(several))} of several frames or pages, the first is read: {some(several)}"
         )
+    if inks := [name for name, entry in entries.items() if entry.inks]:
+        lines.append(f"{_files(len(inks))} in CMYK, converted to RGB as ideal inks: {some(inks)}")
     same = collections.defaultdict(list)
     for name, entry in entries.items():
         same[entry.mark].append(name)

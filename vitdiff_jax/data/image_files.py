@@ -1,6 +1,7 @@
 """Sets of images of one size in a folder, zip file or .npz file, such as samples to evaluate."""
 
 import contextlib
+import itertools
 import pathlib
 import zipfile
 import zlib
@@ -71,7 +72,7 @@ class Files:
         self._files, self._names = files, list(found.found)
         self.lossy = any(name.lower().endswith(LOSSY) for name in self._names)
         heads = [self._read(name, _head) for name in self._names]
-        shapes, counts = zip(*heads)
+        shapes, counts, inks = zip(*heads)
         for name, shape in zip(self._names, shapes):
             if shape[:2] != shapes[0][:2]:
                 raise DataError(
@@ -87,6 +88,8 @@ class Files:
         self.origin += f" (left out: {left})" if left else ""
         if several:
             self.origin += f" (of several frames or pages the first: {listing.some(several)})"
+        if cmyk := list(itertools.compress(self._names, inks)):
+            self.origin += f" (CMYK as RGB: {listing.some(cmyk)})"
         if 0 < grey < len(shapes):
             self.origin += f" ({grey:,} grey ones as colour, {len(shapes) - grey:,} in colour)"
 
@@ -116,9 +119,10 @@ class Files:
             raise DataError(f"{self._files.path}: {name}: {why}") from error
 
 
-def _head(data: bytes) -> tuple[tuple[int, int, int], int]:
-    """The shape of a picture, and how many the file holds."""
-    return pictures.shape(data), pictures.count(data)
+def _head(data: bytes) -> tuple[tuple[int, int, int], int, bool]:
+    """The shape of a picture, how many the file holds, and whether it is CMYK."""
+    size = listing.size_of(data)
+    return pictures.shape(data), pictures.count(data), size is not None and size[3]
 
 
 class Npz:

@@ -27,8 +27,8 @@ class Entry(NamedTuple):
     """What is known of a file.
 
     stamps: as in `Folder.files`. mark: of its content. reason: why it cannot be decoded, or None.
-    width, height, grey: of the image, None if unknown. count: of the pictures in the file, of which
-    the first is read.
+    width, height, grey, inks: of the image, None if unknown; inks: whether it is CMYK. count: of
+    the pictures in the file, of which the first is read.
     """
 
     stamps: list[int]
@@ -37,6 +37,7 @@ class Entry(NamedTuple):
     width: int | None = None
     height: int | None = None
     grey: bool | None = None
+    inks: bool | None = None
     count: int = 1
 
 
@@ -79,7 +80,7 @@ class _Examined(FileRecords):
             self.entries[name] = Entry(self.stamps[name], marks.digest(self.stamps[name]))
             raise
         data = found[0]
-        size = listing.size_of(data) or (None, None, None)
+        size = listing.size_of(data) or (None, None, None, None)
         count = 1
         with contextlib.suppress(OSError, ValueError):  # damaged: decoding says how
             count = pictures.count(data)

@@ -121,30 +121,30 @@ def why(data: bytes, reason: str) -> str:
     return f"in the format {kind}, which is not read" if kind.startswith(".") else reason
 
 
-def size_of(data: bytes) -> tuple[int, int, bool] | None:
-    """Width and height in pixels, and whether an image is stored in grey; None if unknown.
+def size_of(data: bytes) -> tuple[int, int, bool, bool] | None:
+    """Width and height in pixels, whether an image is stored in grey, in CMYK; None if unknown.
 
     Of PNG and JPEG by their bytes, 20 times as fast as Pillow opens them.
     """
     try:
         if data.startswith(b"\x89PNG"):
             width, height, _, kind = struct.unpack_from(">IIBB", data, 16)
-            return width, height, kind in (0, 4)
+            return width, height, kind in (0, 4), False
         if data.startswith(b"\xff\xd8"):
             return _size_of_jpeg(data)
         with Image.open(io.BytesIO(data), formats=pillow.formats()) as image:
-            return image.width, image.height, image.mode in pillow.GREY
+            return *image.size, image.mode in pillow.GREY, image.mode == "CMYK"
     except Exception:  # damaged: decoding says how
         return None
 
 
-def _size_of_jpeg(data: bytes) -> tuple[int, int, bool] | None:
+def _size_of_jpeg(data: bytes) -> tuple[int, int, bool, bool] | None:
     at = 2
     while data[at] == 0xFF:
         kind, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
         if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # a start of frame
             height, width, channels = struct.unpack_from(">HHB", data, at + 5)
-            return width, height, channels == 1
+            return width, height, channels == 1, channels == 4
         at += 1 if kind == 0xFF else 2 + length
     return None
 

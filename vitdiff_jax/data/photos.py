@@ -19,7 +19,7 @@ class Photo:
 
     name: of the file. colours: uint8 or uint16 [H, W, 1 or 3], not multiplied by alpha. alpha: of
     the same type [H, W, 1], or None. profile: the ICC profile, empty if there is none. count: of
-    the pictures in the file, of which this is the first.
+    the pictures in the file, of which this is the first. inks: see `pictures.Picture`.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Photo:
     alpha: np.ndarray | None
     profile: bytes = b""
     count: int = 1
+    inks: bool = False
 
 
 def find(path: pathlib.Path) -> list[pathlib.Path]:
@@ -54,7 +55,7 @@ def read(path: pathlib.Path) -> Photo:
         found, count = pictures.read(data), pictures.count(data)
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: {listing.why(data, str(error))}") from error
-    return Photo(path.name, found.colours, found.alpha, found.profile, count)
+    return Photo(path.name, found.colours, found.alpha, found.profile, count, found.inks)
 
 
 def encode(photo: Photo, x: np.ndarray) -> np.ndarray:

@@ -32,14 +32,14 @@ def picture(image: Any, noise_std: float | None = None) -> np.ndarray:
     """
     if isinstance(image, str | os.PathLike):
         found = photos.read(pathlib.Path(paths.local_copy(image)))
-        _tell(found.alpha, found.count)
+        _tell(found, found.count)
         return floats(found.colours)
     if isinstance(image, Image.Image):
         try:
             opened = pictures.of_image(image)
         except (OSError, ValueError) as error:
             raise ConfigError(f"image: {error}") from error
-        _tell(opened.alpha, pictures.count_of(image))
+        _tell(opened, pictures.count_of(image))
         if pillow.orientation_of(image) in range(2, 9):
             logs.say("image: turned upright by its EXIF tag; a mask array must be upright too")
         return floats(opened.colours, noise_std=noise_std)
@@ -134,7 +134,10 @@ def check_noise(noise_std: Any, key: str = "noise_std") -> float | None:
     return found
 
 
-def _tell(alpha: np.ndarray | None, count: int) -> None:
+def _tell(found: photos.Photo | pictures.Picture, count: int) -> None:
+    alpha = found.alpha
+    if found.inks:
+        logs.say("warning: image: CMYK, converted to RGB as ideal inks, without a profile")
     if count > 1:
         logs.say(f"warning: image: the first of {count} frames or pages, the others are left out")
     if alpha is not None and alpha.min() < np.iinfo(alpha.dtype).max:

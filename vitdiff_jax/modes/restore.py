@@ -154,10 +154,11 @@ def _restore_all(model, workdir, given: pathlib.Path, task: str | None, how) -> 
 
 def _line(path: pathlib.Path, stem: epath.Path, about: dict[str, Any]) -> str:
     first = f"the first of {about['first_of']} frames or pages, " if "first_of" in about else ""
+    inks = "CMYK as RGB, " if about.get("cmyk") else ""
     share = about.get("mask")
     mask = f", scratches on {share:.2%} of it in {stem.name}-mask.png" if share else ""
     return (
-        f"{path.name} -> {stem}.png: {first}{about['task']} by {about['method']}, noise std"
+        f"{path.name} -> {stem}.png: {first}{inks}{about['task']} by {about['method']}, noise std"
         f" {about.get('noise_std', 0):.3f}, {about['seconds']:.1f} s,"
         f" {about['memory'] / 2**20:.0f} MiB per sample{mask}"
     )
@@ -208,7 +209,8 @@ def _tried(path, stem: epath.Path, model, task: str | None, how, made) -> dict[s
     _write(stem, photo, found, made)
     several = {"first_of": photo.count} if photo.count > 1 else {}
     mask = {} if found.mask is None else {"mask": float(found.mask.mean())}
-    return found.about | several | mask
+    inks = {"cmyk": True} if photo.inks else {}
+    return found.about | several | inks | mask
 
 
 def _kind(error: Exception) -> str:

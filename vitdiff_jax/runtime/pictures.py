@@ -24,12 +24,14 @@ VERSION = 2
 class Picture:
     """samples: uint8 or uint16 [H, W, 1 to 4], alpha last and straight; float32 if asked for.
 
-    bits: per sample in the file. profile: the ICC profile, empty if there is none.
+    bits: per sample in the file. profile: the ICC profile, empty if there is none. inks: whether
+    the file has CMYK, which is converted as ideal inks.
     """
 
     samples: np.ndarray
     bits: int = 8
     profile: bytes = b""
+    inks: bool = False
 
     @property
     def colours(self) -> np.ndarray:
@@ -172,7 +174,7 @@ def _finished(raw: Raw, upright: bool, floats: bool) -> Picture:
         if raw.premultiplied:
             samples = _straight(samples)
     samples = turned(samples, raw.orientation) if upright else samples
-    return Picture(np.ascontiguousarray(samples), bits, raw.profile)
+    return Picture(np.ascontiguousarray(samples), bits, raw.profile, raw.space == "cmyk")
 
 
 def _scaled(samples: np.ndarray, bits: int) -> tuple[np.ndarray, int]:
