@@ -211,22 +211,6 @@ def test_borders_between_tiles_stay_nowhere():
     assert abs(inner - 1 / 24).max() < 6 * math.sqrt(1 / 24 / size)
 
 
-def test_the_last_call_is_a_mean_of_estimates():
-    """At other places each; so borders that nothing removes any more are as weak."""
-    tiling, x = ShiftedTiling((8, 96), (8, 24)), jnp.zeros((1, 8, 96, 1))
-
-    def marks(x, t):
-        return jnp.zeros_like(x).at[:, :, -1].set(1)
-
-    denoise = shifted(lambda _: marks, tiling, KEYS[:1], last=0.3)
-    usual, last = (np.asarray(denoise(x, jnp.array([t])))[0, 0, :-1, 0] for t in (0.31, 0.3))
-    assert set(usual) <= {0, 1}
-    np.testing.assert_allclose(8 * last, (8 * last).round(), atol=1e-5)
-    assert usual.max() == 1
-    assert last.max() < 0.7
-    assert (last > 0).sum() > 2 * usual.sum()
-
-
 def test_ticks_are_the_network_calls():
     """Also in a loop, and in the gradient, where the forward pass is repeated."""
     tiling, t, ticks = ShiftedTiling((37, 40), (16, 20)), jnp.array([0.5]), []

@@ -14,10 +14,9 @@ there are several (`diffusion.nth_call`). So it is the same in any batch and on 
 devices; bits of x_t, which differ by rounding, would not be. The denoiser stays a function of x_t
 and t, to be differentiated and recomputed at will.
 
-The last call has no next one to remove its borders, and many methods return it as it is. It is the
-mean of `LAST` estimates, each with other offsets. For deterministic samplers the estimate jumps
-from call to call by what tiles disagree about; methods that extrapolate from earlier estimates take
-these jumps for curvature.
+What the last call leaves stays, but there the noise is so weak that tiles hardly disagree. For
+deterministic samplers the estimate jumps from call to call by what tiles disagree about; methods
+that extrapolate from earlier estimates take these jumps for curvature.
 """
 
 import dataclasses
@@ -33,8 +32,6 @@ from vitdiff_jax.diffusion.tiles import Tick, check_batch, estimate
 
 SALT = 0x7469
 """Folded into the keys, which samplers fold with step numbers for their noise."""
-LAST = 8
-"""The number of estimates in the last call."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +115,10 @@ class Shifted:
 
 def shifted(
     denoise_of: Callable[[Any], Denoise], tiling: ShiftedTiling, keys: jax.Array, cond: Any = None,
-    batch: int | None = None, tick: Tick | None = None, last: float = -1.0,
+    batch: int | None = None, tick: Tick | None = None,
 ) -> Denoise:  # fmt: skip
     """A denoiser of images [B, H, W, C] from one of tiles [N, h, w, C], elsewhere in each call.
 
-    last: calls at this t [B], one for all images, and below are the last ones; by default none is.
     keys: [B], those that the sampler gets. denoise_of, cond, batch, tick: as for `tiles.tiled`.
     Each call with another t has other offsets; several at one t need `diffusion.nth_call`.
     For an image of the size of a tile this is denoise_of(cond).
@@ -130,8 +126,7 @@ def shifted(
     check_batch(batch)
     if tiling.shape == tiling.tile and batch is None:
         return denoise_of(cond)
-    last = last if tiling.count > 1 else -1.0  # one tile is at the same place in each call
-    return _Denoiser(denoise_of, tiling, keys, cond, batch, tick, last)
+    return _Denoiser(denoise_of, tiling, keys, cond, batch, tick)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,28 +137,14 @@ class _Denoiser:
     cond: Any
     batch: int | None
     tick: Tick | None
-    last: float
     call: jax.Array | int = 0
 
     def nth_call(self, i: jax.Array | int) -> Denoise:
         return dataclasses.replace(self, call=i)
 
     def __call__(self, x_t: jax.Array, t: jax.Array) -> jax.Array:
-        def once(x_t, k):
-            tiles = self.tiling.at(self.tiling.offsets(self.keys, t, LAST * self.call + k))
-            return estimate(self.denoise_of, tiles, (x_t, t, self.cond), self.batch, self.tick)
-
-        def mean(x_t):
-            def add(total, k):
-                return total + once(x_t, k) / LAST, None
-
-            # Recomputed for gradients: each call would hold what all eight estimates leave.
-            again = jax.checkpoint(add, prevent_cse=False)
-            return jax.lax.scan(again, jnp.zeros_like(x_t), jnp.arange(LAST))[0]
-
-        if self.last < 0:
-            return once(x_t, 0)
-        return jax.lax.cond(t[0] <= self.last, mean, lambda x_t: once(x_t, 0), x_t)
+        tiles = self.tiling.at(self.tiling.offsets(self.keys, t, self.call))
+        return estimate(self.denoise_of, tiles, (x_t, t, self.cond), self.batch, self.tick)
 
 
 def _axis(size: int, tile: int, n: int, offset: jax.Array) -> tuple[jax.Array, jax.Array]:

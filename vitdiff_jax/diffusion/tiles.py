@@ -152,6 +152,15 @@ def estimate(
     return tiling.join(_in_chunks(of_tiles, tiles, batch or len(tiles[0])))
 
 
+def chunks(total: int, most: int) -> int:
+    """The number of equal chunks, of at most `most` rows, that pads `total` rows least.
+
+    Smaller chunks than needed are less efficient on accelerators: up to a third more of them.
+    """
+    least = -(-total // most)
+    return min(range(least, least + least // 3 + 1), key=lambda n: -(-total // n) * n)
+
+
 def _in_chunks(function: Callable[[Any], jax.Array], tree: Any, most: int) -> jax.Array:
     """function(tree) for arrays [N, ...], in equal chunks of at most `most`, one after another.
 
@@ -159,18 +168,18 @@ def _in_chunks(function: Callable[[Any], jax.Array], tree: Any, most: int) -> ja
     guidance) runs both branches, and would compile the last chunk separately.
     """
     total = jax.tree.leaves(tree)[0].shape[0]
-    chunks = -(-total // most)
-    if chunks == 1:
+    n = chunks(total, most)
+    if n == 1:
         return function(tree)
-    size = -(-total // chunks)
-    missing = chunks * size - total  # less than `chunks`; padded with the first rows
+    size = -(-total // n)
+    missing = n * size - total  # less than n; padded with the first rows
 
-    def split(a):  # [N, ...] -> [chunks, size, ...]
+    def split(a):  # [N, ...] -> [n, size, ...]
         a = jnp.concatenate([a, a[:missing]])
-        return a.reshape(size, chunks, *a.shape[1:]).swapaxes(0, 1)
+        return a.reshape(size, n, *a.shape[1:]).swapaxes(0, 1)
 
     out = jax.lax.map(jax.checkpoint(function, prevent_cse=False), jax.tree.map(split, tree))
-    return out.swapaxes(0, 1).reshape(chunks * size, *out.shape[2:])[:total]
+    return out.swapaxes(0, 1).reshape(n * size, *out.shape[2:])[:total]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,8 +92,7 @@ class Program:
         """
         self.experiment, self.mesh, self.shape, self.count = experiment, mesh, shape, count
         self.restore, self.times, self.gradients = restore, times, gradients
-        self.final = needs_final_denoise(experiment.process.schedule, times)
-        self.steps = len(times) - 1 + self.final
+        self.steps = len(times) - 1 + needs_final_denoise(experiment.process.schedule, times)
         self.calls = nfe(self.steps)
         self.tiling, self.meter = tiling_of(experiment, shape), Meter()
         self.memory = 0  # bytes of temporaries per image, known once compiled
@@ -108,8 +107,7 @@ class Program:
         schedule, config = self.experiment.process.schedule, self.experiment.config
         denoise_of = functools.partial(guided(self.experiment, config.sample), weights)
         x, keys = initial_noise(schedule, seeds, self.shape)
-        last = 0.0 if self.final else float(self.times[-2])
-        denoise = self._plan.denoiser(denoise_of, keys, cond, self.meter.tick, last)
+        denoise = self._plan.denoiser(denoise_of, keys, cond, self.meter.tick)
         return self.restore(
             denoise, schedule, self.times, x, keys, operator=operator, y=y, noise_std=noise_std
         )
@@ -183,7 +181,7 @@ class Program:
     def costs(self) -> dict[str, Any]:
         """Cost per image: seconds without compilation, bytes besides the parameters."""
         return {
-            "network_calls": self._plan.estimates, "steps": self.steps, "tiles": self.tiling.count,
+            "network_calls": self.calls, "steps": self.steps, "tiles": self.tiling.count,
             "seconds": round(self.seconds / max(self.done, 1), 3), "memory": self.memory,
         }  # fmt: skip
 

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from vitdiff_jax.diffusion import Denoise
-from vitdiff_jax.diffusion.shifted_tiles import LAST, ShiftedTiling, shifted
-from vitdiff_jax.diffusion.tiles import Tick, Tiling, tiled
+from vitdiff_jax.diffusion.shifted_tiles import ShiftedTiling, shifted
+from vitdiff_jax.diffusion.tiles import Tick, Tiling, chunks, tiled
 from vitdiff_jax.experiment.build import Experiment, config_errors
 from vitdiff_jax.inference.sampling import batch_size, guided
 from vitdiff_jax.operators import Shape
@@ -47,13 +47,12 @@ class TilePlan:
     observed: bool
 
     def denoiser(
-        self, denoise_of: Callable[[Any], Denoise], keys: jax.Array, cond: Any, tick: Tick,
-        last: float,
-    ) -> Denoise:  # fmt: skip
-        """See `tiles.tiled` and `shifted_tiles.shifted`. last: the t of the method's last call."""
+        self, denoise_of: Callable[[Any], Denoise], keys: jax.Array, cond: Any, tick: Tick
+    ) -> Denoise:
+        """See `tiles.tiled` and `shifted_tiles.shifted`."""
         how = (cond, self.tiles, tick if self.observed else None)
         if isinstance(self.tiling, ShiftedTiling):
-            return shifted(denoise_of, self.tiling, keys, *how, last * (1 + 1e-6))
+            return shifted(denoise_of, self.tiling, keys, *how)
         return tiled(denoise_of, self.tiling, *how)
 
     @property
@@ -61,30 +60,18 @@ class TilePlan:
         """What a call of the program counts up to."""
         if not self.observed:
             return 1
-        once, of_mean = (1 + self.gradients * (mean + (self.chunks > 1)) for mean in (0, 1))
-        return self.chunks * ((self.calls - self.means) * once + LAST * self.means * of_mean)
-
-    @property
-    def estimates(self) -> int:
-        """How often each image is estimated."""
-        return self.calls + (LAST - 1) * self.means
-
-    @property
-    def means(self) -> int:
-        """The calls of the last step, which are means of `LAST` estimates."""
-        shifts = isinstance(self.tiling, ShiftedTiling) and self.tiling.count > 1
-        return -(-self.calls // self.steps) if shifts else 0
+        return self.chunks * self.calls * (1 + self.gradients * (self.chunks > 1))
 
     @property
     def chunks(self) -> int:
         """Network calls for all tiles of the images."""
         tiles = self.batch * self.tiling.count
-        return -(-tiles // (self.tiles or tiles))
+        return chunks(tiles, self.tiles or tiles)
 
     def text(self, taken: int, seconds: float) -> str:
         """What the work is, in one line. taken: bytes."""
         (height, width), (h, w) = self.tiling.shape, self.tiling.tile
-        at_once = min(self.tiles or self.tiling.count, self.batch * self.tiling.count)
+        at_once = -(-self.batch * self.tiling.count // self.chunks)
         return (
             f"{width} x {height} pixels: {self.tiling.count:,} tiles of {w} x {h}, {at_once:,} at a"
             f" time; {self.steps} steps, {memory.text(taken)},"
