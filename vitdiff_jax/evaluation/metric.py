@@ -78,7 +78,9 @@ class Measure(Protocol):
 
     It is created with a `Setting`; ValueError where it does not apply.
     name: with the network, as "fid/inception-2015-tf1". compares: whether it needs a reference.
-    paired (absent: False): whether it compares each image with its ground truth.
+    paired (absent: False): whether it compares each image with its ground truth. ideal (absent:
+    None): the value of real images, where the best is the nearest to it. check(shape) (absent:
+    fits all): ValueError for images [H, W, C] that it does not apply to.
     """
 
     name: str
@@ -87,7 +89,10 @@ class Measure(Protocol):
     parts: tuple[Part, ...]
 
     def result(self, samples: Sequence[Any], reference: Sequence[Any]) -> dict[str, float]:
-        """The results, "value" first, from the accumulators of `parts` in their order."""
+        """The results, "value" first, from the accumulators of `parts` in their order.
+
+        low, high (if any): the values of real images; it is said if "value" lies outside.
+        """
         ...
 
 
@@ -161,7 +166,7 @@ class Setting:
     """What metrics are created with.
 
     dataset: returns the config's data set, called on first use. inception: the path of the weights;
-    None: download them.
+    None: download them. patch: side of the model's patches in pixels of an image; None: no patches.
     """
 
     def __init__(
@@ -169,8 +174,9 @@ class Setting:
         dataset: Callable[[], Dataset],
         mesh: jax.sharding.Mesh,
         inception: str | None = None,
+        patch: int | None = None,
     ):
-        self._dataset, self.mesh, self.inception = dataset, mesh, inception
+        self._dataset, self.mesh, self.inception, self.patch = dataset, mesh, inception, patch
         self._made: dict[Any, Any] = {}
 
     @property

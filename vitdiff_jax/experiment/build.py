@@ -174,6 +174,12 @@ def pixel_dataset(config: ConfigDict) -> Dataset:
     return clean_dataset(config) if config.latent.factor > 1 else dataset(config)
 
 
+def patch_of(config: ConfigDict) -> int | None:
+    """Side of the network's patches in pixels of an image, not of a latent; None: no patches."""
+    patch = config.model.get("patch")
+    return patch * config.latent.factor if isinstance(patch, int) and patch > 0 else None
+
+
 def degradation_of(
     config: ConfigDict, shape: tuple[int, int, int], split: str
 ) -> Degradation | None:

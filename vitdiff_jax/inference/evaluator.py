@@ -90,8 +90,9 @@ class Evaluator:
             return found
 
         self.setting = Setting(
-            read if dataset is None else lambda: dataset, mesh, config.evaluate.inception
-        )
+            read if dataset is None else lambda: dataset, mesh, config.evaluate.inception,
+            experiment_lib.patch_of(config),
+        )  # fmt: skip
         self.metrics = [self._metric(name) for name in config.evaluate.metrics]
         self.split = self.config.evaluate.reference
         self.file = None
@@ -115,6 +116,12 @@ class Evaluator:
                 raise ConfigError(
                     f"config.evaluate.metrics: {name} compares pairs of images: --truth is required"
                 )
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Refuse metrics that do not apply to images of this shape [H, W, C]."""
+        for metric in self.metrics:
+            with experiment_lib.config_errors("config.evaluate.metrics: "):
+                getattr(metric, "check", lambda shape: None)(shape)
 
     def check_reference(self) -> None:
         """Refuse a reference of fewer images than any distance needs."""
@@ -214,7 +221,8 @@ class Evaluator:
         for metric in self.metrics:
             for part in metric.parts:
                 moments = measured.found[part]
-                if isinstance(moments, Moments) and moments.count <= len(moments.sum):
+                distance = isinstance(moments, Moments) and getattr(metric, "ideal", None) is None
+                if distance and moments.count <= len(moments.sum):
                     lines.append(
                         f"{metric.name}: {moments.count:,} images are too few for"
                         f" {len(moments.sum):,} features: the covariance is rank-deficient and the"
@@ -244,6 +252,16 @@ class Evaluator:
             return self.setting.dataset.crop
         except (DataError, ConfigError):
             return None
+
+
+def outside(results: Results) -> list[str]:
+    """A line for each value that lies outside the band of real images of its metric."""
+    return [
+        f"{name}: {found['value']:.3f} is outside the band of real images, {found['low']:.3f} to"
+        f" {found['high']:.3f}"
+        for name, found in results.items()
+        if {"low", "high"} <= found.keys() and not found["low"] <= found["value"] <= found["high"]
+    ]
 
 
 def about_data(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:

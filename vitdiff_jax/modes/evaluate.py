@@ -22,7 +22,14 @@ from vitdiff_jax.evaluation.metric import Measure, Measured
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.inference import loading, pairs, provenance
-from vitdiff_jax.inference.evaluator import Evaluator, measure, of_pictures, sampled, versions
+from vitdiff_jax.inference.evaluator import (
+    Evaluator,
+    measure,
+    of_pictures,
+    outside,
+    sampled,
+    versions,
+)  # fmt: skip
 from vitdiff_jax.inference.model import TrainedModel
 from vitdiff_jax.inference.sampling import SamplingError
 from vitdiff_jax.inference.sweep import Row, rows, trained_row
@@ -77,11 +84,12 @@ def _of_model(config: ConfigDict | None, workdir: epath.Path, npz: bool) -> dict
     known = model.experiment
     evaluator = Evaluator(known.config, workdir, model.mesh)
     evaluator.check_unpaired()
+    evaluator.check_shape(known.image_shape)
     evaluator.check_reference()
     dataset = evaluator.setting.dataset
     loading.check_data({"shape": known.image_shape, "conditions": known.conditions}, dataset)
     found, loaded, keeps, last = [], sweep[0].which_ema(), [], None
-    parameters = []
+    parameters, doubts = [], []
     for row in sweep:
         if row.which_ema() != loaded:
             loaded = row.which_ema()
@@ -93,6 +101,7 @@ def _of_model(config: ConfigDict | None, workdir: epath.Path, npz: bool) -> dict
         try:
             last = _measure_row(model, evaluator, row, row.differences(base), npz, keeps[-1], made)
             result["results"] = evaluator.results(last)
+            doubts += [_named(row, sweep) + line for line in outside(result["results"])]
         except SamplingError as error:  # the other rows may be good
             if row == sweep[-1] and last is None:
                 raise
@@ -102,9 +111,8 @@ def _of_model(config: ConfigDict | None, workdir: epath.Path, npz: bool) -> dict
         calls = {"network_calls": _calls(known.config, row)}
         found.append(dataclasses.asdict(row) | calls | result)
     assert last is not None
-    for line in evaluator.warnings(last, known.image_shape, dataset.crop, False):
-        logs.say(f"warning: {line}")
-    report = _report(evaluator, found, last.count)
+    doubts += evaluator.warnings(last, known.image_shape, dataset.crop, False)
+    report = _report(evaluator, found, last.count, doubts)
     if jax.process_index() == 0:
         for keep in keeps:
             keep.unlink(missing_ok=True)
@@ -114,6 +122,12 @@ def _of_model(config: ConfigDict | None, workdir: epath.Path, npz: bool) -> dict
     )  # fmt: skip
     about = {"step": model.step, "sample": known.config.sample.to_dict(), "made": made}
     return report | about
+
+
+def _named(row: Row, sweep: list[Row]) -> str:
+    """The settings of a row that not all of a sweep have, before what is said of it."""
+    shared = set.intersection(*(set(other.differences(None)) for other in sweep))
+    return "".join(f"{words}, " for words in row.differences(None) if words not in shared)
 
 
 def _command(evaluator: Evaluator, step: int | None, **what: Any) -> provenance.Record:
@@ -193,6 +207,7 @@ def _of_pictures(
     evaluator = Evaluator(config, workdir, parallel.make_mesh())
     if truth is None:
         evaluator.check_unpaired()
+    evaluator.check_shape(images.shape)
     evaluator.check_reference()
     if truth is not None and not any(getattr(m, "paired", False) for m in evaluator.metrics):
         raise ConfigError(
@@ -201,17 +216,21 @@ def _of_pictures(
         )
     logs.say(f"measuring {images.origin}")
     measured = measure(evaluator.parts, len(images), of_pictures(images, true), None, {})
-    found = [{"samples": str(samples), "results": evaluator.results(measured)}]
-    for line in evaluator.warnings(measured, images.shape, None, images.lossy):
-        logs.say(f"warning: {line}")
+    results = evaluator.results(measured)
+    doubts = [*outside(results), *evaluator.warnings(measured, images.shape, None, images.lossy)]
     about = {"samples": pairs.stamp(samples), "truth": truth and pairs.stamp(truth)}
     made = _command(evaluator, None, **about)
-    report = _report(evaluator, found, len(images))
+    found = [{"samples": str(samples), "results": results}]
+    report = _report(evaluator, found, len(images), doubts)
     return report | {"truth": str(truth) if truth else None, "made": made}
 
 
-def _report(evaluator: Evaluator, found: list[dict[str, Any]], count: int) -> dict[str, Any]:
-    """Print the table and return it with all settings."""
+def _report(
+    evaluator: Evaluator, found: list[dict[str, Any]], count: int, doubts: list[str]
+) -> dict[str, Any]:
+    """Print the table and the reasons to doubt it, and return both with all settings."""
+    for line in doubts:
+        logs.say(f"warning: {line}")
     real = evaluator.real_scores(count)
     best = _best(evaluator.metrics[0], found)
     for line in tables.table(found, real, best):
@@ -220,6 +239,7 @@ def _report(evaluator: Evaluator, found: list[dict[str, Any]], count: int) -> di
         "rows": found,
         "best": best,
         "images": count,
+        "warnings": doubts,
         "real_images": {"of": real[0], "results": real[1]} if real else None,
         "reference": evaluator.file.about | {"file": evaluator.split}
         if evaluator.file
@@ -232,7 +252,11 @@ def _report(evaluator: Evaluator, found: list[dict[str, Any]], count: int) -> di
 
 def _best(metric: Measure, found: list[dict[str, Any]]) -> int | None:
     """Index of the row with the best value of the first metric; None if none has one."""
-    sign = -1 if metric.higher_is_better else 1
+    sign, ideal = -1 if metric.higher_is_better else 1, getattr(metric, "ideal", None)
     values = [row["results"].get(metric.name, {}).get("value") for row in found]
-    known = {i: sign * value for i, value in enumerate(values) if tables.is_finite(value)}
+    known = {
+        i: sign * value if ideal is None else abs(value - ideal)
+        for i, value in enumerate(values)
+        if tables.is_finite(value)
+    }
     return min(known, key=known.__getitem__, default=None)

@@ -24,6 +24,8 @@ from vitdiff_jax.runtime import logs, paths, tables
 
 POINTS = 400
 """Of a curve; where a run has more, each is the mean of its share."""
+RESULTS = {"value": "EMA {}", "low": "real images, low", "high": "real images, high"}
+"""Results of a metric that are drawn -> names of their lines."""
 
 Json = dict[str, Any]
 
@@ -145,9 +147,11 @@ def _curves(workdir: epath.Path) -> Iterator[Part]:
         "held-out loss by noise level": {k.removeprefix("heldout/"): k for k in levels},
         "learning rate": {"rate": "learning_rate"},
     }
-    for key in sorted({k for line in lines for k in line if k.endswith("/value")}):
-        metric, _, ema = key.removesuffix("/value").rpartition("/ema")
-        panels.setdefault(metric, {})[f"EMA {ema}"] = key
+    keys = sorted({k for line in lines for k in line if "/ema" in k})
+    for of, name in RESULTS.items():
+        for key in (key for key in keys if key.endswith(f"/{of}")):
+            metric, _, ema = key.removesuffix(f"/{of}").rpartition("/ema")
+            panels.setdefault(metric, {})[name.format(ema)] = key
     for name, keys in panels.items():
         found = {label: _series(lines, key) for label, key in keys.items()}
         found = {label: line for label, line in found.items() if line[0]}
@@ -168,7 +172,7 @@ def _curve(name: str, lines: dict[str, plots.Line]) -> Iterator[Part]:
 
 
 def _evaluation(workdir: epath.Path) -> Iterator[Part]:
-    """A panel for each metric of a sweep, and all numbers."""
+    """A panel for each metric of a sweep, all numbers, and reasons to doubt them."""
     if report := tables.read(workdir / "evaluation.json"):
         rows, best, found = report["rows"], report["best"], report["real_images"]
         if len(rows) > 1:
@@ -184,6 +188,8 @@ def _evaluation(workdir: epath.Path) -> Iterator[Part]:
         about = f"{report['images']:,} samples{' each' if len(rows) > 1 else ''}."
         about += f" The last row: score of real images ({found['of']})." if found else ""
         yield Table(about, head, cells, mark=best if len(rows) > 1 else None)
+        if doubts := [["warning", line] for line in report.get("warnings", ())]:
+            yield Table("What to look at", ("", ""), doubts)
 
 
 def _plan(workdir: epath.Path) -> Iterator[Part]:

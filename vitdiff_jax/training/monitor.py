@@ -70,6 +70,7 @@ class Monitor:
         if log.evaluate_every:
             self.evaluator = evaluator_lib.Evaluator(config, workdir, mesh, self.pictures)
             self.evaluator.check_unpaired()
+            self.evaluator.check_shape(self.pictures.shape)
             self.evaluator.check_reference()
 
     def after_step(
@@ -106,9 +107,12 @@ class Monitor:
 
             batches = evaluator_lib.sampled(sample, self.config, self.pictures, count)
             measured = evaluator_lib.measure(evaluator.parts, count, batches, None, {})
-            for metric, found in evaluator.results(measured).items():
+            results = evaluator.results(measured)
+            for metric, found in results.items():
                 values |= {f"{metric}/ema{name}/{key}": value for key, value in found.items()}
                 logs.say(f"step {step}, EMA {name}: {metric} {found['value']:.4f} ({count} images)")
+            for line in evaluator_lib.outside(results):
+                logs.say(f"warning: step {step}, EMA {name}: {line}")
         metrics.write(step, values | {"evaluation_seconds": time.monotonic() - began})
 
     def _sample(self, params, seeds, cond):
