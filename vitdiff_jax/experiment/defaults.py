@@ -8,10 +8,11 @@ from typing import Any
 from ml_collections import config_dict
 
 CHANGEABLE = (
-    "sample", "evaluate", "restore", "log", "checkpoint", "parallel", "optimizer", "train.steps",
-    "train.accumulate", "train.gradient_dtype", "train.max_bad_steps", "model.dtype",
-    "model.attention", "data.data_dir", "data.path", "data.cache", "latent.autoencoder",
-    "latent.path",
+    "sample", "evaluate", "restore", "log", "checkpoint", "parallel", "optimizer.learning_rate",
+    "optimizer.warmup", "optimizer.decay", "optimizer.b1", "optimizer.b2", "optimizer.eps",
+    "optimizer.weight_decay", "optimizer.clip", "train.steps", "train.accumulate",
+    "train.gradient_dtype", "train.max_bad_steps", "model.dtype", "model.attention",
+    "data.data_dir", "data.path", "data.cache", "latent.autoencoder", "latent.path",
 )  # fmt: skip
 """Keys and sections that a resumed run may change: they do not affect what was learned so far."""
 LEARNING = ("optimizer", "train.gradient_dtype", "model.dtype")
@@ -42,6 +43,7 @@ def defaults() -> dict[str, Any]:
             bank=64,  # instances of each random operator (masks, motion kernels, ...)
         ),
         optimizer=dict(
+            name="adamw",  # or muon: for hidden matrices, AdamW for all else; see `training.muon`
             learning_rate=1e-4,  # peak, reached after warm-up
             warmup=0,  # steps of linear warm-up
             decay="constant",  # after warm-up: constant, or cosine (to 0 at train.steps)

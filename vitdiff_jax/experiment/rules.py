@@ -90,6 +90,7 @@ RANGES = {
 """config key -> its range; of a list, that of each value."""
 CHOICES = {
     "evaluate.labels": ("balanced", "prior"),
+    "optimizer.name": ("adamw", "muon"),
     "optimizer.decay": ("constant", "cosine"),
     "parallel.compiler": ("jit", "pmap"),
     "train.gradient_dtype": ("float32", "bfloat16"),

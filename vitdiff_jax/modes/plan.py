@@ -178,6 +178,7 @@ def report(
         "chips": target.count,
         "parameters": int(sum(np.prod(a.shape) for a in params)),
         "flops_per_image": model_flops,
+        "optimizer_flops": program.optimizer_flops(config, experiment),
         "batch": config.train.batch,
         "bytes_per_device": {**state, "activations": total - sum(state.values()), "total": total},
         "memory_per_device": target.chip.memory,

@@ -97,10 +97,11 @@ def of_plan(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     size = {name: value / chips.GIB for name, value in plan["bytes_per_device"].items()}
     memory, collectives = plan["memory_per_device"] / chips.GIB, plan["collectives"]
     parts = ", ".join(f"{name} {size[name]:.2f}" for name in size if name != "total")
-    flops = plan["flops_per_image"] / 1e9
+    flops, of_optimizer = plan["flops_per_image"] / 1e9, plan.get("optimizer_flops", 0) / 1e9
+    update = f", {of_optimizer:.1f} per optimizer update" if of_optimizer else ""
     return [
         ("chips", f"{plan['topology']}, {plan['chips']} devices; step {plan['how']}"),
-        ("parameters", f"{plan['parameters']:,}; {flops:.1f} GFLOP per image"),
+        ("parameters", f"{plan['parameters']:,}; {flops:.1f} GFLOP per image{update}"),
         ("memory", f"{size['total']:.2f} of {memory:.0f} GiB per device: {parts}"),
         ("fits", "yes" if plan["fits"] else "NO: --search looks for a layout that does"),
         ("step time", f"{plan['seconds_per_step'] * 1e3:.1f} ms for {plan['batch']} images"

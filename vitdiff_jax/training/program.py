@@ -13,8 +13,11 @@ from ml_collections import ConfigDict
 
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.models import conditions
-from vitdiff_jax.runtime import parallel
+from vitdiff_jax.runtime import flops, parallel
+from vitdiff_jax.training import muon
 from vitdiff_jax.training import step as step_lib
+
+OPTIMIZERS = {"adamw": step_lib.adamw, "muon": muon.muon}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +78,14 @@ def _optimizer(config: ConfigDict):
         peak=options.pop("learning_rate"), warmup=options.pop("warmup"),
         decay=options.pop("decay"), steps=config.train.steps,
     )  # fmt: skip
-    return step_lib.adamw(rate, **options), rate
+    return OPTIMIZERS[options.pop("name")](rate, **options), rate
+
+
+def optimizer_flops(config: ConfigDict, experiment: experiment_lib.Experiment) -> float:
+    """FLOPs of the matrix products in the optimiser's update of all parameters; AdamW has none."""
+    optimizer, _ = _optimizer(config)
+    params = experiment.param_shapes()
+    return flops.count(optimizer.update, params, jax.eval_shape(optimizer.init, params), params)
 
 
 def batch_shapes(

@@ -63,21 +63,26 @@ def adamw(
         b2=b2,
         eps=eps,
         weight_decay=weight_decay,
-        mask=lambda params: jax.tree_util.tree_map_with_path(_is_kernel, params),
+        mask=lambda params: jax.tree_util.tree_map_with_path(lambda p, _: is_kernel(p), params),
     )
+    return optax.chain(clipped(clip), adam)
+
+
+def clipped(clip: float) -> optax.GradientTransformation:
+    """Clips the global gradient norm to `clip`; 0: no clipping."""
     # The state is the same with and without clipping, so that a resumed run may change it.
-    return optax.chain(optax.clip_by_global_norm(clip) if clip else optax.identity(), adam)
+    return optax.clip_by_global_norm(clip) if clip else optax.identity()
 
 
-def _is_kernel(path, _) -> bool:
-    """Whether a parameter is a weight matrix."""
+def is_kernel(path) -> bool:
+    """Whether the parameter at this path of a tree is a weight matrix."""
     return path[-1].key.endswith("kernel")
 
 
 def cast_kernels(params: Any, dtype: str) -> Any:
     """Parameters with weight matrices cast to `dtype`, as the network itself would cast them."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, a: a.astype(dtype) if _is_kernel(path, a) else a, params
+        lambda path, a: a.astype(dtype) if is_kernel(path) else a, params
     )
 
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from vitdiff_jax.data import card
 from vitdiff_jax.data.pipeline import Dataset
 from vitdiff_jax.experiment.build import Experiment
+from vitdiff_jax.training import muon
 
 
 def lines(
@@ -17,6 +18,7 @@ def lines(
 ) -> list[str]:
     """The summary of a training run, one topic per line."""
     warmup, steps = config.optimizer.warmup, config.train.steps
+    shapes = experiment.param_shapes()
     warning = (
         f"warning: config.optimizer.warmup: {warmup:,} steps of warm-up in a run of {steps:,}: the"
         f" learning rate stays below {config.optimizer.learning_rate:g}"
@@ -25,6 +27,7 @@ def lines(
         f"data: {dataset.origin}; {_inputs(dataset)}",
         *card.lines(dataset),
         f"model: {model(experiment)}",
+        *([f"optimizer: {muon.summary(shapes)}"] if config.optimizer.name == "muon" else []),
         f"devices: {_devices(config)}",
         f"training: {config.train.steps:,} steps of {config.train.batch} images; samples, metrics,"
         f" checkpoints and report.html in {workdir}",
