@@ -21,16 +21,17 @@ from tests.parts import quick
 from vitdiff_jax.data import pipeline
 from vitdiff_jax.inference import loading
 from vitdiff_jax.runtime import parallel
+from vitdiff_jax.training import muon, program
 from vitdiff_jax.training import step as step_lib
 
 TOLERANCE = 1e-5
 STEPS = 5
 SECTIONS = dict(train=dict(steps=STEPS, ema=(0.9, 0.5)))
+MUON = tiny.CONFIG["optimizer"] | dict(name="muon")
+PLAIN = dict(model=tiny.WIDE | dict(dropout=0.3), diffusion=tiny.UNIFORM, **SECTIONS)
 NETWORKS = {  # name -> (config, how many arrays parameters and EMAs have at least)
-    "plain": (
-        tiny.config(model=tiny.WIDE | dict(dropout=0.3), diffusion=tiny.UNIFORM, **SECTIONS),
-        3 * 5,
-    ),
+    "plain": (tiny.config(**PLAIN), 3 * 5),
+    "muon": (tiny.config(**PLAIN, optimizer=MUON), 3 * 5),
     "vit": (
         # Wide enough that FSDP cuts; depth 4 is the least where a block drops out.
         tiny.config(
@@ -51,8 +52,8 @@ VARIANTS = {  # name -> (config.parallel, parts of a batch)
 QUICK = ("fsdp 2x2, accumulated", "zero1, accumulated", "pmap")
 VIT = ("data parallel", "fsdp 4", "zero1, accumulated", "pmap")
 CASES = quick(
-    [*(("plain", name) for name in VARIANTS), *(("vit", name) for name in VIT)],
-    [("plain", name) for name in QUICK],
+    [*(("plain", name) for name in QUICK), ("muon", "zero1")],
+    [*itertools.product(("plain", "muon"), VARIANTS), *(("vit", name) for name in VIT)],
 )
 
 
@@ -69,6 +70,14 @@ def on_four(settings, workdir):
         run = tiny.run(settings, workdir)
     run.init = awake(run.init)
     return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _all_hidden():
+    """So that the plain network's two matrices, its first and its last, are Muon's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(muon, "FIRST_AND_LAST", ())
+        yield
 
 
 def test_fsdp_shards_the_largest_dimension_and_zero1_the_first():
@@ -121,15 +130,11 @@ def taken(run, state):
 
 def on_one_device(run, change=lambda number, batch: batch):
     """The step itself, compiled by plain jit: no mesh, no shardings, no donation."""
-    options = run.config.optimizer.to_dict()
-    rate = step_lib.learning_rate(
-        peak=options.pop("learning_rate"), warmup=options.pop("warmup"),
-        decay=options.pop("decay"), steps=run.config.train.steps,
-    )  # fmt: skip
+    optimizer, rate = program._optimizer(run.config)
     experiment = run.experiment
     step = jax.jit(step_lib.make_train_step(
         experiment.model, experiment.process, experiment.time_distribution,
-        step_lib.adamw(rate, **options), rate, seed=0, batch_size=8,
+        optimizer, rate, seed=0, batch_size=8,
     ))  # fmt: skip
     state = jax.jit(awake(run.init))()
     for number, batch in enumerate(batches(run)):

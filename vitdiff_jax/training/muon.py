@@ -29,6 +29,7 @@ FIRST_AND_LAST = (
 STACKED = re.compile(r"blocks_\d+_to_\d+")
 """Scanned blocks, whose parameters have an axis of blocks in front, see `layers.run_blocks`."""
 RMS = 0.2
+"""Root mean square of a step at rate 1."""
 
 
 def muon(
@@ -56,43 +57,57 @@ def muon(
 def matrices(params: Any) -> Any:
     """The axes of each hidden matrix (inputs, outputs) in a tree of parameters; None: none there.
 
-    A convolution [..., C, D] is a matrix [... C, D]; scanned blocks are a matrix each.
+    A convolution [..., C, D] is a matrix [... C, D]; scanned blocks have a matrix each.
     """
-    return jax.tree_util.tree_map_with_path(_matrix, params)
 
+    def matrix(path, a):
+        if not _is_hidden(path, a):
+            return None
+        return MuonDimensionNumbers(tuple(range(_stacks(path), a.ndim - 1)), a.ndim - 1)
 
-def _matrix(path, a) -> MuonDimensionNumbers | None:
-    *layer, _ = (key.key for key in path)
-    first = int(bool(layer and STACKED.fullmatch(layer[0])))
-    hidden = step_lib.is_kernel(path) and "/".join(layer) not in FIRST_AND_LAST
-    if not hidden or a.ndim < first + 2:
-        return None
-    return MuonDimensionNumbers(tuple(range(first, a.ndim - 1)), a.ndim - 1)
+    return jax.tree_util.tree_map_with_path(matrix, params)
 
 
 def labels(params: Any) -> Any:
     """The optimiser of each parameter, "muon" or "adamw"."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, a: "adamw" if _matrix(path, a) is None else "muon", params
+        lambda path, a: "muon" if _is_hidden(path, a) else "adamw", params
     )
+
+
+def _is_hidden(path, a) -> bool:
+    """Whether a parameter is the weight matrix of a hidden layer."""
+    is_matrix = step_lib.is_kernel(path) and a.ndim - _stacks(path) >= 2
+    return is_matrix and _layer(path) not in FIRST_AND_LAST
+
+
+def _layer(path) -> str:
+    """The layer that a parameter belongs to, such as "block_0/attention"."""
+    return "/".join(key.key for key in path[:-1])
+
+
+def _stacks(path) -> int:
+    """How many axes of a parameter count blocks: 0 or 1."""
+    return int(bool(STACKED.fullmatch(path[0].key)))
 
 
 def _rescaled(updates: Any) -> Any:
     """Orthogonal matrices times RMS sqrt(max(m, n))."""
 
     def rescale(path, a):
-        inputs = [a.shape[i] for i in _matrix(path, a).reduction_axis]
-        return RMS * max(np.prod(inputs), a.shape[-1]) ** 0.5 * a
+        larger = max(np.prod(a.shape[_stacks(path) : -1]), a.shape[-1])
+        return RMS * float(larger) ** 0.5 * a
 
     return jax.tree_util.tree_map_with_path(rescale, updates)
 
 
 def summary(params: Any) -> str:
     """What is whose: "Muon for 30 arrays of 310,272 parameters, AdamW for the other 20,308"."""
-    sizes = {"muon": [], "adamw": []}
-    for label, a in zip(jax.tree.leaves(labels(params)), jax.tree.leaves(params), strict=True):
-        sizes[label].append(int(np.prod(a.shape)))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    muons = [int(np.prod(a.shape)) for path, a in leaves if _is_hidden(path, a)]
+    others = sum(int(np.prod(a.shape)) for _, a in leaves) - sum(muons)
+    known = any(_layer(path) in FIRST_AND_LAST for path, _ in leaves)
     return (
-        f"Muon for {len(sizes['muon']):,} arrays of {sum(sizes['muon']):,} parameters,"
-        f" AdamW for the other {sum(sizes['adamw']):,}"
+        f"Muon for {len(muons):,} arrays of {sum(muons):,} parameters, AdamW for the other"
+        f" {others:,}{'' if known else '; no layer is called in, patches or head'}"
     )
