@@ -29,16 +29,13 @@ STEPS = 5
 SECTIONS = dict(train=dict(steps=STEPS, ema=(0.9, 0.5)))
 MUON = tiny.CONFIG["optimizer"] | dict(name="muon")
 PLAIN = dict(model=tiny.WIDE | dict(dropout=0.3), diffusion=tiny.UNIFORM, **SECTIONS)
+VIT_MODEL = dict(width=32, depth=4, dropout=0.3, scan=True, class_tokens_from=0)
+"""Wide enough that FSDP cuts; depth 4 is the least where a block drops out."""
 NETWORKS = {  # name -> (config, how many arrays parameters and EMAs have at least)
     "plain": (tiny.config(**PLAIN), 3 * 5),
     "muon": (tiny.config(**PLAIN, optimizer=MUON), 3 * 5),
-    "vit": (
-        # Wide enough that FSDP cuts; depth 4 is the least where a block drops out.
-        tiny.config(
-            model=dict(width=32, depth=4, dropout=0.3, scan=True, class_tokens_from=0), **SECTIONS
-        ),
-        3 * 10,
-    ),
+    "vit": (tiny.config(model=VIT_MODEL, **SECTIONS), 3 * 10),
+    "vit, muon": (tiny.config(model=VIT_MODEL, optimizer=MUON, **SECTIONS), 3 * 10),
 }
 VARIANTS = {  # name -> (config.parallel, parts of a batch)
     "data parallel": (dict(), 1),
@@ -52,8 +49,13 @@ VARIANTS = {  # name -> (config.parallel, parts of a batch)
 QUICK = ("fsdp 2x2, accumulated", "zero1, accumulated", "pmap")
 VIT = ("data parallel", "fsdp 4", "zero1, accumulated", "pmap")
 CASES = quick(
-    [*(("plain", name) for name in QUICK), ("muon", "zero1")],
-    [*itertools.product(("plain", "muon"), VARIANTS), *(("vit", name) for name in VIT)],
+    [*(("plain", name) for name in QUICK), ("muon", "pmap")],
+    [
+        *itertools.product(("plain", "muon"), VARIANTS),
+        *(("vit", name) for name in VIT),
+        ("vit, muon", "fsdp 4"),
+        ("vit, muon", "zero1, accumulated"),
+    ],
 )
 
 

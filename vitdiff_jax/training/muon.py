@@ -1,24 +1,27 @@
 """Muon (Jordan et al., kellerjordan.github.io/posts/muon, 2024): hidden matrices step orthogonally.
 
-In step i the weight matrix W [m, n] with gradient G takes, with b = 0.95,
+The weight matrix W [m, n] with gradient G takes the steps
 
-    M <- b M + (1 - b) G                                       momentum
-    N  = b M / (1 - b^(i+1)) + (1 - b) G / (1 - b^i)           Nesterov's, bias-corrected
-    O ~= U V^T, where N = U S V^T                              five Newton-Schulz iterations
+    M <- 0.95 M + G                                            momentum
+    O ~= U V^T, where G + 0.95 M = U S V^T                     Nesterov's, orthogonalised
     W <- W - rate (0.2 sqrt(max(m, n)) O + weight_decay W)
 
 The root makes the root mean square of each step about 0.2 rate, as AdamW's is (arXiv:2502.16982):
 both take the same learning rate and weight decay. Embeddings, biases, norms, and the first and last
 layers are AdamW's. Muon has one moment where AdamW has two.
+
+`optax.contrib.muon` gives the others Nesterov's momentum too, and leaves sharded matrices to XLA,
+which communicates up to 15 times for each; see `whole`.
 """
 
 import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
+from jax.sharding import AxisType, PartitionSpec
 
 from vitdiff_jax.training import step as step_lib
 
@@ -28,6 +31,7 @@ FIRST_AND_LAST = (
 """Layers, by their place in a network, that read its inputs or write its output."""
 STACKED = re.compile(r"blocks_\d+_to_\d+")
 """Scanned blocks, whose parameters have an axis of blocks in front, see `layers.run_blocks`."""
+MOMENTUM, ITERATIONS, COEFFICIENTS = 0.95, 5, (3.4445, -4.7750, 2.0315)
 RMS = 0.2
 """Root mean square of a step at rate 1."""
 
@@ -43,8 +47,8 @@ def muon(
 ) -> optax.GradientTransformation:
     """Muon for hidden matrices, AdamW with b1, b2 and eps for all else; see `step.adamw`."""
     hidden = optax.chain(
-        scale_by_muon(weight_dimension_numbers=matrices),
-        optax.stateless(lambda updates, _: _rescaled(updates)),
+        optax.trace(MOMENTUM, nesterov=True),
+        optax.stateless(lambda m, _: jax.tree_util.tree_map_with_path(_orthogonal_step, m)),
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(rate),
     )
@@ -54,18 +58,36 @@ def muon(
     )
 
 
-def matrices(params: Any) -> Any:
-    """The axes of each hidden matrix (inputs, outputs) in a tree of parameters; None: none there.
+def _orthogonal_step(path, a: jax.Array) -> jax.Array:
+    """RMS sqrt(max(m, n)) O of momenta; scanned blocks, and convolutions as [... C, D], too."""
+    matrices = whole(a).reshape(*a.shape[: _stacks(path)], -1, a.shape[-1])
+    steps = RMS * max(matrices.shape[-2:]) ** 0.5 * orthogonalized(matrices)
+    return whole(steps.reshape(a.shape))
 
-    A convolution [..., C, D] is a matrix [... C, D]; scanned blocks have a matrix each.
+
+def orthogonalized(x: jax.Array) -> jax.Array:
+    """U V^T of matrices U S V^T [..., m, n], with singular values from 0.68 to 1.14 in place of 1.
+
+    By Newton-Schulz iterations; singular values below 0.003 of the Frobenius norm stay smaller.
     """
+    if x.shape[-2] > x.shape[-1]:
+        return orthogonalized(x.mT).mT
+    a, b, c = COEFFICIENTS
 
-    def matrix(path, a):
-        if not _is_hidden(path, a):
-            return None
-        return MuonDimensionNumbers(tuple(range(_stacks(path), a.ndim - 1)), a.ndim - 1)
+    def iterate(_, x):
+        square = x @ x.mT
+        return a * x + (b * square + c * square @ square) @ x
 
-    return jax.tree_util.tree_map_with_path(matrix, params)
+    norm = jnp.linalg.norm(x, axis=(-2, -1), keepdims=True)
+    return jax.lax.fori_loop(0, ITERATIONS, iterate, x / (norm + 1e-8))
+
+
+def whole(a: jax.Array) -> jax.Array:
+    """A copy of all of `a` on each device, as products of sharded matrices would need 15 times."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or set(mesh.axis_types) != {AxisType.Auto}:  # one device, or pmap
+        return a
+    return jax.lax.with_sharding_constraint(a, PartitionSpec())
 
 
 def labels(params: Any) -> Any:
@@ -89,16 +111,6 @@ def _layer(path) -> str:
 def _stacks(path) -> int:
     """How many axes of a parameter count blocks: 0 or 1."""
     return int(bool(STACKED.fullmatch(path[0].key)))
-
-
-def _rescaled(updates: Any) -> Any:
-    """Orthogonal matrices times RMS sqrt(max(m, n))."""
-
-    def rescale(path, a):
-        larger = max(np.prod(a.shape[_stacks(path) : -1]), a.shape[-1])
-        return RMS * float(larger) ** 0.5 * a
-
-    return jax.tree_util.tree_map_with_path(rescale, updates)
 
 
 def summary(params: Any) -> str:
