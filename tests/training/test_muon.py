@@ -95,13 +95,13 @@ def test_steps_are_muons_and_adamws():
 
 
 def test_a_first_step_is_almost_orthogonal_and_of_adamws_size():
-    """Whatever the size of the gradient; the coefficients' band is 0.68 to 1.14."""
+    """Whatever the size of the gradient; the coefficients' band is 0.68 to 1.21."""
     weight = {"block_0": {"kernel": np.zeros((40, 60))}}
     grads = {"block_0": {"kernel": 1e-3 * np.random.default_rng(0).standard_normal((40, 60))}}
     found, _ = taken(muon.muon(lambda step: RATE), weight, [grads])
     step = np.asarray(found["block_0"]["kernel"], np.float64)
     singular = np.linalg.svd(step / (0.2 * RATE * 60**0.5), compute_uv=False)
-    assert 0.65 < singular.min() < singular.max() < 1.2
+    assert 0.67 < singular.min() < singular.max() < 1.21
     assert np.sqrt(np.mean(step**2)) == pytest.approx(0.2 * RATE, rel=0.2)
 
 
