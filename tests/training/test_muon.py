@@ -164,12 +164,10 @@ def test_sharded_moments_make_the_same_steps(fsdp, zero, shape):
     mesh = parallel.make_mesh(fsdp, four())
     like = jax.eval_shape(lambda p: (p, optimizer.init(p)), as_float32(trees[0]))
     of_params, of_state = parallel.state_shardings(mesh, like, zero=zero)
-    shardings = dict(
-        in_shardings=(of_params, of_state, of_params), out_shardings=(of_params, of_state)
-    )
 
     def compiled(step):
-        return parallel.WithMesh(mesh, jax.jit(step, **shardings))
+        given, made = (of_params, of_state, of_params), (of_params, of_state)
+        return parallel.WithMesh(mesh, jax.jit(step, in_shardings=given, out_shardings=made))
 
     found, state = taken(optimizer, trees[0], trees[1:], compiled)
     assert_close(found, taken(optimizer, trees[0], trees[1:])[0])
