@@ -374,6 +374,8 @@ def test_images_and_hints_of_another_size_are_refused():
 
 
 def test_chunks_pad_least():
-    assert chunks(81, 12) == 9
-    assert chunks(84, 12) == 7
-    assert chunks(5, 8) == 1
+    assert chunks(81, 12) == (9, 9)
+    assert chunks(84, 12) == (7, 12)
+    assert chunks(5, 8) == chunks(5, 8, 4) == (1, 5)
+    assert chunks(36, 8, 4) == (5, 8)  # 6 of 6 would pad none, but do not divide by devices
+    assert chunks(20, 7, 4) == (5, 4)

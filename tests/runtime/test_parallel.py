@@ -78,7 +78,7 @@ def on_four(settings, workdir):
 def _all_hidden():
     """So that the plain network's two matrices, its first and its last, are Muon's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(muon, "FIRST_AND_LAST", ())
+        patch.setattr(muon, "NOT_HIDDEN", ())
         yield
 
 

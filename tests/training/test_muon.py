@@ -178,7 +178,7 @@ def test_sharded_moments_make_the_same_steps(fsdp, zero, shape):
 @pytest.fixture
 def all_hidden(monkeypatch):
     """So that the plain network's two matrices, its first and its last, are Muon's."""
-    monkeypatch.setattr(muon, "FIRST_AND_LAST", ())
+    monkeypatch.setattr(muon, "NOT_HIDDEN", ())
     with tiny.plain_network():
         yield
 

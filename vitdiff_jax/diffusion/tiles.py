@@ -152,13 +152,21 @@ def estimate(
     return tiling.join(_in_chunks(of_tiles, tiles, batch or len(tiles[0])))
 
 
-def chunks(total: int, most: int) -> int:
-    """The number of equal chunks, of at most `most` rows, that pads `total` rows least.
+def chunks(total: int, most: int, devices: int = 1) -> tuple[int, int]:
+    """(number, size) of equal chunks, of at most `most` rows, that pad `total` rows least.
 
-    Smaller chunks than needed are less efficient on accelerators: up to a third more of them.
+    The size is a multiple of the number of devices, if there are several chunks. Smaller chunks
+    than needed are less efficient on accelerators: up to a third more of them.
     """
-    least = -(-total // most)
-    return min(range(least, least + least // 3 + 1), key=lambda n: -(-total // n) * n)
+    least = -(-total // (max(1, most // devices) * devices))
+    if least == 1:
+        return 1, total
+
+    def size(n):
+        return -(-total // (n * devices)) * devices
+
+    n = min(range(least, least + least // 3 + 1), key=lambda n: n * size(n))
+    return n, size(n)
 
 
 def _in_chunks(function: Callable[[Any], jax.Array], tree: Any, most: int) -> jax.Array:
@@ -168,11 +176,10 @@ def _in_chunks(function: Callable[[Any], jax.Array], tree: Any, most: int) -> ja
     guidance) runs both branches, and would compile the last chunk separately.
     """
     total = jax.tree.leaves(tree)[0].shape[0]
-    n = chunks(total, most)
+    n, size = chunks(total, most, max(1, jax.sharding.get_abstract_mesh().size))
     if n == 1:
         return function(tree)
-    size = -(-total // n)
-    missing = n * size - total  # less than n; padded with the first rows
+    missing = n * size - total  # padded with the first rows
 
     def split(a):  # [N, ...] -> [n, size, ...]
         a = jnp.concatenate([a, a[:missing]])

@@ -34,8 +34,9 @@ class TilePlan:
     """The plan of a program.
 
     tiles: of a network call, at most; None: all. batch: images of a call of the program. calls: of
-    the network per image. gradients: of each of them, which repeat it, see `tiles.tiled`. observed:
-    whether the program reports its network calls and can be interrupted.
+    the network per image. gradients: the number taken of each call; in chunks each repeats the
+    call, see `tiles.tiled`. observed: whether the program reports its network calls and can be
+    interrupted. devices: over which the batch is sharded.
     """
 
     tiling: Tiling | ShiftedTiling
@@ -45,6 +46,7 @@ class TilePlan:
     steps: int
     gradients: int
     observed: bool
+    devices: int
 
     def denoiser(
         self, denoise_of: Callable[[Any], Denoise], keys: jax.Array, cond: Any, tick: Tick
@@ -60,18 +62,19 @@ class TilePlan:
         """What a call of the program counts up to."""
         if not self.observed:
             return 1
-        return self.chunks * self.calls * (1 + self.gradients * (self.chunks > 1))
+        number, _ = self.chunks
+        return number * self.calls * (1 + self.gradients * (number > 1))
 
     @property
-    def chunks(self) -> int:
-        """Network calls for all tiles of the images."""
+    def chunks(self) -> tuple[int, int]:
+        """Network calls for all tiles of the images, and tiles in each."""
         tiles = self.batch * self.tiling.count
-        return chunks(tiles, self.tiles or tiles)
+        return chunks(tiles, self.tiles or tiles, self.devices)
 
     def text(self, taken: int, seconds: float) -> str:
         """What the work is, in one line. taken: bytes."""
         (height, width), (h, w) = self.tiling.shape, self.tiling.tile
-        at_once = -(-self.batch * self.tiling.count // self.chunks)
+        _, at_once = self.chunks
         return (
             f"{width} x {height} pixels: {self.tiling.count:,} tiles of {w} x {h}, {at_once:,} at a"
             f" time; {self.steps} steps, {memory.text(taken)},"
@@ -101,10 +104,10 @@ def plan(
         network = functools.partial(_network, experiment, gradients > 0, weights, cond)
         tiles = tiles or _at_once(network, mesh)
         images = max(1, min(images, tiles // tiling.count))  # no more than fill a network call
-        work = count * calls * tiling.count * network(1, flops.count)
+        work = count * calls * max(1, gradients) * tiling.count * network(1, flops.count)
     batch = batch_size(images, count, mesh)
     seen = work > OBSERVED and _calls_back()
-    return TilePlan(tiling, tiles, batch, calls, steps, gradients, seen)
+    return TilePlan(tiling, tiles, batch, calls, steps, gradients, seen, mesh.size)
 
 
 def _calls_back() -> bool:

@@ -98,7 +98,7 @@ def of_plan(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     memory, collectives = plan["memory_per_device"] / chips.GIB, plan["collectives"]
     parts = ", ".join(f"{name} {size[name]:.2f}" for name in size if name != "total")
     flops, of_optimizer = plan["flops_per_image"] / 1e9, plan.get("optimizer_flops", 0) / 1e9
-    update = f", {of_optimizer:.1f} per optimizer update" if of_optimizer else ""
+    update = f", {of_optimizer:.3g} per optimizer update" if of_optimizer else ""
     return [
         ("chips", f"{plan['topology']}, {plan['chips']} devices; step {plan['how']}"),
         ("parameters", f"{plan['parameters']:,}; {flops:.1f} GFLOP per image{update}"),

@@ -1,4 +1,4 @@
-"""Muon (Jordan et al., kellerjordan.github.io/posts/muon, 2024): hidden matrices step orthogonally.
+"""Muon (Jordan et al., kellerjordan.github.io/posts/muon, 2024): orthogonalised hidden updates.
 
 The weight matrix W [m, n] with gradient G takes the steps
 
@@ -25,10 +25,10 @@ from jax.sharding import AxisType, PartitionSpec
 
 from vitdiff_jax.training import step as step_lib
 
-FIRST_AND_LAST = (
-    "bottleneck_in", "patches", "in", "time/in", "conditions/embedding_out", "head", "final_conv",
-)  # fmt: skip
-"""Layers, by their place in a network, that read its inputs or write its output."""
+FIRST, LAST = ("bottleneck_in", "patches", "in"), ("head", "final_conv")
+"""Layers, by their place in a network, that read images or write them."""
+NOT_HIDDEN = (*FIRST, "time/in", "conditions/embedding_out", *LAST)
+"""These, and those that read times and conditions."""
 STACKED = re.compile(r"blocks_\d+_to_\d+")
 """Scanned blocks, whose parameters have an axis of blocks in front, see `layers.run_blocks`."""
 MOMENTUM, ITERATIONS, COEFFICIENTS = 0.95, 5, (3.4445, -4.7750, 2.0315)
@@ -100,7 +100,7 @@ def labels(params: Any) -> Any:
 def _is_hidden(path, a) -> bool:
     """Whether a parameter is the weight matrix of a hidden layer."""
     is_matrix = step_lib.is_kernel(path) and a.ndim - _stacks(path) >= 2
-    return is_matrix and _layer(path) not in FIRST_AND_LAST
+    return is_matrix and _layer(path) not in NOT_HIDDEN
 
 
 def _layer(path) -> str:
@@ -109,8 +109,8 @@ def _layer(path) -> str:
 
 
 def _stacks(path) -> int:
-    """How many axes of a parameter count blocks: 0 or 1."""
-    return int(bool(STACKED.fullmatch(path[0].key)))
+    """How many axes of a parameter count blocks."""
+    return sum(bool(STACKED.fullmatch(key.key)) for key in path)
 
 
 def summary(params: Any) -> str:
@@ -118,8 +118,9 @@ def summary(params: Any) -> str:
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     muons = [int(np.prod(a.shape)) for path, a in leaves if _is_hidden(path, a)]
     others = sum(int(np.prod(a.shape)) for _, a in leaves) - sum(muons)
-    known = any(_layer(path) in FIRST_AND_LAST for path, _ in leaves)
+    named = {_layer(path) for path, _ in leaves}
+    known = named & {*FIRST} and named & {*LAST}
     return (
         f"Muon for {len(muons):,} arrays of {sum(muons):,} parameters, AdamW for the other"
-        f" {others:,}{'' if known else '; no layer is called in, patches or head'}"
+        f" {others:,}{'' if known else '; the first and the last layer are not called in and head'}"
     )
