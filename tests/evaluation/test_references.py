@@ -23,7 +23,7 @@ ADM = {
 }  # fmt: skip
 
 
-class Fake:
+class Fake(networks.Network):
     """Stands for a network; gives POOL and SPATIAL for 20 images."""
 
     def __init__(self, name):

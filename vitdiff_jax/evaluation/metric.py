@@ -80,7 +80,8 @@ class Measure(Protocol):
     name: with the network, as "fid/inception-2015-tf1". compares: whether it needs a reference.
     paired (absent: False): whether it compares each image with its ground truth. ideal (absent:
     None): the value of real images, where the best is the nearest to it. check(shape) (absent:
-    fits all): ValueError for images [H, W, C] that it does not apply to.
+    fits all): ValueError for images [H, W, C] that it does not apply to. check_sizes(own, real)
+    (absent: all do): ValueError for shapes of samples and real images that it cannot compare.
     """
 
     name: str

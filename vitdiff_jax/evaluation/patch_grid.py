@@ -9,9 +9,9 @@ noise the fraction is that of the frequencies, of patches that are all alike 1; 
 is the same wherever the grid lies.
 
 "low" and "high" are what groups of real images reach by chance: the "value" of two random groups,
-of as many images as the samples and the reference, lies in this band but for 3 in 1000 pairs. Its
-ends are exp(-3 s) and exp(3 s), where s is the standard deviation of log(value) by the delta
-method: s^2 = (1/N + 1/M) var(b/B - e/E), with the mean squared steps b across borders and e
+of as many images as the samples and the reference, lies in this band in all but 3 of 1000
+pairs. Its ends are exp(-3 s) and exp(3 s), where s is the standard deviation of log(value) by the
+delta method: s^2 = (1/N + 1/M) var(b/B - e/E), with the mean squared steps b across borders and e
 elsewhere of a real image, and their means B and E.
 """
 
@@ -65,11 +65,15 @@ class Metric:
         self.name, self.check = f"patch_grid/{patch}px", extractor.check
         self.parts = (Part(extractor, "grid", Moments),)
 
+    def check_sizes(self, own: tuple[int, ...], real: tuple[int, ...]) -> None:
+        """ValueError unless samples and real images are of one height and width."""
+        if own[:2] != real[:2]:
+            sizes = (f"{height}x{width}" for height, width, *_ in (own, real))
+            raise ValueError("{}: samples are {} pixels, real images {}".format(self.name, *sizes))
+
     def result(self, samples, reference) -> dict[str, float]:
         (own, _), (real, covariance) = samples[0].gaussian(), reference[0].gaussian()
-        sizes = [f"{mean[4]:.0f}x{mean[5]:.0f}" for mean in (own, real)]
-        if sizes[0] != sizes[1]:
-            raise ValueError(f"{self.name}: samples are {sizes[0]} pixels, real images {sizes[1]}")
+        self.check_sizes(tuple(map(round, own[4:])), tuple(map(round, real[4:])))
         if not real[:3].all():
             raise ValueError(f"{self.name}: the real images are too plain to compare with")
         gradient = np.array([1, -1]) / real[:2]

@@ -22,3 +22,8 @@ class Metric(FrechetMetric):
 
     def __init__(self, setting: Setting):
         self.parts = (Part(setting.shared(lambda s: Extractor(), "pixels"), "pixels", Moments),)
+
+    def check_sizes(self, own: tuple[int, ...], real: tuple[int, ...]) -> None:
+        """ValueError unless samples and real images are of one shape [H, W, C]."""
+        if own != real:
+            raise ValueError(f"{self.name}: samples have shape {own}, real images {real}")

@@ -30,6 +30,7 @@ from vitdiff_jax.evaluation.metric import (
 )  # fmt: skip
 from vitdiff_jax.interop import torch_files
 
+NO_FILE = "use config.evaluate.reference=train, heldout, or an .npz file with images"
 GAUSSIANS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 
@@ -128,9 +129,11 @@ class References:
             return list(metric.parts)
         for part in metric.parts:
             if part.extractor.name != self.network:
+                made = isinstance(part.extractor, networks.Network)
                 raise DataError(
                     f"{self.path}: has statistics of {self.network}, but {metric.name} needs"
-                    f" {part.extractor.name}; compute them with --mode=statistics"
+                    f" {part.extractor.name}; "
+                    + ("compute them with --mode=statistics" if made else NO_FILE)
                 )
         return [part for part in metric.parts if (part.output, part.kind) not in self.found]
 

@@ -6,6 +6,7 @@ resume, and the reference is measured only once.
 
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -123,14 +124,26 @@ class Evaluator:
             with experiment_lib.config_errors("config.evaluate.metrics: "):
                 getattr(metric, "check", lambda shape: None)(shape)
 
-    def check_reference(self) -> None:
-        """Refuse a reference of fewer images than any distance needs."""
-        if self.file is None and self._compared() and (n := len(self._source(self.split))) < LEAST:
+    def check_reference(self, shape: tuple[int, ...]) -> None:
+        """Refuse a reference that a metric cannot compare with images of this shape [H, W, C]."""
+        if not (parts := self._to_measure()):
+            return
+        key = f"config.evaluate.reference: {self.split}: "
+        stored = image_files.Npz(self.file.path) if self.file else None
+        if (n := len(stored or self._source(self.split))) < LEAST:
+            what = "image" if stored else f"{SPLIT[self.split]} image"
             raise ConfigError(
-                f"config.evaluate.reference: {self.split}: {n} {SPLIT[self.split]} image is too"
-                f" few to compare with, at least {LEAST} are needed; use {OTHER[self.split]}, or"
-                " more images"
+                f"{key}{n} {what} is too few to compare with, at least {LEAST} are needed; use"
+                f" {OTHER.get(self.split, 'heldout')}, or more images"
             )
+        real = stored.shape if stored else self.setting.dataset.shape
+        for metric in self._compared():
+            if set(metric.parts) & set(parts):
+                with experiment_lib.config_errors("config.evaluate.metrics: "):
+                    getattr(metric, "check_sizes", lambda own, real: None)(shape, real)
+        if stored:  # images without conditions
+            with experiment_lib.config_errors(key):
+                Measured(parts, LEAST).update(Batch(next(stored.read(LEAST))))
 
     def _source(self, split: str) -> Source:
         dataset = self.setting.dataset
@@ -138,6 +151,19 @@ class Evaluator:
 
     def _compared(self) -> list[Measure]:
         return [metric for metric in self.metrics if metric.compares]
+
+    def _to_measure(self) -> list[Part]:
+        """The parts of the reference that its file lacks. DataError if it lacks images, too."""
+        if self.file is None:
+            return [part for metric in self._compared() for part in metric.parts]
+        lacking = [part for metric in self._compared() for part in self.file.lacks(metric)]
+        if lacking and not self.file.has_images:
+            raise DataError(
+                f"{self.file.path}: lacks {lacking[0].output} for"
+                f" {lacking[0].kind.__name__.lower()}, required by a metric of"
+                " config.evaluate.metrics; make the file with --mode=statistics"
+            )
+        return lacking
 
     def results(self, measured: Measured) -> Results:
         """The values of all metrics."""
@@ -154,18 +180,11 @@ class Evaluator:
 
     @functools.cached_property
     def _reference(self) -> dict[Part, Any]:
-        metrics = self._compared()
-        parts = [part for metric in metrics for part in metric.parts]
+        lacking = self._to_measure()
         if self.file is None:
-            return self.real(self.split, None, parts).found
-        lacking = [part for metric in metrics for part in self.file.lacks(metric)]
+            return self.real(self.split, None, lacking).found
+        parts = [part for metric in self._compared() for part in metric.parts]
         found = {part: self.file.of(part) for part in parts if part not in lacking}
-        if lacking and not self.file.has_images:
-            raise DataError(
-                f"{self.file.path}: lacks {lacking[0].output} for"
-                f" {lacking[0].kind.__name__.lower()}, required by a metric of"
-                " config.evaluate.metrics; make the file with --mode=statistics"
-            )
         if lacking:
             images = image_files.Npz(self.file.path)
             logs.say(f"measuring the {len(images):,} images in {self.file.path}")
@@ -205,12 +224,13 @@ class Evaluator:
                 logs.say(f"no score of real images: too few {SPLIT[split]} images")
                 return None
             measured = self.real(split, count, [part for m in metrics for part in m.parts])
-        except DataError as error:
-            if self.file is None:
+            with experiment_lib.config_errors("config.evaluate.metrics: "):
+                found = {m.name: m.result(measured.of(m), self.reference(m)) for m in metrics}
+        except (ConfigError, DataError) as error:
+            if self.file is None and isinstance(error, DataError):
                 raise
             logs.say(f"no score of real images: {error}")
             return None
-        found = {m.name: m.result(measured.of(m), self.reference(m)) for m in metrics}
         return f"{measured.count:,} {SPLIT[split]} images", found
 
     def warnings(
@@ -256,12 +276,17 @@ class Evaluator:
 
 def outside(results: Results) -> list[str]:
     """A line for each value that lies outside the band of real images of its metric."""
-    return [
-        f"{name}: {found['value']:.3f} is outside the band of real images, {found['low']:.3f} to"
-        f" {found['high']:.3f}"
-        for name, found in results.items()
-        if {"low", "high"} <= found.keys() and not found["low"] <= found["value"] <= found["high"]
-    ]
+    lines = []
+    for name, found in results.items():
+        value, band = found["value"], [found[end] for end in ("low", "high") if end in found]
+        if band and math.isnan(value):
+            lines.append(f"{name}: no number, for the samples have no steps within patches")
+        elif band and not band[0] <= value <= band[1]:
+            lines.append(
+                f"{name}: {value:.3f} is outside the band of real images, {band[0]:.3f} to"
+                f" {band[1]:.3f}"
+            )
+    return lines
 
 
 def about_data(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:

@@ -85,9 +85,9 @@ def _of_model(config: ConfigDict | None, workdir: epath.Path, npz: bool) -> dict
     evaluator = Evaluator(known.config, workdir, model.mesh)
     evaluator.check_unpaired()
     evaluator.check_shape(known.image_shape)
-    evaluator.check_reference()
     dataset = evaluator.setting.dataset
     loading.check_data({"shape": known.image_shape, "conditions": known.conditions}, dataset)
+    evaluator.check_reference(known.image_shape)
     found, loaded, keeps, last = [], sweep[0].which_ema(), [], None
     parameters, doubts = [], []
     for row in sweep:
@@ -208,7 +208,7 @@ def _of_pictures(
     if truth is None:
         evaluator.check_unpaired()
     evaluator.check_shape(images.shape)
-    evaluator.check_reference()
+    evaluator.check_reference(images.shape)
     if truth is not None and not any(getattr(m, "paired", False) for m in evaluator.metrics):
         raise ConfigError(
             "--truth: no metric of config.evaluate.metrics compares pairs; add psnr, ssim or lpips,"

@@ -71,7 +71,7 @@ class Monitor:
             self.evaluator = evaluator_lib.Evaluator(config, workdir, mesh, self.pictures)
             self.evaluator.check_unpaired()
             self.evaluator.check_shape(self.pictures.shape)
-            self.evaluator.check_reference()
+            self.evaluator.check_reference(self.pictures.shape)
 
     def after_step(
         self, step: int, emas: dict[str, Any], metrics: logs.Metrics, last: bool
