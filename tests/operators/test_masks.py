@@ -119,7 +119,8 @@ COLOURED = np.where(FLAT, [1, 0, 0], [0, 0, 0])
 REFUSED = {
     "several values": (BOX * 7, "values from 0 to 7"),
     "a map of labels": (np.arange(54, dtype=np.uint8).reshape(6, 9) % 8, "from 0 to 7 of 255"),
-    "labels and a border": (np.uint8([[0, 1, 255]] * 2), "only 255 and values from 0 to 1, as a"),
+    "labels and a border": (np.uint8([[0, 1, 255]] * 2), "255 and values up to 1, .* below 128"),
+    "labels without a background": (np.uint8([[5, 255]] * 2), "only 255 and values up to 5, as a"),
     "negative": (-BOX.astype(int), "values from -1 to 0"),
     "-1 and 1": (BOX * 2 - 1, "values from -1 to 1"),
     "-1 and 1 as floats": (BOX * 2.0 - 1, "values from -1 to 1"),

@@ -121,10 +121,10 @@ def _painted(picture: Picture) -> np.ndarray:
     if max(values) <= most / 2:
         raise ValueError(f"{_described(colours)} of {most}, which is all dark; give {WANTED}")
     dark = max(values - {most}, default=0)
-    if grey and len(values) > 2 and most in values and dark <= LABELS:
+    if grey and most in values and 0 < dark <= LABELS:
         raise ValueError(
-            f"has only {most} and values from 0 to {dark}, as a map of labels with borders has;"
-            f" give {WANTED}"
+            f"has only {most} and values up to {dark}, as a map of labels with borders has; give"
+            f" {WANTED}; if it is a mask, set values below {most // 2 + 1} to 0"
         )
     return picture.luminance() > most / 2
 
