@@ -526,8 +526,12 @@ def test_an_autoencoder_is_recorded_by_its_content(tmp_path):
 
 
 def test_an_autoencoder_in_a_bucket_is_fetched_once(tmp_path, monkeypatch):
-    (tmp_path / "vae").write_bytes(b"one")
-    monkeypatch.setattr(paths, "local_copy", mock.Mock(return_value=tmp_path / "vae"))
+    """And again, if the copy was deleted meanwhile."""
+    copy = tmp_path / "vae"
+    fetch = mock.Mock(side_effect=lambda path: [copy.write_bytes(b"one"), copy][1])
+    monkeypatch.setattr(paths, "local_copy", fetch)
     settings = config_lib.complete(tiny.config(latent=dict(autoencoder="gs://bucket/vae")))
-    assert provenance.of_sampling(settings) == provenance.of_sampling(settings)
-    assert paths.local_copy.call_count == 1
+    first = provenance.of_sampling(settings)
+    assert (provenance.of_sampling(settings), fetch.call_count) == (first, 1)
+    copy.unlink()
+    assert (provenance.of_sampling(settings), fetch.call_count) == (first, 2)

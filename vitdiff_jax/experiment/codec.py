@@ -6,7 +6,6 @@ nothing here is used. The autoencoder is read from its published weights file
 """
 
 import dataclasses
-import functools
 import pathlib
 from typing import Any
 
@@ -26,6 +25,7 @@ from vitdiff_jax.models.autoencoder import Autoencoder
 from vitdiff_jax.runtime import paths
 
 SPLITS = ("train", "heldout")
+_FETCHED: dict[str, pathlib.Path] = {}  # copies of files in buckets
 
 
 class Codec:
@@ -86,12 +86,11 @@ def load(path: str, factor: int) -> Codec:
 
 def file_of(path: str) -> pathlib.Path:
     """The file of an autoencoder on this machine; one in a bucket is fetched once per process."""
-    return _fetched(path) if paths.remote(path) else paths.local_copy(path)
-
-
-@functools.cache
-def _fetched(path: str) -> pathlib.Path:
-    return paths.local_copy(path)
+    if not paths.remote(path):
+        return paths.local_copy(path)
+    if path not in _FETCHED or not _FETCHED[path].exists():  # a cleaned /tmp
+        _FETCHED[path] = paths.local_copy(path)
+    return _FETCHED[path]
 
 
 def shape_of(dataset: Dataset, config: Any) -> tuple[int, int]:
