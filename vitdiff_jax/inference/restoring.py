@@ -65,9 +65,9 @@ class Method:
         options = ",".join(f"{key}={value}" for key, value in self.options.items())
         return f"{self.name}:{options}" if options else self.name
 
-    def nfe(self, steps: int) -> int:
-        """Network evaluations per image."""
-        return restoration.module(self.name).nfe(steps, **self.options)
+    def nfe(self, steps: int, final: bool) -> int:
+        """Network evaluations per image. final: whether the last step is the final denoise."""
+        return restoration.module(self.name).nfe(steps, final=final, **self.options)
 
     @property
     def gradients(self) -> int:
@@ -83,17 +83,18 @@ class Program:
 
     def __init__(
         self, experiment: Experiment, mesh: jax.sharding.Mesh, shape: Shape, count: int,
-        restore: Callable[..., jax.Array], times: np.ndarray, nfe: Callable[[int], int],
+        restore: Callable[..., jax.Array], times: np.ndarray, nfe: Callable[[int, bool], int],
         gradients: int = 0,
     ):  # fmt: skip
         """count: number of images per call. restore, times: see `restoration`.
 
-        nfe: network calls per image, of the number of steps. gradients: of each of them.
+        nfe: see `Method`. gradients: of each of these network calls.
         """
         self.experiment, self.mesh, self.shape, self.count = experiment, mesh, shape, count
         self.restore, self.times, self.gradients = restore, times, gradients
-        self.steps = len(times) - 1 + needs_final_denoise(experiment.process.schedule, times)
-        self.calls = nfe(self.steps)
+        final = needs_final_denoise(experiment.process.schedule, times)
+        self.steps = len(times) - 1 + final
+        self.calls = nfe(self.steps, final)
         self.tiling, self.meter = tiling_of(experiment, shape), Meter()
         self.memory = 0  # bytes of temporaries per image, known once compiled
         self.seconds, self.done = 0.0, 0  # run time without compilation; number of images
@@ -310,7 +311,10 @@ class Restorer:
         y = np.repeat(planes, n, 0)
         run = self._program(
             ("edit", y.shape, strength), kept,
-            lambda: Program(self.experiment, self.mesh, planes.shape[1:], n, _edit, times, int),
+            lambda: Program(
+                self.experiment, self.mesh, planes.shape[1:], n, _edit, times,
+                lambda steps, final: steps,
+            ),
         )  # fmt: skip
         cond = with_hint(self.experiment, cond, np.full_like(y, NULL["hint"]))
         found = run(self.weights, seeds, cond, y, kept, 0.0, progress)

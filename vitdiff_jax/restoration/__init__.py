@@ -3,10 +3,12 @@
 Each file has
 
     restore(denoise, schedule, times, x, keys, *, operator, y, noise_std, **options) -> x
-    nfe(steps, **options) -> int    number of function evaluations: network calls per image
-    TRAITS                          requirements and properties, see `Traits`
-    gradients(**options) -> int     gradients per network call, where some options take several
+    nfe(steps, final=..., **options) -> int    number of function evaluations, see below
+    TRAITS                                     requirements and properties, see `Traits`
+    gradients(**options) -> int                per network call, where some options take several
 
+nfe gives the network calls per image; final: whether the last of the steps is the final denoising
+step to the data, see `samplers`.
 denoise, schedule, times, x, keys: as for `samplers`; x is sigma(1) eps.
 operator: the degradation, see `operators`. y [B, ...] = operator.forward(x) + noise.
 noise_std: standard deviation of the noise in units of [-1, 1], one number for all images, 0 for

@@ -39,9 +39,9 @@ MIN_TAU = 0.01
 """Lower bound on tau; the paper's, for every noise."""
 
 
-def nfe(steps: int, ode: int = 1, **_) -> int:
-    """`ode` per step; one in the last for schedules with sigma(0) > 0."""
-    return steps * ode
+def nfe(steps: int, ode: int = 1, final: bool = False, **_) -> int:
+    """`ode` per step; one in the final one."""
+    return (steps - final) * ode + final
 
 
 def restore(

@@ -35,9 +35,9 @@ def path(steps: int, jump: int, resample: int) -> list[int]:
     return found
 
 
-def nfe(steps: int, resample: int = 10, **_) -> int:
-    """One per denoising step; fewer for schedules with sigma(0) > 0, whose last step runs once."""
-    return steps * resample
+def nfe(steps: int, resample: int = 10, final: bool = False, **_) -> int:
+    """One per denoising step; the final one runs once."""
+    return (steps - final) * resample + final
 
 
 def restore(
