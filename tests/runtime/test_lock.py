@@ -1,12 +1,15 @@
 """A workdir has one writer: who is alive keeps it, who is dead loses it, wherever they run."""
 
+import fcntl
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import pytest
 from etils import epath
@@ -101,7 +104,7 @@ def test_what_a_killed_owner_leaves_is_taken_over_at_once(workdir, holder, reape
     began = time.monotonic()
     with lock.hold(workdir, lock.dead_owner(workdir, pytest.fail)):
         assert time.monotonic() - began < 1
-    assert not (workdir / lock.FILE).exists()
+    assert not workdir.exists()  # which the dead one made
 
 
 def test_another_process_with_the_number_of_a_dead_one_is_not_the_owner(workdir, holder):
@@ -143,6 +146,54 @@ def test_eight_that_take_over_at_once_are_one(workdir, holder):
     holder.kill()
     holder.wait()
     assert eight(workdir, lambda: lock.dead_owner(workdir, pytest.fail)) == (1, 7)
+
+
+def test_a_folder_of_the_users_stays(workdir):
+    workdir.mkdir()
+    about = os.stat(workdir).st_ino
+    assert eight(workdir) == (1, 7)
+    assert os.stat(workdir).st_ino == about
+
+
+@pytest.mark.parametrize("name", ["open", "rename"])
+def test_a_folder_that_the_owner_before_removes_meanwhile(workdir, monkeypatch, name):
+    """Before it is opened, or with its parent before it has its name."""
+    original = getattr(os, name)
+
+    def late(*args):
+        monkeypatch.setattr(os, name, original)
+        shutil.rmtree(workdir.parent if name == "rename" else workdir)
+        return original(*args)
+
+    workdir = workdir / "new"
+    (workdir.parent if name == "rename" else workdir).mkdir(parents=True)
+    monkeypatch.setattr(os, name, late)
+    with lock.hold(workdir, None):
+        assert os.listdir(workdir) == [lock.FILE]
+    assert not workdir.exists()
+
+
+def test_a_folder_that_takes_its_place_is_the_one_that_is_locked(workdir, monkeypatch):
+    workdir.mkdir()
+    locked, flock = [], fcntl.flock
+
+    def replaced(folder, how):
+        if not locked:
+            workdir.rmdir()
+            workdir.mkdir()
+        locked.append(os.fstat(folder).st_ino)
+        flock(folder, how)
+
+    monkeypatch.setattr(fcntl, "flock", replaced)
+    with lock.hold(workdir, None):
+        assert locked[1:] == [os.stat(workdir).st_ino]
+
+
+def test_where_no_folder_can_be_renamed(tmp_path, workdir, monkeypatch):
+    monkeypatch.setattr(os, "rename", mock.Mock(side_effect=OSError("not here")))
+    with lock.hold(workdir, None):
+        assert os.listdir(tmp_path) == ["run"]
+    assert os.listdir(tmp_path) == []
 
 
 def test_the_current_folder_stays(workdir, monkeypatch):
@@ -215,7 +266,7 @@ def test_a_lock_file_that_says_nothing_is_somebodys(workdir, quick, text):
     assert "is locked by process unknown on unknown; waiting" in lines[0]
     with lock.hold(workdir, dead):
         pass
-    assert not workdir.exists()  # whoever made it
+    assert os.listdir(workdir) == []
 
 
 def test_a_lock_file_that_says_nothing_but_changes_is_a_living_owners(workdir, quick):

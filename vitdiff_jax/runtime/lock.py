@@ -8,10 +8,12 @@ that is not renewed for `STALE` seconds is taken over. No clocks are compared. R
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import pathlib
 import secrets
+import shutil
 import socket
 import sys
 import threading
@@ -28,6 +30,8 @@ BEAT = 10
 """Seconds between two renewals."""
 STALE = 60
 """Seconds without a renewal after which an owner that cannot be seen is taken for dead."""
+TRIES = 100
+"""To create a workdir while others remove theirs."""
 Owner = dict[str, Any]
 _OWN: set[str] = set()  # tokens of the locks of this process
 
@@ -41,20 +45,57 @@ class Lock:
 
     def __init__(self, workdir: epath.Path):
         self.workdir, self.token = workdir, secrets.token_hex(8)
+        self.made = False  # whether this run has created the workdir, or the dead one before it
+        self._parents: set[epath.Path] = set()  # those created with it
         self._writing, self._released = threading.Lock(), threading.Event()
 
     def acquire(self, dead: str | None) -> None:
         """Take the lock; LockError if it has another owner than `dead`, see `dead_owner`."""
-        with _alone(self.workdir):
-            owner = read(self.workdir)
-            if owner is not None and owner["token"] != dead:
-                raise LockError(_refusal(self.workdir, owner))
-            self._write()
+        for left in reversed(range(TRIES)):
+            try:
+                self._create()
+                with _alone(self.workdir):
+                    self._take(dead)
+                break
+            except FileNotFoundError:  # the owner before has just removed its workdir
+                if not left:
+                    raise
         if paths.remote(self.workdir):  # where nothing is exclusive: the last of several has it
             time.sleep(1)
         self.check()
         _OWN.add(self.token)
         threading.Thread(target=self._renew, daemon=True).start()
+
+    def _create(self) -> None:
+        """Create the workdir if it is missing, by a rename: with the lock in it from the start.
+
+        So none of several runs that start at once finds an empty one, which is the user's.
+        """
+        if paths.remote(self.workdir):
+            self.workdir.mkdir(parents=True, exist_ok=True)
+        if self.workdir.is_dir():
+            return
+        self._parents |= {folder for folder in self.workdir.parents if not folder.exists()}
+        self.workdir.parent.mkdir(parents=True, exist_ok=True)
+        self.made, new = True, self.workdir.with_name(f".{self.token}.partial")
+        try:
+            new.mkdir()
+            self._write(new)
+            os.rename(new, self.workdir)
+        except OSError as error:
+            self.made = False
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT):
+                self.workdir.mkdir()  # no folder can be renamed here, or this says what is wrong
+                self.made = True
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def _take(self, dead: str | None) -> None:
+        owner = read(self.workdir)
+        if owner is not None and owner["token"] not in (dead, self.token):
+            raise LockError(_refusal(self.workdir, owner))
+        self.made |= owner is not None and bool(owner.get("made"))
+        self._write(self.workdir)
 
     def check(self) -> None:
         """Raise LockError if another run has taken over, having seen no sign of this one."""
@@ -69,44 +110,42 @@ class Lock:
             )
 
     def release(self) -> None:
-        """Give the lock back, if it is still this run's."""
-        with self._writing, contextlib.suppress(OSError, LockError):
-            self._released.set()
-            _OWN.discard(self.token)
+        """Give the lock back, if it is still this run's; folders that it made go if empty."""
+        self._released.set()
+        _OWN.discard(self.token)
+        with self._writing, contextlib.suppress(OSError), _alone(self.workdir):
             owner = read(self.workdir)  # OSError: whose it is cannot be seen, so it stays
             if owner is not None and owner["token"] == self.token:
                 (self.workdir / FILE).unlink()
+            if self.made:
+                paths.remove_empty(self.workdir)
+        for folder in sorted(self._parents, reverse=True):
+            paths.remove_empty(folder)
 
-    def _write(self) -> None:
-        about = _this() | {"token": self.token, "renewed": time.time()}
-        paths.write(self.workdir / FILE, (json.dumps(about) + "\n").encode())
+    def _write(self, folder: epath.Path) -> None:
+        about = {"token": self.token, "renewed": time.time(), "made": self.made}
+        paths.write(folder / FILE, (json.dumps(_this() | about) + "\n").encode())
 
     def _renew(self) -> None:
         while not self._released.wait(BEAT):
             with self._writing, contextlib.suppress(Exception):  # a full disk, an absent bucket
                 self.check()
                 if not self._released.is_set():
-                    self._write()
+                    self._write(self.workdir)
 
 
 @contextlib.contextmanager
 def hold(workdir: epath.Path, dead: str | None) -> Iterator[Lock]:
-    """Hold the lock of a workdir, which is created; folders that stay empty are removed again.
+    """Hold the lock of a workdir, which is created; created folders that stay empty are removed.
 
-    The workdir is removed whoever made it, for of several that start at once another one may have.
     dead: the result of `dead_owner`. Raises LockError if there is a living owner.
     """
-    made = [] if paths.remote(workdir) else [workdir, *workdir.parents]
-    made = [folder for folder in made if folder == workdir or not folder.exists()]
-    workdir.mkdir(parents=True, exist_ok=True)
     lock = Lock(workdir)
     try:
         lock.acquire(dead)
         yield lock
     finally:
         lock.release()
-        for folder in made:
-            paths.remove_empty(folder)
 
 
 def dead_owner(workdir: epath.Path, say: Callable[[str], None]) -> str | None:
@@ -191,7 +230,10 @@ def _started(process: int) -> int | None:
 
 @contextlib.contextmanager
 def _alone(workdir: epath.Path) -> Iterator[None]:
-    """Exclude the processes that look at and then write the lock at the same time."""
+    """Exclude the processes that look at and then write the lock at the same time.
+
+    Raises FileNotFoundError if the workdir was removed meanwhile.
+    """
     if paths.remote(workdir):
         yield
         return
@@ -201,6 +243,8 @@ def _alone(workdir: epath.Path) -> Iterator[None]:
     try:
         with contextlib.suppress(OSError):  # file systems without flock
             fcntl.flock(folder, fcntl.LOCK_EX)
+        if not os.path.samestat(os.fstat(folder), os.stat(workdir)):
+            raise FileNotFoundError(f"{workdir}: another folder has taken its place")
         yield
     finally:
         os.close(folder)
