@@ -54,8 +54,8 @@ WIDE, SQUARE = dict(arr_0=NOISE), dict(arr_0=NOISE[:, :, :8])
 @pytest.mark.parametrize(
     ("metric", "arrays", "why"),
     [
-        ("patch_grid", STATISTICS, "patch-grid-4; use config.evaluate.reference=train, heldout,"),
-        ("pixel_frechet", STATISTICS, "needs pixels; use config.evaluate.reference=train,"),
+        ("patch_grid", STATISTICS, "patch-grid-4; use config.evaluate.reference=train or heldout"),
+        ("pixel_frechet", STATISTICS, "needs pixels; use config.evaluate.reference=train or"),
         ("patch_grid", WIDE, "patch_grid/4px: samples are 8x8 pixels, real images 8x16"),
         ("pixel_frechet", WIDE, r"have shape \(8, 8, 1\), real images \(8, 16, 1\)"),
         ("class_accuracy", SQUARE, "class_accuracy needs the class labels of the images"),

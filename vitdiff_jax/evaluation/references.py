@@ -30,7 +30,10 @@ from vitdiff_jax.evaluation.metric import (
 )  # fmt: skip
 from vitdiff_jax.interop import torch_files
 
-NO_FILE = "use config.evaluate.reference=train, heldout, or an .npz file with images"
+NO_FILE = (
+    "use config.evaluate.reference=train or heldout, or an .npz file with images if it needs no"
+    " class labels"
+)
 GAUSSIANS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 
