@@ -40,22 +40,26 @@ def restore(
 ) -> jax.Array:  # fmt: skip
     """See `restoration`. gamma: share of the noise of x_0 given x_t and y that is sampled."""
 
-    def refined(x_hat, t, y_noise, x_noise):
+    def refined(x_hat, t, y, x_noise=0):
         alpha, sigma = schedule.alpha_sigma(t)
         nu = sigma / jnp.hypot(alpha, sigma)
-        y_drawn = y + gamma * noise_std * y_noise
         x_drawn = x_hat + gamma * per_image(nu) * x_noise
-        return prox_l2(operator, y_drawn, x_drawn, (noise_std / nu) ** 2)
+        return prox_l2(operator, y, x_drawn, (noise_std / nu) ** 2)
 
-    def step(x, t, s, i):
+    def sampled(x_hat, t, i):
         y_noise = fresh_noise(keys, 4 * i, y.real)
         if jnp.iscomplexobj(y):
             y_noise = y_noise + 1j * fresh_noise(keys, 4 * i + 1, y.imag)
-        x_0 = refined(denoise(x, t), t, y_noise, fresh_noise(keys, 4 * i + 2, x))
+        y_drawn = y + gamma * noise_std * y_noise
+        return refined(x_hat, t, y_drawn, fresh_noise(keys, 4 * i + 2, x))
+
+    def step(x, t, s, i):
+        x_hat = denoise(x, t)
+        x_0 = sampled(x_hat, t, i) if gamma else refined(x_hat, t, y)
         alpha, sigma = (per_image(a) for a in schedule.alpha_sigma(s))
         return alpha * x_0 + sigma * fresh_noise(keys, 4 * i + 3, x)
 
     def clean(x, t):
-        return refined(denoise(x, t), t, 0, 0)
+        return refined(denoise(x, t), t, y)
 
     return sampling_loop(step, clean, schedule, times, x)
