@@ -7,6 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from tests.parts import quick
 from tests.reporting import reports
 from vitdiff_jax.evaluation import psnr
 from vitdiff_jax.evaluation.metric import Batch, Measured, Setting
@@ -88,7 +89,12 @@ def test_benchmarks_have_a_dash():
 
 
 @pytest.mark.parametrize(
-    "values", [(NAN, 2.0, 1.0), (None, None), (INF, 1.0), (..., 1.0), (..., NAN)], ids=str
+    "values",
+    quick(
+        [(NAN, 2.0, 1.0), (..., 1.0)],
+        [(NAN, 2.0, 1.0), (None, None), (INF, 1.0), (..., 1.0), (..., NAN)],
+    ),
+    ids=str,
 )
 def test_plots_leave_a_gap(tmp_path, values):
     for real in (None, NAN, 0.5):

@@ -49,7 +49,7 @@ VARIANTS = {  # name -> (config.parallel, parts of a batch)
 QUICK = ("fsdp 2x2, accumulated", "zero1, accumulated", "pmap")
 VIT = ("data parallel", "fsdp 4", "zero1, accumulated", "pmap")
 CASES = quick(
-    [*(("plain", name) for name in QUICK), ("muon", "pmap")],
+    [("plain", name) for name in QUICK],
     [
         *itertools.product(("plain", "muon"), VARIANTS),
         *(("vit", name) for name in VIT),
