@@ -222,10 +222,11 @@ def starts(tmp_path, source, target):
     [
         (dict(heads=2), dict(heads=4), "heads"),
         (dict(heads=4), dict(size="S", heads=2), "heads"),
-        (
+        pytest.param(
             dict(name="unet", width=8, multipliers=(1, 1), attention=(1,), head_width=8),
             dict(name="unet", width=8, multipliers=(1, 1), attention=(1,), head_width=4),
             "head_width",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=str,

@@ -249,8 +249,8 @@ def test_watching_with_a_second_workdir(home):
     ("diffusion", "shape", "classes", "what"),
     [
         (dict(schedule=dict(name="Cosine")), (8, 8, 1), tiny.DIGITS, "schedule"),
-        (dict(), (4, 8, 1), tiny.DIGITS, "image size"),
-        (dict(), (8, 8, 1), tuple("abc"), "conditions"),
+        pytest.param(dict(), (4, 8, 1), tiny.DIGITS, "image size", marks=pytest.mark.slow),
+        pytest.param(dict(), (8, 8, 1), tuple("abc"), "conditions", marks=pytest.mark.slow),
     ],
     ids=["schedule", "shape", "conditions"],
 )

@@ -426,7 +426,11 @@ def test_what_was_imported_goes_out_as_it_came(copy_of, name):
     ("family", "message"),
     [
         ("dit", "--family: config.model.name: vit is not this family's dit"),
-        ("autoencoder", "--family: autoencoder does not apply to the model vit"),
+        pytest.param(
+            "autoencoder",
+            "--family: autoencoder does not apply to the model vit",
+            marks=pytest.mark.slow,
+        ),
         ("resnet", "--family: family: 'resnet' is not one of autoencoder, dit, "),
     ],
 )
