@@ -40,18 +40,19 @@ def restore(
 ) -> jax.Array:  # fmt: skip
     """See `restoration`. gamma: share of the noise of x_0 given x_t and y that is sampled."""
 
-    def refined(x_hat, t, y, x_noise=0):
+    def nu(t):
         alpha, sigma = schedule.alpha_sigma(t)
-        nu = sigma / jnp.hypot(alpha, sigma)
-        x_drawn = x_hat + gamma * per_image(nu) * x_noise
-        return prox_l2(operator, y, x_drawn, (noise_std / nu) ** 2)
+        return sigma / jnp.hypot(alpha, sigma)
+
+    def refined(x_hat, t, y):
+        return prox_l2(operator, y, x_hat, (noise_std / nu(t)) ** 2)
 
     def sampled(x_hat, t, i):
-        y_noise = fresh_noise(keys, 4 * i, y.real)
+        x_noise, y_noise = fresh_noise(keys, 4 * i + 2, x), fresh_noise(keys, 4 * i, y.real)
         if jnp.iscomplexobj(y):
             y_noise = y_noise + 1j * fresh_noise(keys, 4 * i + 1, y.imag)
-        y_drawn = y + gamma * noise_std * y_noise
-        return refined(x_hat, t, y_drawn, fresh_noise(keys, 4 * i + 2, x))
+        x_drawn = x_hat + gamma * per_image(nu(t)) * x_noise
+        return refined(x_drawn, t, y + gamma * noise_std * y_noise)
 
     def step(x, t, s, i):
         x_hat = denoise(x, t)
