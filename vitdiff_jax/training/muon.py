@@ -37,22 +37,16 @@ RMS = 0.2
 
 
 def muon(
-    rate: optax.Schedule,
-    *,
-    b1: float = 0.9,
-    b2: float = 0.95,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    clip: float = 0.0,
+    rate: optax.Schedule, *, weight_decay: float = 0.0, clip: float = 0.0, **others: float
 ) -> optax.GradientTransformation:
-    """Muon for hidden matrices, AdamW with b1, b2 and eps for all else; see `step.adamw`."""
+    """Muon for hidden matrices, `step.adamw` for all else, which takes the other options."""
     hidden = optax.chain(
         optax.trace(MOMENTUM, nesterov=True),
         optax.stateless(lambda m, _: jax.tree_util.tree_map_with_path(_orthogonal_step, m)),
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(rate),
     )
-    rest = step_lib.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    rest = step_lib.adamw(rate, weight_decay=weight_decay, **others)
     return optax.chain(
         step_lib.clipped(clip), optax.partition({"muon": hidden, "adamw": rest}, labels)
     )
