@@ -21,9 +21,10 @@ from vitdiff_jax.runtime import flops, memory
 
 MOST = 2**30
 """Bytes of the network's intermediate results on a device, at most."""
-OF_CORE = 6 * 2**20
-"""The same for each CPU core: more leaves the caches. 64 and more tiles at a time took 1.1 to 1.3
-times as long as 32, which have 9 MiB (32 px, ViT of 0.5 million parameters, 2026-11-30)."""
+OF_CORE = 20 * 2**20
+"""The same for each CPU core. On two cores a 512 px picture took 1.08 times as long with three
+tiles at a time as with nine (64 px, 4.2 million parameters), and 1.20 times with 32 as with 97
+(32 px, 2.9 million; 2026-12-01)."""
 OBSERVED = 3e10
 """FLOPs from which a program is observed, about a second on a CPU core. Programs with callbacks
 are not kept in JAX's compilation cache."""
