@@ -2,13 +2,14 @@
 
     python tests/benchmarks/whole_pictures.py --input=photographs/heldout
         --classical=runs/photos/classical.json [--workdir=pretrained:photos] [--side 320]
-        [--count 6] [--output FOLDER]
+        [--count 6] [--methods diffpir,dps] [--output FOLDER]
 
 The first `count` photographs of a folder, made smaller until their longer side is `side`, with
-noise 0.1. The classical methods are those of `classical.py`, with the options that it chose on
-training crops, but for biharmonic inpainting, which takes minutes a picture. PSNR, SSIM and LPIPS
-(VGG-16) with 95 % intervals over photographs, and seconds a picture, compiling included. Figures
-(truth, degraded, then by method) stand in --output.
+noise 0.1. --methods: each where it applies, in place of the recommended one. The classical methods
+are those of `classical.py`, with the options that it chose on training crops, but for biharmonic
+inpainting, which takes minutes a picture. PSNR, SSIM and LPIPS (VGG-16) with 95 % intervals over
+photographs, and seconds a picture, compiling included. Figures (truth, degraded, then by method)
+stand in --output.
 """
 
 import argparse
@@ -29,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 import vitdiff_jax  # noqa: E402
 from tests.benchmarks import classical  # noqa: E402
+from vitdiff_jax import restoration  # noqa: E402
 from vitdiff_jax.data import photos  # noqa: E402
 from vitdiff_jax.evaluation.metric import Setting  # noqa: E402
 from vitdiff_jax.inference import benchmark, tasks  # noqa: E402
@@ -66,8 +68,8 @@ def repairs(task: str, case: tasks.InverseProblem, chosen: list[str]) -> Iterato
         yield name, repair
 
 
-def rows_of(task: str, model, truth: list[np.ndarray], chosen: list[str], measures):
-    """(row, pictures) by method, `degraded` first."""
+def rows_of(task: str, model, methods, truth: list[np.ndarray], chosen: list[str], measures):
+    """(row, pictures) by method, `degraded` first. methods: names; none: the recommended one."""
     seeds = range(len(truth))
     cases = [tasks.from_clean(x, task, None, NOISE, np.array([i])) for i, x in enumerate(truth)]
 
@@ -77,13 +79,16 @@ def rows_of(task: str, model, truth: list[np.ndarray], chosen: list[str], measur
         return about | costs | benchmark.measured(found, truth, measures), found
 
     yield row("degraded", [case.images for case in cases])
-    start = time.monotonic()
-    found = [
-        model.restore(x[0], task, degrade=True, noise_std=NOISE, seed=i)
-        for x, i in zip(truth, seeds)
-    ]
-    restored = [one.samples[:1] for one in found]
-    yield row(found[0].about["method"], restored, time.monotonic() - start)
+    operator = cases[0].operator
+    known = {n: m.TRAITS.supports(operator) for n, m in restoration.methods().items()}
+    for method in [n for n in methods if known[n]] if methods else [None]:
+        start = time.monotonic()
+        found = [
+            model.restore(x[0], task, method=method, degrade=True, noise_std=NOISE, seed=i)
+            for x, i in zip(truth, seeds)
+        ]
+        restored = [one.samples[:1] for one in found]
+        yield row(found[0].about["method"], restored, time.monotonic() - start)
     for name, repair in repairs(task, cases[0], chosen):
         start = time.monotonic()
         restored = [repair(case) for case in cases]
@@ -99,8 +104,9 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("whole_pictures"))
     parser.add_argument("--side", type=int, default=320)
     parser.add_argument("--count", type=int, default=6)
+    parser.add_argument("--methods", default="")
     args = parser.parse_args()
-    model = vitdiff_jax.load(args.workdir)
+    model, methods = vitdiff_jax.load(args.workdir), args.methods.split(",") if args.methods else []
     truth = pictures(args.input, args.side, args.count)
     setting = Setting(lambda: None, parallel.make_mesh())
     measures = benchmark.metrics(("psnr", "ssim", "lpips"), lambda: setting)
@@ -111,7 +117,7 @@ def main() -> None:
         kind = task.replace("mask:kind=strokes", "mask:kind=box")
         chosen = [row["method"] for row in known if row["task"].startswith(kind)]
         shown = [truth]
-        for row, found in rows_of(task, model, truth, chosen, measures):
+        for row, found in rows_of(task, model, methods, truth, chosen, measures):
             rows.append(row)
             shown.append(found)
             (args.output / "rows.json").write_text(json.dumps(rows))
