@@ -14,7 +14,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before the first import of jax
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if os.environ["JAX_PLATFORMS"] == "cpu":
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    # One device, whichever test starts JAX: training would make two of a CPU.
+    flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
+    os.environ.setdefault("XLA_FLAGS", flags)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -104,7 +104,7 @@ def call(*flags):
 
 def environment(devices=1):
     """For a process of its own: so many CPU devices, and no TensorFlow (see poison/)."""
-    flags = f"--xla_force_host_platform_device_count={devices} {os.environ.get('XLA_FLAGS', '')}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     paths = [str(POISON), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),

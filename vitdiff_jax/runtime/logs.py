@@ -21,8 +21,11 @@ def peak_flops() -> float | None:
 
 
 def say(text: str) -> None:
-    """Print a line from process 0, above the progress bar if there is one."""
-    if jax.process_index() == 0:
+    """Print a line from process 0, above the progress bar if there is one.
+
+    Of a single process it does not start JAX, so that its devices can still be chosen.
+    """
+    if not jax.distributed.is_initialized() or jax.process_index() == 0:
         tqdm.tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 

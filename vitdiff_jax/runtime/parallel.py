@@ -6,6 +6,7 @@ and EMAs are sharded over "fsdp" by one rule, along the largest divisible dimens
 all devices, and the step gathers the parameters once.
 """
 
+import contextlib
 import glob
 import importlib.util
 import itertools
@@ -110,6 +111,25 @@ def use_compilation_cache() -> str:
     jax.config.update("jax_compilation_cache_dir", where)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return where
+
+
+def halve_cpu(images: int) -> None:
+    """Make two devices of this machine's CPU, for training in a single process.
+
+    The operations of a small network have too little work for two cores, its halves of a batch have
+    not: on two cores a step of configs/digits.py takes 0.67 of the time on one device, one of
+    configs/fashion_mnist.py 0.87, one of configs/photos.py 0.98 (tests/benchmarks/train_step.py has
+    the first two, 2026-12-01). More devices have not been measured, and each has a copy of the
+    state.
+
+    images: of a microbatch; an odd number stays on one device. Once JAX has started, or where
+    $XLA_FLAGS has the number of devices, nothing changes.
+    """
+    given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if images % 2 or given or (os.cpu_count() or 1) < 2 or jax.distributed.is_initialized():
+        return
+    with contextlib.suppress(RuntimeError):  # JAX has started
+        jax.config.update("jax_num_cpu_devices", 2)
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:

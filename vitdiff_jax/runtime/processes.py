@@ -51,7 +51,7 @@ class Peers:
 
     def join(self) -> None:
         """Connect to the others after `jax.distributed.initialize`; no-op for a single process."""
-        if jax.process_count() == 1:
+        if not jax.distributed.is_initialized() or jax.process_count() == 1:
             return
         # JAX has no public API for its key-value store and the address of process 0.
         from jax._src import distributed

@@ -48,6 +48,7 @@ def train(
     """
     pretrained.check_trainable(workdir)
     config, workdir = config_lib.complete(config), paths.resolve(workdir)
+    parallel.halve_cpu(config.train.batch // max(1, config.train.accumulate))
     traced = profiling.Profile(profiling.parse(profile, config.train.steps), workdir / "profile")
     if (workdir / loading.IMPORTED).exists():
         raise TrainingError(
