@@ -25,13 +25,10 @@ import numpy as np
 import torch
 
 from tests.parity.jit_torch import JiT
-from vitdiff_jax.diffusion import times
-from vitdiff_jax.diffusion.process import Process
-from vitdiff_jax.diffusion.schedules import RectifiedFlow
-from vitdiff_jax.experiment import ema as ema_lib
-from vitdiff_jax.models import vit
+from vitdiff_jax.experiment import build
+from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.runtime import parallel
-from vitdiff_jax.training import step as train_step
+from vitdiff_jax.training import program as program_lib
 
 RATE, DECAY, FLOOR, LABEL_DROPOUT = 2e-4, 0.9999, 0.05, 0.1
 
@@ -94,25 +91,25 @@ def batch(size: Size) -> dict[str, np.ndarray]:
 
 def our_step(size: Size):
     """A function of nothing that takes one step of ours and waits for it; returns the loss."""
-    model = vit.Model(conditions={"label": (size.classes,)}, **size.model)
-    process = Process(RectifiedFlow(), prediction="x", loss_space="u", floor=FLOOR)
-    law = functools.partial(times.logit_normal, mean=0.8, std=0.8)
-    rate = train_step.learning_rate(peak=RATE, steps=1000)
-    optimizer = train_step.adamw(rate)
-    step = train_step.make_train_step(
-        model, process, law, optimizer, rate,
-        seed=0, batch_size=size.batch, label_dropout=LABEL_DROPOUT,
-    )  # fmt: skip
-    mesh = parallel.make_mesh()
-    init = train_step.make_init(model, optimizer, (ema_lib.decay_name(DECAY),), 0, size.shape)
-    shardings = parallel.state_shardings(mesh, jax.eval_shape(init))
-    state = jax.jit(init, out_shardings=shardings)()
+    config = config_lib.complete(dict(
+        data=dict(name="digits"),  # not read
+        model=dict(name="vit", **size.model),
+        diffusion=dict(
+            schedule=dict(name="RectifiedFlow"), prediction="x", loss_space="u", floor=FLOOR,
+            times=dict(name="logit_normal", mean=0.8, std=0.8), label_dropout=LABEL_DROPOUT,
+        ),
+        optimizer=dict(learning_rate=RATE),
+        train=dict(steps=1000, batch=size.batch, ema=(DECAY,)),
+    ))  # fmt: skip
+    mesh, names = parallel.make_mesh(), tuple(map(str, range(size.classes)))
+    experiment = build.build(config, size.shape, {"label": names})
+    program = program_lib.build(config, experiment, mesh)
+    state = jax.jit(program.init, out_shardings=program.shardings)()
     data = parallel.put_batch(mesh, batch(size))
-    compiled = parallel.compile_step(step, mesh, shardings, "jit")
 
     def run():
         nonlocal state
-        state, metrics = compiled(state, data)
+        state, metrics = program.step(state, data)
         jax.block_until_ready(state)
         return float(metrics["loss"])
 
@@ -148,6 +145,7 @@ def torch_step(size: Size, compiled: bool):
 
 def jax_runs(names: list[str]):
     """What the JAX process is, and what it measures: our steps of these sizes."""
+    parallel.halve_cpu(2)  # as training does, whose batches are even here
     a = jnp.asarray(np.random.default_rng(0).standard_normal((SIDE, SIDE), np.float32))
     product = jax.jit(jnp.matmul)
     runs = {"product": lambda: product(a, a).block_until_ready()}
