@@ -126,7 +126,8 @@ def halve_cpu(images: int) -> None:
     $XLA_FLAGS has the number of devices, nothing changes.
     """
     given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if images % 2 or given or (os.cpu_count() or 1) < 2 or jax.distributed.is_initialized():
+    own = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    if images % 2 or given or len(own) < 2 or jax.distributed.is_initialized():
         return
     with contextlib.suppress(RuntimeError):  # JAX has started
         jax.config.update("jax_num_cpu_devices", 2)
