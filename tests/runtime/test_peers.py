@@ -43,7 +43,8 @@ class Group:
     def __init__(self, monkeypatch):
         self.lines, self.ends, self.here = {0: [], 1: [], 2: []}, {}, threading.local()
         fake = types.SimpleNamespace(
-            process_count=lambda: 3, process_index=lambda: self.here.index
+            process_count=lambda: 3, process_index=lambda: self.here.index,
+            distributed=distributed,
         )  # fmt: skip
         state = types.SimpleNamespace(client=Store(), coordinator_address="localhost:1")
         monkeypatch.setattr(processes, "jax", fake)
