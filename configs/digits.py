@@ -5,10 +5,10 @@ python -m vitdiff_jax.main --config=configs/digits.py
 
 
 def get_config():
-    """JiT's recipe (arXiv:2511.13720) with a tiny network and more low noise, see docs/generation.md.
+    """JiT's recipe (arXiv:2511.13720) with a tiny network and more low noise.
 
     At JiT's timestep distribution (logit mean 0.8, std 0.8) it learns so little below t = 0.1 that
-    it adds noise there, and samples get worse with more steps.
+    it adds noise there, and samples get worse with more steps, see docs/generation.md.
     """
     return dict(
         data=dict(name="digits"),
