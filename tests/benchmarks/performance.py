@@ -167,7 +167,7 @@ def gpu(plans: Plans):
 
 
 def cpu(_: Plans):
-    """Measured on this CPU by `tests/benchmarks/train_step.py`: DiT-S and small configs, float32."""
+    """Measured on this CPU by `tests/benchmarks/train_step.py`: DiT-S, small configs, float32."""
     run = [sys.executable, str(ROOT / "tests/benchmarks/train_step.py"), "--rounds=5"]
     done = subprocess.run(run, capture_output=True, text=True, check=True)
     yield from (f"    {line}" for line in done.stdout.splitlines())
