@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests import tiny
+
 CODE = """
 import jax
 from vitdiff_jax.runtime import logs, parallel
@@ -15,6 +17,9 @@ logs.say("a line")
 parallel.halve_cpu({images})
 print(jax.device_count())
 """
+
+
+pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a single core")
 
 
 @pytest.mark.parametrize(
@@ -27,11 +32,21 @@ print(jax.device_count())
     ],
 )
 def test_even_batches_are_shared_by_two_devices_of_a_cpu(images, before, flags, count):
-    if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("a single core")
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     code = CODE.format(images=images, before=before)
     found = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert found.stdout.split() == ["a", "line", str(count)]
+
+
+@pytest.mark.slow
+def test_the_command_trains_on_them_and_says_so(tmp_path):
+    """Nothing starts JAX before."""
+    config = tiny.write(tmp_path / "tiny.py", train=dict(steps=1))
+    command = ["-m", "vitdiff_jax.main", config, f"--workdir={tmp_path / 'run'}"]
+    environment = tiny.environment() | {"XLA_FLAGS": ""}
+    found = subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "devices: 2 x cpu; jit, data parallel" in found.stdout.splitlines()
