@@ -116,11 +116,11 @@ def use_compilation_cache() -> str:
 def halve_cpu(images: int) -> None:
     """Make two devices of this machine's CPU, for training in a single process.
 
-    The operations of a small network have too little work for two cores, its halves of a batch have
-    not: on two cores a step of configs/digits.py takes 0.67 of the time on one device, one of
-    configs/fashion_mnist.py 0.87, one of configs/photos.py 0.98 (tests/benchmarks/train_step.py has
-    the first two, 2026-12-01). More devices have not been measured, and each has a copy of the
-    state.
+    An operation of a small network is too short to be divided between two cores; the halves of a
+    batch are not. A step of configs/digits.py takes 0.68 of the time on one device, one of
+    configs/fashion_mnist.py 0.87, one of configs/photos.py 0.9 to 1 (two cores, two alternating
+    runs each, 2026-12-01). More than two devices have not been measured, and each has a copy of
+    the state.
 
     images: of a microbatch; an odd number stays on one device. Once JAX has started, or where
     $XLA_FLAGS has the number of devices, nothing changes.
