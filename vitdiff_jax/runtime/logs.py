@@ -11,7 +11,7 @@ import jax
 import tqdm
 from etils import epath
 
-from vitdiff_jax.runtime import chips, paths, tables
+from vitdiff_jax.runtime import chips, paths, processes, tables
 
 
 def peak_flops() -> float | None:
@@ -21,11 +21,8 @@ def peak_flops() -> float | None:
 
 
 def say(text: str) -> None:
-    """Print a line from process 0, above the progress bar if there is one.
-
-    Of a single process it does not start JAX, so that its devices can still be chosen.
-    """
-    if not jax.distributed.is_initialized() or jax.process_index() == 0:
+    """Print a line from process 0, above the progress bar if there is one."""
+    if processes.is_first():
         tqdm.tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 

@@ -92,7 +92,7 @@ def wait_for_first() -> None:
 
     Unlike a collective of the devices, which on CPUs fails after 30 seconds.
     """
-    if jax.process_count() > 1:
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
         # JAX has no public API for its barriers.
         from jax._src import distributed
 
@@ -113,7 +113,7 @@ def use_compilation_cache() -> str:
     return where
 
 
-def halve_cpu(images: int) -> None:
+def halve_cpu(*sizes: int) -> None:
     """Make two devices of this machine's CPU, for training in a single process.
 
     An operation of a small network is too short to be divided between two cores; the halves of a
@@ -122,12 +122,12 @@ def halve_cpu(images: int) -> None:
     runs each, 2026-12-01). More than two devices have not been measured, and each has a copy of
     the state.
 
-    images: of a microbatch; an odd number stays on one device. Once JAX has started, or where
+    sizes: of the batches; if one is odd, there is one device. Once JAX has started, or where
     $XLA_FLAGS has the number of devices, nothing changes.
     """
     given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     own = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
-    if images % 2 or given or len(own) < 2 or jax.distributed.is_initialized():
+    if any(size % 2 for size in sizes) or given or len(own) < 2 or jax.distributed.is_initialized():
         return
     with contextlib.suppress(RuntimeError):  # JAX has started
         jax.config.update("jax_num_cpu_devices", 2)

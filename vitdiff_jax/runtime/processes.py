@@ -33,6 +33,14 @@ class StartError(RuntimeError):
     """Processes that do not find each other; the message is one line."""
 
 
+def is_first() -> bool:
+    """Whether this is process 0. Of a single process it does not start JAX.
+
+    So its devices can still be chosen.
+    """
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
 class Peers:
     """The connections of this process: to all others on process 0, to process 0 elsewhere."""
 

@@ -17,7 +17,7 @@ from vitdiff_jax.data import card, gather, pipeline
 from vitdiff_jax.experiment import build as experiment_lib
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.inference import loading, pretrained
-from vitdiff_jax.runtime import lock, logs, parallel, paths, tables
+from vitdiff_jax.runtime import lock, logs, parallel, paths, processes, tables
 from vitdiff_jax.runtime.checkpoint import Checkpoints
 from vitdiff_jax.training import finetune, monitor, profiling, summary
 from vitdiff_jax.training import program as program_lib
@@ -48,18 +48,18 @@ def train(
     """
     pretrained.check_trainable(workdir)
     config, workdir = config_lib.complete(config), paths.resolve(workdir)
-    parallel.halve_cpu(config.train.batch // max(1, config.train.accumulate))
     traced = profiling.Profile(profiling.parse(profile, config.train.steps), workdir / "profile")
     if (workdir / loading.IMPORTED).exists():
         raise TrainingError(
             f"{workdir}: holds imported weights; to fine-tune them, set config.train.init_from to"
             " it and use another --workdir"
         )
-    main = jax.process_index() == 0
+    main = processes.is_first()
     # Now, and not only after minutes of reading data.
     dead = lock.dead_owner(workdir, logs.say) if main else None
     parallel.wait_for_first()
     dataset = experiment_lib.dataset(config)
+    parallel.halve_cpu(*_batches(config, dataset))
     experiment = experiment_lib.build(config, dataset.shape, dataset.conditions)
     with experiment_lib.config_errors("config.parallel."):
         mesh = parallel.make_mesh(config.parallel.fsdp)
@@ -93,6 +93,13 @@ def main(
 ) -> str:
     """`--mode=train`; --profile, --verbose: see `train`."""
     return train(config, workdir, profile=profile, verbose=verbose)
+
+
+def _batches(config: ConfigDict, dataset: pipeline.Dataset) -> list[int]:
+    """The sizes of training batches, and of held-out ones, if they are smaller."""
+    batch, held = config.train.batch, min(config.log.heldout_images, len(dataset.heldout))
+    sizes = [batch // max(1, config.train.accumulate)]
+    return [*sizes, held] if config.log.heldout_every and held < batch else sizes
 
 
 def _check_devices(config: ConfigDict, dataset: pipeline.Dataset) -> None:

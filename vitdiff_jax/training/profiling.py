@@ -11,7 +11,7 @@ import jax
 from etils import epath
 
 from vitdiff_jax.experiment.config import ConfigError
-from vitdiff_jax.runtime import logs, paths
+from vitdiff_jax.runtime import logs, paths, processes
 
 
 def parse(text: str | None, steps: int) -> range:
@@ -33,7 +33,7 @@ class Profile:
     """
 
     def __init__(self, steps: range, folder: epath.Path):
-        self.steps = steps if jax.process_index() == 0 else range(0)
+        self.steps = steps if processes.is_first() else range(0)
         self.spool, self._traced = paths.Spool(folder), False
 
     @property
