@@ -3,11 +3,12 @@
     python tests/benchmarks/train_step.py [--rounds 7] [--sizes digits,dit-s]
 
 The steps are of DiT-S's size (12 blocks of width 384 on 64 tokens, 32 images, float32) and those of
-configs/fashion_mnist.py and configs/digits.py, with AdamW and one EMA. Each round times, one after
-the other, so that whatever else the machine does hits all of them: a large float32 matrix product
-in JAX and in PyTorch, the limit that a step made of matrix products can reach; our step; and the
-step of an independent JiT (`tests/parity/jit_torch.py`) in eager PyTorch and by torch.compile.
-Medians are printed, and the fastest. A script and not a test: a time is no yes or no.
+configs/fashion_mnist.py (at 32x32) and configs/digits.py, with AdamW and one EMA. Each round times,
+one after the other, so that whatever else the machine does hits all of them: a large float32 matrix
+product in JAX and in PyTorch, the limit that a step made of matrix products can reach; our step;
+and the step of an independent JiT (`tests/parity/jit_torch.py`) in eager PyTorch and by
+torch.compile. Medians are printed, and the fastest. A script and not a test: a time is no yes or
+no.
 
 JAX and PyTorch live in a process each (`turns.py`).
 """

@@ -61,9 +61,16 @@ def test_other_files_are_left_as_they_are(archives, tmp_path):
     assert fashion_mnist.restore_archives(folder, tmp_path / "restored") != folder
 
 
-def test_two_black_pixels_around():
+@pytest.mark.parametrize("width", [0, 2])
+def test_black_pixels_around(width):
     image = Image.fromarray(np.full((28, 28), 200, np.uint8))
-    found = fashion_mnist.pad(image, None)
-    assert (found.shape, found.dtype) == ((32, 32, 1), np.uint8)
-    assert (found[2:30, 2:30] == 200).all()
+    found = fashion_mnist.pad(image, None, width)
+    size, inside = 28 + 2 * width, slice(width, 28 + width)
+    assert (found.shape, found.dtype) == ((size, size, 1), np.uint8)
+    assert (found[inside, inside] == 200).all()
     assert found.astype(int).sum() == 200 * 28 * 28
+
+
+def test_negative_padding_is_refused():
+    with pytest.raises(ValueError, match=r"padding: -1"):
+        fashion_mnist.dataset(padding=-1)

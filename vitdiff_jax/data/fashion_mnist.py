@@ -1,8 +1,9 @@
 """Fashion-MNIST: 70,000 grey images of clothing in 10 classes (arXiv:1708.07747), through TFDS.
 
-Padded from 28x28 to 32x32 with black, to divide into patches; 10,000 images are held out.
+28x28 pixels, or padded with black; 10,000 images are held out.
 """
 
+import functools
 import pathlib
 import shutil
 import struct
@@ -55,25 +56,31 @@ NAMES = (
 )  # fmt: skip
 
 
-def pad(image: Image.Image, rng: np.random.Generator | None) -> np.ndarray:
-    """The image with two black pixels on each side: uint8 [32, 32, 1]."""
-    return np.pad(transforms.pixels(image), ((2, 2), (2, 2), (0, 0)))
+def pad(image: Image.Image, rng: np.random.Generator | None, width: int) -> np.ndarray:
+    """The image with `width` black pixels on each side: uint8 [28 + 2 width, 28 + 2 width, 1]."""
+    return np.pad(transforms.pixels(image), ((width, width), (width, width), (0, 0)))
 
 
 def dataset(
+    padding: int = 2,
     data_dir: str | None = None,
     flip: bool = False,
     cache: bool = False,
     max_broken: float = 0.001,
 ) -> Dataset:
-    """Fashion-MNIST with class labels. The options are those of `imagenet`."""
+    """Fashion-MNIST with class labels. The other options are those of `imagenet`.
+
+    padding: black pixels on each side; 2 makes 32x32 pixels, which halve four times.
+    """
+    if padding < 0:
+        raise ValueError(f"padding: {padding} is negative")
     return tfds_images.dataset(
         TFDS,
         conditions=lambda builder: {"label": NAMES},
         outline={"label": NAMES},
         annotate=lambda builder, split: images.label_only,
-        shape=(32, 32, 1),
-        crop=pad,
+        shape=(28 + 2 * padding, 28 + 2 * padding, 1),
+        crop=functools.partial(pad, width=padding),
         crop_name="padded",
         data_dir=data_dir,
         flip=flip,
