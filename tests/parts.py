@@ -81,4 +81,9 @@ SCHEDULES = [  # every one with its defaults, and two whose scales are not 1 or 
 ]
 GRIDS = functions(grids)
 TIMES = functions(times)
-SAMPLERS = {name: complete(sample) for name, sample in entries(samplers, "sample").items()}
+SAMPLERS = {
+    name: complete(sample)
+    for name, sample in entries(samplers, "sample").items()
+    if "denoise_to" not in inspect.signature(sample).parameters
+}
+"""Those of any model: that of average velocities has tests/diffusion/test_average_velocity.py."""

@@ -12,7 +12,7 @@ from scipy.special import expit
 from tests.parts import SCHEDULES, TIMES, covering, only
 from vitdiff_jax.diffusion import times
 from vitdiff_jax.diffusion.schedules import EDM, LinearVP, RectifiedFlow
-from vitdiff_jax.training import step as train_step
+from vitdiff_jax.training import objective
 
 U = np.linspace(0.001, 0.999, 333)
 
@@ -78,7 +78,7 @@ def test_stratified_quantiles_have_one_draw_in_each_share(batch):
     """Image i of n has its quantile in [i/n, (i+1)/n), however the batch is cut and ordered."""
     order = np.random.default_rng(batch).permutation(batch)
     keys = jax.random.split(jax.random.key(batch), batch)
-    u = np.asarray(train_step.quantiles(keys, jnp.asarray(order), batch, True))
+    u = np.asarray(objective.quantiles(keys, jnp.asarray(order), batch, True))
     np.testing.assert_array_equal(np.floor(u * batch), order)
 
 
@@ -86,8 +86,8 @@ def test_quantiles_are_uniform_within_their_share():
     """Kolmogorov-Smirnov: of the whole interval without strata, of one share with them."""
     keys = jax.random.split(jax.random.key(0), 20_000)
     index = jnp.full(20_000, 3)
-    plain = train_step.quantiles(keys, index, 8, False)
-    share = 8 * train_step.quantiles(keys, index, 8, True) - 3
+    plain = objective.quantiles(keys, index, 8, False)
+    share = 8 * objective.quantiles(keys, index, 8, True) - 3
     for u in (plain, share):
         assert stats.kstest(np.asarray(u), "uniform").pvalue > 1e-3
 
@@ -103,6 +103,6 @@ def test_quantiles_stay_inside_the_open_interval(batch, stratified):
     """
     keys = jax.random.split(jax.random.key(1), 1_000_000)
     for index in (0, batch - 1):
-        u = train_step.quantiles(keys, jnp.full(len(keys), index), batch, stratified)
+        u = objective.quantiles(keys, jnp.full(len(keys), index), batch, stratified)
         assert u.min() > 0
         assert u.max() < 1

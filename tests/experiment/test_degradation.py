@@ -18,8 +18,7 @@ from vitdiff_jax.experiment import degradation
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.operators.inverse import as_image
 from vitdiff_jax.operators.parsing import parse
-from vitdiff_jax.training import loop
-from vitdiff_jax.training import step as step_lib
+from vitdiff_jax.training import loop, objective
 
 SHAPE, NOISE, BANK, SEED = (16, 16, 3), 0.3, 3, (5, 0)
 KINDS = {  # -> how many are drawn of it
@@ -289,7 +288,7 @@ def one(tmp_path_factory):
     @jax.jit
     def hint(images, index, number):
         key = jax.random.fold_in(jax.random.key(0), number)
-        return of_train(images / 127.5 - 1, step_lib.degradation_keys(key, index))
+        return of_train(images / 127.5 - 1, objective.degradation_keys(key, index))
 
     def hinted(number, batch):
         return batch | {"hint": hint(jnp.float32(batch["image"]), batch["index"], number)}

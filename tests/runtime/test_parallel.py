@@ -31,10 +31,15 @@ MUON = tiny.CONFIG["optimizer"] | dict(name="muon")
 PLAIN = dict(model=tiny.WIDE | dict(dropout=0.3), diffusion=tiny.UNIFORM, **SECTIONS)
 VIT_MODEL = dict(width=32, depth=4, dropout=0.3, scan=True, class_tokens_from=0)
 """Wide enough that FSDP cuts; depth 4 is the least where a block drops out."""
+AVERAGE = dict(average_velocity=dict(share=0.5, guidance=2.0))
 NETWORKS = {  # name -> (config, how many arrays parameters and EMAs have at least)
     "plain": (tiny.config(**PLAIN), 3 * 5),
     "muon": (tiny.config(**PLAIN, optimizer=MUON), 3 * 5),
     "vit": (tiny.config(model=VIT_MODEL, **SECTIONS), 3 * 10),
+    "average": (
+        tiny.config(model=VIT_MODEL | dict(interval=True), diffusion=AVERAGE, **SECTIONS),
+        40,
+    ),
     "vit, muon": (tiny.config(model=VIT_MODEL, optimizer=MUON, **SECTIONS), 3 * 10),
 }
 VARIANTS = {  # name -> (config.parallel, parts of a batch)
@@ -53,6 +58,7 @@ CASES = quick(
     [
         *itertools.product(("plain", "muon"), VARIANTS),
         *(("vit", name) for name in VIT),
+        *(("average", name) for name in VIT),
         ("vit, muon", "fsdp 4"),
         ("vit, muon", "zero1, accumulated"),
     ],
@@ -135,8 +141,7 @@ def on_one_device(run, change=lambda number, batch: batch):
     optimizer, rate = program._optimizer(run.config)
     experiment = run.experiment
     step = jax.jit(step_lib.make_train_step(
-        experiment.model, experiment.process, experiment.time_distribution,
-        optimizer, rate, seed=0, batch_size=8,
+        program.objective(run.config, experiment), optimizer, rate, seed=0,
     ))  # fmt: skip
     state = jax.jit(awake(run.init))()
     for number, batch in enumerate(batches(run)):

@@ -14,7 +14,9 @@ from vitdiff_jax.diffusion.process import Process
 from vitdiff_jax.diffusion.schedules import RectifiedFlow
 from vitdiff_jax.experiment import ema as ema_lib
 from vitdiff_jax.models import vit
+from vitdiff_jax.training import objective
 from vitdiff_jax.training import step as step_lib
+from vitdiff_jax.training.objective import Denoising
 
 SHAPE, CLASSES, BATCH, SEED = (2, 3, 1), 3, 8, 5
 LEVELS = 4
@@ -71,8 +73,10 @@ def make(model=None, *, decays=(0.9,), label_dropout=0.3, accumulate=1, **option
     names = map(ema_lib.decay_name, decays)
     init = step_lib.make_init(model or Affine(), optimizer, [*names], SEED, SHAPE)
     step = step_lib.make_train_step(
-        model or Affine(), PROCESS, times.uniform, optimizer, rate, seed=SEED, batch_size=BATCH,
-        label_dropout=label_dropout, accumulate=accumulate,
+        Denoising(
+            model or Affine(), PROCESS, times.uniform, batch_size=BATCH, label_dropout=label_dropout
+        ),
+        optimizer, rate, seed=SEED, accumulate=accumulate,
     )  # fmt: skip
     return jax.jit(init)(), jax.jit(step)
 
@@ -90,7 +94,7 @@ def batch(number, labels=None):
 def drawn(data, number):
     """What the library draws in a step: (noise, times, label dropout)."""
     key = jax.random.fold_in(jax.random.key(SEED), number)
-    _, eps, t, drop, _ = step_lib.sample_inputs(PROCESS, data, times.uniform, key, BATCH, True)
+    _, eps, t, drop, _ = objective.sample_inputs(PROCESS, data, times.uniform, key, BATCH, True)
     return eps, t, jax.vmap(jax.random.uniform)(drop)
 
 
@@ -281,8 +285,8 @@ def test_bfloat16_gradients_are_the_gradients_rounded(model):
     for dtype in ("float32", "bfloat16"):
         init = step_lib.make_init(model, optax.sgd(1.0), (), SEED, SHAPE)
         step = step_lib.make_train_step(
-            model, PROCESS, times.uniform, optax.sgd(1.0), lambda step: 1.0,
-            seed=SEED, batch_size=BATCH, gradient_dtype=dtype,
+            Denoising(model, PROCESS, times.uniform, batch_size=BATCH),
+            optax.sgd(1.0), lambda step: 1.0, seed=SEED, gradient_dtype=dtype,
         )  # fmt: skip
         state = jax.jit(init)()
         state = state.replace(params=jax.tree.map(lambda a: np.asarray(a) + 0.1, state.params))
@@ -299,8 +303,8 @@ def test_an_examples_draws_do_not_depend_on_its_batch(stratified):
     whole, rows = batch(0), np.array([6, 1, 4])
     key = jax.random.key(3)
     args = (times.uniform, key, BATCH, stratified)
-    every = step_lib.sample_inputs(PROCESS, whole, *args)
-    some = step_lib.sample_inputs(PROCESS, {name: a[rows] for name, a in whole.items()}, *args)
+    every = objective.sample_inputs(PROCESS, whole, *args)
+    some = objective.sample_inputs(PROCESS, {name: a[rows] for name, a in whole.items()}, *args)
     for a, b in zip(every, some, strict=True):
         if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
@@ -313,7 +317,7 @@ def test_draws_of_examples_and_steps_are_independent():
     for number in range(2):
         key = jax.random.fold_in(jax.random.key(SEED), number)
         args = PROCESS, batch(0), times.uniform, key, BATCH, False
-        _, eps, t, *keys = step_lib.sample_inputs(*args)
+        _, eps, t, *keys = objective.sample_inputs(*args)
         normals = [jax.vmap(lambda k: jax.random.normal(k, SHAPE))(k) for k in keys]
         seen += [*np.ravel(eps), *np.ravel(t), *np.ravel(normals)]
     assert len(set(map(float, seen))) == len(seen)
@@ -322,13 +326,13 @@ def test_draws_of_examples_and_steps_are_independent():
 def test_stratified_times_fall_one_into_each_part():
     for number in range(20):
         key = jax.random.key(number)
-        _, _, t, _, _ = step_lib.sample_inputs(PROCESS, batch(0), times.uniform, key, BATCH, True)
+        _, _, t, _, _ = objective.sample_inputs(PROCESS, batch(0), times.uniform, key, BATCH, True)
         np.testing.assert_array_equal(np.floor(np.asarray(t) * BATCH), np.arange(BATCH))
 
 
 @functools.cache
 def heldout_step(seed):
-    return jax.jit(step_lib.make_heldout_step(Affine(), PROCESS, times.uniform, LEVELS, seed=seed))
+    return jax.jit(objective.make_heldout_step(Affine(), PROCESS, times.uniform, LEVELS, seed=seed))
 
 
 def heldout(params, data, seed=SEED):

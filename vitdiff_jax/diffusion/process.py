@@ -31,7 +31,10 @@ from vitdiff_jax.diffusion.schedules import (
 )
 
 Network = Callable[[jax.Array, jax.Array], jax.Array]
-"""(scaled x_t [B, H, W, C], time feature [B]) -> output, with parameters and condition bound."""
+"""(scaled x_t [B, H, W, C], time feature [B]) -> output, with parameters and condition bound.
+
+A network for average velocities also takes (time feature, length of the interval) [B, 2].
+"""
 
 PREDICTIONS = ("x", "eps", "v", "u", "edm")
 SIGMA_FLOOR = 1e-20
@@ -185,15 +188,18 @@ class Process:
         a, b, alpha, sigma = target_coefficients(prediction, self.schedule, t)
         return alpha * b - sigma * a
 
-    def denoiser(self, network: Network) -> Denoise:
+    def denoiser(self, network: Network, to: jax.Array | None = None) -> Denoise:
         """A `Denoise` from a network.
+
+        to: earlier times, [B] or []; the result is then not an expectation, but where the straight
+        line from x_t through the x of that time ends, see `average_velocity`.
 
         Below the floor the estimate is moved towards x_t, so that the velocity that a sampler
         computes from it, (x_t - x_hat) / t, equals JiT's (x_t - x_hat) / max(t, floor).
         """
 
         def denoise(x_t, t):
-            x = self.to_x(self._call(network, x_t, t), x_t, t)
+            x = self.to_x(self.call(network, x_t, t, to), x_t, t)
             if self.floor:
                 x = x_t + per_image(jnp.minimum(1, t / self.floor)) * (x - x_t)
             return x
@@ -210,13 +216,18 @@ class Process:
             raise ValueError("learned_variance: is 0; this model has not learned a variance")
 
         def fraction(x_t, t):
-            _, variance = self._split(self._call(network, x_t, t), x_t)
+            _, variance = self._split(self.call(network, x_t, t), x_t)
             return (cast(jax.Array, variance) + 1) / 2
 
         return fraction
 
-    def _call(self, network, x_t, t):
+    def call(
+        self, network: Network, x_t: jax.Array, t: jax.Array, to: jax.Array | None = None
+    ) -> jax.Array:
+        """The network's output at x_t [B, H, W, C], t [B]; to: see `denoiser`."""
         scale, time = self.schedule.network_input(t)
+        if to is not None:
+            time = jnp.stack([time, t - to], 1)  # [B, 2]
         return network(per_image(scale) * x_t, time)
 
     def _split(self, out, x):

@@ -6,6 +6,7 @@ between runs on the same machine.
 """
 
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 
 from vitdiff_jax.data.pipeline import Dataset, batches
+from vitdiff_jax.evaluation.features import Features
 from vitdiff_jax.evaluation.frechet import Moments, frechet_distance
 from vitdiff_jax.evaluation.metric import Batch, Mean, Part, Setting
 from vitdiff_jax.interop.images import from_uint8
@@ -63,11 +65,20 @@ class Metric:
         }
 
 
-def _train(model: Classifier, dataset: Dataset):
+def features(setting: Setting) -> Features:
+    """The 128 features of another classifier than the judge's: trained alike, from another seed."""
+    dataset = setting.dataset
+    if dataset.classes is None:
+        raise ValueError("classifier needs a data set with classes")
+    model: Any = Classifier(dataset.classes)
+    return Features(_train(model, dataset, seed=1), lambda params, x: model.apply(params, x)[1])
+
+
+def _train(model: Classifier, dataset: Dataset, seed: int = 0):
     """Parameters after four epochs, but at least 500 steps, of AdamW with cosine decay."""
     steps = max(MIN_STEPS, EPOCHS * len(dataset.train) // BATCH)
     optimizer = optax.adamw(optax.cosine_decay_schedule(LEARNING_RATE, steps), weight_decay=1e-2)
-    params = model.init(jax.random.key(0), jnp.zeros((1, *dataset.shape)))
+    params = model.init(jax.random.key(seed), jnp.zeros((1, *dataset.shape)))
     state = optimizer.init(params)
 
     def loss(params, images, labels):
@@ -79,7 +90,7 @@ def _train(model: Classifier, dataset: Dataset):
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    source = batches(dataset.train, BATCH, seed=0)
+    source = batches(dataset.train, BATCH, seed=seed)
     for _ in range(steps):
         batch = next(source)
         params, state = step(params, state, batch["image"], batch["label"])

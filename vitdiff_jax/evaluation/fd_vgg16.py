@@ -5,8 +5,14 @@ fewer features it needs fewer images than FID. The values are not comparable to 
 """
 
 from vitdiff_jax.evaluation import networks
+from vitdiff_jax.evaluation.features import Features
 from vitdiff_jax.evaluation.frechet import FrechetMetric, Moments
 from vitdiff_jax.evaluation.metric import Part, Setting
+
+
+def features(setting: Setting) -> Features:
+    """VGG-16's, differentiable."""
+    return networks.differentiable(setting.shared(networks.vgg16), "pool")
 
 
 class Metric(FrechetMetric):

@@ -1,8 +1,14 @@
 """Fréchet Inception Distance (arXiv:1706.08500): `frechet` of Inception's final pooling layer."""
 
 from vitdiff_jax.evaluation import networks
+from vitdiff_jax.evaluation.features import Features
 from vitdiff_jax.evaluation.frechet import FrechetMetric, Moments
 from vitdiff_jax.evaluation.metric import Part, Setting
+
+
+def features(setting: Setting) -> Features:
+    """Inception's, differentiable."""
+    return networks.differentiable(setting.shared(networks.inception), "pool")
 
 
 class Metric(FrechetMetric):

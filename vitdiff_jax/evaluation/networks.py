@@ -12,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from vitdiff_jax.evaluation.features import Features
 from vitdiff_jax.evaluation.metric import Batch, Setting
 from vitdiff_jax.interop import numpy_pickle, weights
 from vitdiff_jax.interop.images import from_uint8
@@ -55,11 +57,11 @@ class Network:
         *,
         pairs: bool = False,
     ):
-        self.name, self.resize, self.pairs = name, resize, pairs
+        self.name, self.resize, self.pairs, self.apply = name, resize, pairs, apply
         self._batch = BATCH.get(jax.default_backend(), 64) * mesh.size
         # Only one program at a time on several devices: concurrent collectives could deadlock.
         self._threads = ThreadPoolExecutor(2 if mesh.size == 1 else 1)
-        self._params = jax.device_put(params, parallel.replicated(mesh))
+        self.params = jax.device_put(params, parallel.replicated(mesh))
         sharding = parallel.batch_sharding(mesh)
 
         def sharded(params, *images):
@@ -80,11 +82,21 @@ class Network:
             part = [a[first : first + self._batch] for a in images]
             count = len(part[0])
             full = [np.pad(a, [(0, self._batch - count)] + [(0, 0)] * 3) for a in part]
-            found = self._apply(self._params, *full)
+            found = self._apply(self.params, *full)
             return {name: np.asarray(array)[:count] for name, array in found.items()}
 
         parts = list(self._threads.map(run, range(0, len(images[0]), self._batch)))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def differentiable(network: Network, output: str) -> Features:
+    """An output of a network as differentiable features."""
+
+    def apply(params, images):
+        images = jnp.repeat(images, 3, -1) if images.shape[-1] == 1 else images
+        return network.apply(params, 127.5 * (images + 1))[output]
+
+    return Features(network.params, apply)
 
 
 def inception(setting: Setting) -> Network:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from vitdiff_jax.evaluation.features import Features
 from vitdiff_jax.evaluation.frechet import FrechetMetric, Moments
 from vitdiff_jax.evaluation.metric import Batch, Part, Setting
 
@@ -13,6 +14,11 @@ class Extractor:
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
         return {"pixels": batch.images.reshape(len(batch.images), -1) / 127.5 - 1}
+
+
+def features(setting: Setting) -> Features:
+    """The pixels themselves, as differentiable features."""
+    return Features({}, lambda params, images: images.reshape(len(images), -1))
 
 
 class Metric(FrechetMetric):

@@ -13,12 +13,14 @@ from ml_collections import ConfigDict
 from vitdiff_jax.data import marks
 from vitdiff_jax.data.pipeline import Dataset
 from vitdiff_jax.data.records import NotPrepared
+from vitdiff_jax.diffusion.average_velocity import AverageVelocity
 from vitdiff_jax.diffusion.process import Denoise, Process
 from vitdiff_jax.experiment import codec, degradation, rules
 from vitdiff_jax.experiment import config as config_lib
 from vitdiff_jax.experiment import ema as ema_lib
 from vitdiff_jax.experiment.config import ConfigError
 from vitdiff_jax.experiment.degradation import Degradation, Degraded
+from vitdiff_jax.models import attention as attention_lib
 from vitdiff_jax.models.conditions import Cond, null_batch, sizes_of
 from vitdiff_jax.runtime import flops
 
@@ -30,6 +32,7 @@ LATENT_CHANNELS = 4
 class Experiment:
     """Everything that a config and an image shape determine, without the data itself.
 
+    average: how it learns average velocities, if it does.
     guide: the experiment of the model named by config.sample.guide_with, once loaded.
     """
 
@@ -39,6 +42,7 @@ class Experiment:
     time_distribution: Callable[..., jax.Array]
     shape: tuple[int, int, int]
     conditions: Mapping[str, Any]
+    average: AverageVelocity | None = None
     guide: "Experiment | None" = None
 
     @property
@@ -48,9 +52,9 @@ class Experiment:
         factor = self.config.latent.factor
         return (height, width, channels) if factor == 1 else (height * factor, width * factor, 3)
 
-    def denoiser(self, params: Any, cond: Cond) -> Denoise:
-        """The denoiser, an estimate of x, with these parameters and conditions."""
-        return self.process.denoiser(self.network(params, cond))
+    def denoiser(self, params: Any, cond: Cond, to: jax.Array | None = None) -> Denoise:
+        """The denoiser with these parameters and conditions; to: see `Process.denoiser`."""
+        return self.process.denoiser(self.network(params, cond), to)
 
     def network(self, params: Any, cond: Cond) -> Callable[[jax.Array, jax.Array], jax.Array]:
         """The network of (scaled x_t, time feature), with these parameters and conditions."""
@@ -108,7 +112,35 @@ def build(
             "config.diffusion.learned_variance: needs a network that predicts the variance, with"
             f" config.model.learned_sigma=True; this {config.model.name} does not"
         )
-    return Experiment(config, model, process, time_distribution, shape, conditions)
+    average = _average_velocity(config, model, process)
+    return Experiment(config, model, process, time_distribution, shape, conditions, average)
+
+
+def _average_velocity(config: ConfigDict, model: Any, process: Process) -> AverageVelocity | None:
+    """config.diffusion.average_velocity; ConfigError where it or the network does not fit."""
+    with config_errors("config.diffusion.average_velocity."):
+        average = AverageVelocity(**config.diffusion.average_velocity)
+    interval = getattr(model, "interval", False)
+    if not average.share:
+        if interval:
+            raise ConfigError(
+                "config.model.interval: without config.diffusion.average_velocity.share, the"
+                " network would not learn what a length of an interval means"
+            )
+        return None
+    with config_errors("config.diffusion."):
+        average.check(process)
+    if not interval:
+        raise ConfigError(
+            "config.diffusion.average_velocity.share: needs a network that takes the length of an"
+            " interval, vit or dit with config.model.interval=True"
+        )
+    if model.attention in attention_lib.KERNELS:
+        raise ConfigError(
+            f"config.model.attention: {model.attention} has no forward-mode derivative, which"
+            " config.diffusion.average_velocity needs; auto uses XLA's attention there"
+        )
+    return average
 
 
 def clean_dataset(config: ConfigDict) -> Dataset:

@@ -24,6 +24,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_dict, config_flags
 
+from vitdiff_jax.diffusion.average_velocity import AverageVelocity
 from vitdiff_jax.diffusion.process import Process
 from vitdiff_jax.experiment import config_file, rules
 from vitdiff_jax.experiment.defaults import CHANGEABLE, LEARNING, defaults
@@ -41,7 +42,7 @@ COMPONENTS = {  # config key -> (package or module, entry point of each module o
     "sample.grid": ("vitdiff_jax.diffusion.grids", None),
 }
 METRICS = ("vitdiff_jax.evaluation", "Metric")
-METRIC_LISTS = ("evaluate.metrics", "restore.metrics")
+METRIC_LISTS = ("evaluate.metrics", "restore.metrics", "train.frechet.spaces")
 SPELLED_LISTS = ("restore.tasks", "restore.methods", "degradation.operators")
 
 
@@ -112,7 +113,7 @@ def complete(given: ConfigDict | dict[str, Any], overrides: Sequence[str] = ()) 
     """`defaults`, updated with the given values and then the overrides; types are checked."""
     values = _values(given)
     tree = defaults()
-    tree["diffusion"].update(options(Process))
+    tree["diffusion"].update(options(Process), average_velocity=options(AverageVelocity))
     for key, place in COMPONENTS.items():
         named = _override(overrides, f"{key}.name")
         given_name = values.get(f"{key}.name") or _get(tree, key)["name"]

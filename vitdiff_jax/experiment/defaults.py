@@ -33,6 +33,7 @@ def defaults() -> dict[str, Any]:
         diffusion=dict(
             schedule=dict(name="RectifiedFlow"),
             # prediction, loss_space, ...: see `diffusion.process.Process`
+            # average_velocity, for one network call an image: see `diffusion.average_velocity`
             times=dict(name="logit_normal"),  # the timestep distribution
             stratified=True,  # stratify t over each batch, to reduce the variance of the loss
             label_dropout=0.1,  # probability of a null condition, for classifier-free guidance
@@ -64,6 +65,11 @@ def defaults() -> dict[str, Any]:
             ema=(0.9999,),  # EMA decays, each with warm-up
             ema_widths=(),  # relative widths of power-function EMAs (EDM2): see sample.ema_width
             init_from=config_dict.placeholder(str),  # a workdir or pretrained:NAME, to fine-tune
+            frechet=dict(  # post-train a generator of one network call, see `training.frechet`
+                spaces=(),  # feature spaces: modules of vitdiff_jax/evaluation; empty: none
+                decay=0.99,  # of the moments of generated images, per step
+                images=10_000,  # generated images in the first moments
+            ),
             max_bad_steps=10,  # stop after this many consecutive non-finite losses or gradients
         ),
         parallel=dict(

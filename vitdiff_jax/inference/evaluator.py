@@ -237,7 +237,13 @@ class Evaluator:
         self, measured: Measured, shape: tuple[int, ...], crop: str | None, lossy: bool
     ) -> list[str]:
         """Reasons to doubt the metrics of these samples, one line each; crop None: unknown."""
-        lines = []
+        spaces, asked = self.config.train.frechet.spaces, self.config.evaluate.metrics
+        lines = [
+            f"{name}: the model was trained to lower this distance (config.train.frechet), which is"
+            " no judge of it; others are"
+            for name in asked
+            if name in spaces
+        ]
         for metric in self.metrics:
             for part in metric.parts:
                 moments = measured.found[part]

@@ -90,6 +90,12 @@ class Program:
 
         nfe: see `Method`. gradients: of each of these network calls.
         """
+        if experiment.config.train.frechet.spaces:
+            raise ConfigError(
+                "config.train.frechet: a model that was trained to make images in one call is no"
+                " denoiser any more; restore with the one it began with,"
+                f" {experiment.config.train.init_from}"
+            )
         self.experiment, self.mesh, self.shape, self.count = experiment, mesh, shape, count
         self.restore, self.times, self.gradients = restore, times, gradients
         final = needs_final_denoise(experiment.process.schedule, times)

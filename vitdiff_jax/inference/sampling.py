@@ -104,23 +104,34 @@ def _sampler(experiment: Experiment, options: ConfigDict) -> Callable[..., jax.A
     """(weights, cond, times, x, keys) -> x, by config.sample except for its grid."""
     sampler, given = config_lib.component(ConfigDict({"sample": options}), "sample.sampler")
     process = experiment.process
-    needs_variance = "variance" in inspect.signature(sampler).parameters
+    needed = inspect.signature(sampler).parameters
+    needs_variance, needs_ends = "variance" in needed, "denoise_to" in needed
     denoise_of = guided(experiment, options, batched=not needs_variance)
     if needs_variance and not process.learned_variance:
         raise ConfigError(
             f"config.sample.sampler.name: {options.sampler.name} needs a model with learned"
             " variance (config.diffusion.learned_variance); ancestral does not"
         )
+    for which in filter(None, (experiment, experiment.guide)):
+        if needs_ends and not which.average:
+            raise ConfigError(
+                f"config.sample.sampler.name: {options.sampler.name} needs a model with average"
+                " velocities (config.diffusion.average_velocity), and so must be one that"
+                " guides it; euler does not"
+            )
     if options.threshold != "none" and experiment.config.latent.factor > 1:
         raise ConfigError("config.sample.threshold: not for latents, which have no fixed range")
     with config_errors("config.sample."):
         threshold(lambda x_t, t: x_t, options.threshold, options.threshold_quantile)  # or raises
 
     def sample(weights, cond, times, x, keys):
-        denoise = threshold(
-            denoise_of(weights, cond), options.threshold, options.threshold_quantile
-        )
-        extra = {}
+        def denoise_to(x_t, t, s=None):
+            denoise = denoise_of(weights, cond, s)
+            return threshold(denoise, options.threshold, options.threshold_quantile)(x_t, t)
+
+        denoise, extra = denoise_to, {}
+        if needs_ends:
+            extra["denoise_to"] = denoise_to
         if needs_variance:
             extra["variance"] = process.variance(experiment.network(weights[0], cond))
         try:
@@ -161,9 +172,10 @@ def _decoded(codec: codec_lib.Codec, z: jax.Array) -> np.ndarray:
 
 def guided(
     experiment: Experiment, options: ConfigDict, *, batched: bool = True
-) -> Callable[[Any, Any], Denoise]:
+) -> Callable[..., Denoise]:
     """(weights, cond) -> the denoiser with the guidance of config.sample; see `make_sample_fn`.
 
+    A third argument, an earlier time [], is the `to` of `Process.denoiser`.
     batched: evaluate the conditional and the unconditional prediction in one network call.
     """
     guide = experiment.guide
@@ -178,11 +190,11 @@ def guided(
     with config_errors("config.sample.guidance_"):
         guidance.guide(lambda x_t, t: x_t, lambda x_t, t: x_t, options.guidance, **how)  # or raises
 
-    def denoise_of(weights, cond):
+    def denoise_of(weights, cond, to=None):
         params, guide_params = weights
-        denoiser = functools.partial(experiment.denoiser, params)
+        denoiser = functools.partial(experiment.denoiser, params, to=to)
         null = null_cond(cond)
-        other = guide.denoiser(guide_params, cond) if guide else denoiser(null)
+        other = guide.denoiser(guide_params, cond, to) if guide else denoiser(null)
         both = guidance.batched(denoiser, cond, null) if batched and not guide else None
         return guidance.guide(denoiser(cond), other, options.guidance, low, high, both=both, **how)
 

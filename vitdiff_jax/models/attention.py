@@ -11,6 +11,7 @@ the time forward, 0.93 with gradients (two cores, 12 images, 2026-11-30).
     xla     matrix products and a softmax, on any device; the scores [B, H, N, N] go through main
             memory. On TPUs it is `attention_tpu`, which has no forward-mode derivative. (DiT-XL on
             v5e:2x2, compiler's estimate: MFU 0.627; pallas 0.733)
+    einsum  the same without that: the only one with a forward-mode derivative on TPUs
     pallas  `attention_kernel`, for TPUs: the scores stay on the chip. No forward-mode derivative.
             On other devices the kernel is interpreted, which is slow
     cudnn   NVIDIA's flash attention: GPUs, bfloat16, no mask, an even number of tokens. (JiT-B/16,
@@ -34,7 +35,8 @@ from vitdiff_jax.models import attention_kernel, attention_tpu
 from vitdiff_jax.models.attention_kernel import Rotary
 from vitdiff_jax.models.layers import EPSILON, broadcast_to, device_kind, on_tpu, xavier, zeros
 
-IMPLEMENTATIONS = ("auto", "xla", "pallas", "cudnn")
+KERNELS = ("pallas", "cudnn")
+IMPLEMENTATIONS = ("auto", "xla", "einsum", *KERNELS)
 
 
 def rotary_angles(rows: int, cols: int, head_dim: int, prefix: int = 0) -> jax.Array:
@@ -96,7 +98,7 @@ def attend(
     if rotary is not None:
         q = norm_rotate(q, rotary[0], rotary[2]).astype(q.dtype)
         k = norm_rotate(k, rotary[1], rotary[2]).astype(k.dtype)
-    if on_tpu():
+    if on_tpu() and implementation == "xla":
         shards = math.prod(jax.sharding.get_abstract_mesh().shape[a] for a in _batch_axes())
         return attention_tpu.attention(q, k, v, mask, shards)
     return _xla(q, k, v, mask)
@@ -105,7 +107,7 @@ def attend(
 def select_implementation(
     wanted: str, shape: tuple[int, ...], dtype: jnp.dtype, masked: bool
 ) -> str:
-    """xla, pallas or cudnn, for operands of shape [B, H, K, N] on the current mesh or device."""
+    """One of IMPLEMENTATIONS but auto, for operands [B, H, K, N] on the current mesh or device."""
     batch, heads, head_dim, tokens = shape
     kind, mesh = device_kind(), jax.sharding.get_abstract_mesh()
     if wanted == "auto":

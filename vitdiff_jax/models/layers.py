@@ -218,6 +218,7 @@ class TimeEmbedding(nn.Module):
 
     width: int
     dtype: jnp.dtype
+    last_init: Any = small_normal
 
     @nn.compact
     def __call__(self, time: jax.Array) -> jax.Array:
@@ -225,7 +226,8 @@ class TimeEmbedding(nn.Module):
         angle = time[:, None] * frequencies
         y = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)  # [B, 256]
         y = Dense(self.width, kernel_init=small_normal, dtype=self.dtype, name="in")(y)
-        return Dense(self.width, kernel_init=small_normal, dtype=self.dtype, name="out")(nn.silu(y))
+        last = Dense(self.width, kernel_init=self.last_init, dtype=self.dtype, name="out")
+        return last(nn.silu(y))
 
 
 class LabelEmbedding(nn.Module):

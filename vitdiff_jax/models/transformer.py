@@ -21,7 +21,8 @@ class Transformer(nn.Module):
     dtype: of the matrix products, "float32" or "bfloat16"; parameters are always float32.
     scan: compile the blocks as one scanned body: faster to compile, slower to run on a TPU.
     remat: rematerialisation of each block: "none", "full" or "dots".
-    attention: "auto", "xla", "pallas" or "cudnn", see `attention.py`.
+    attention: "auto", "xla", "einsum", "pallas" or "cudnn", see `attention.py`.
+    interval: also take the length of an interval of times, see `diffusion.average_velocity`.
     text_width, text_depth: of the jointly trained text encoder, where there is text.
     """
 
@@ -39,6 +40,7 @@ class Transformer(nn.Module):
     scan: bool = False
     remat: str = "none"
     attention: str = "auto"
+    interval: bool = False
     text_width: int = 256
     text_depth: int = 4
 
@@ -74,6 +76,21 @@ class Transformer(nn.Module):
             )
         if width % heads:
             raise ValueError(f"heads: {heads} does not divide the width {width}")
+
+    def embed_time(self, time: jax.Array) -> jax.Array:
+        """The embedding [B, D] of times [B], or of (time, length of the interval) [B, 2].
+
+        That of the length, 0 where it is not given, is added and initially zero.
+        """
+        width, dtype = self.dim("width"), jnp.dtype(self.dtype)
+        at = layers.TimeEmbedding(width, dtype, name="time")
+        if not self.interval:
+            if time.ndim > 1:
+                raise ValueError("interval: this network takes no length of an interval")
+            return at(time)
+        over = layers.TimeEmbedding(width, dtype, last_init=layers.zeros, name="interval")
+        pairs = time if time.ndim == 2 else jnp.stack([time, jnp.zeros_like(time)], 1)
+        return at(pairs[:, 0]) + over(pairs[:, 1])
 
     def embed(self, cond: Cond):
         """The conditions as (vector [B, D], tokens [B, M, D], mask [B, M]), see `Embedding`."""

@@ -122,15 +122,15 @@ class Model(Transformer):
     def __call__(
         self, x: jax.Array, time: jax.Array, cond: dict, keys: jax.Array | None = None
     ) -> jax.Array:
-        """x [B, H, W, C], time [B], cond (see `conditions.py`) -> float32 [B, H, W, C].
+        """x [B, H, W, C], time [B] or [B, 2], cond (see `conditions.py`) -> float32 [B, H, W, C].
 
-        keys [B]: switch dropout on (training); None: off.
+        time: see `embed_time`. keys [B]: switch dropout on (training); None: off.
         """
         _, height, width, channels = x.shape
         rows, cols = height // self.patch, width // self.patch
         dim, dtype = self.dim("width"), jnp.dtype(self.dtype)
 
-        c = layers.TimeEmbedding(dim, dtype, name="time")(time)
+        c = self.embed_time(time)
         vector, tokens, mask = self.embed(cond)
         if vector is not None:
             c = c + vector.astype(dtype)

@@ -81,6 +81,8 @@ class Planner:
 
     def plan(self, config: ConfigDict) -> dict[str, Any]:
         """The plan of one config, as in plan.json."""
+        if config.train.frechet.spaces:
+            raise ConfigError("config.train.frechet.spaces: such steps cannot be planned yet")
         shape, conditions = experiment_lib.outline(config)
         experiment = experiment_lib.build(config, shape, conditions)
         _check_batch(config, self.target)

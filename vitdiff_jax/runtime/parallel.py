@@ -173,7 +173,7 @@ def state_shardings(mesh: Mesh | AbstractMesh, shapes: Any, *, zero: bool = Fals
 
 
 Gradient = Callable[..., tuple[jax.Array, Any]]
-"""(parameters, batch, key, share) -> (loss, gradient): means over the batch, times `share`.
+"""(parameters, batch, shared, share) -> (values, gradient): means over the batch, times `share`.
 
 `share`, the fraction of the global batch on this device, is applied to the loss: dividing the
 gradients afterwards would be another pass over them (0.15 ms of a JiT-B step's 41.7 ms on a v5e, by
@@ -206,9 +206,9 @@ def by_shard_map(mesh: Mesh, params: Any, *, zero: bool) -> Callable[[Gradient],
         return jax.lax.psum_scatter(a, axes, scatter_dimension=i, tiled=True)
 
     def data_parallel(gradient):
-        def per_device(params, batch, key):
+        def per_device(params, batch, shared):
             params = jax.tree.map(all_gather, params, specs)
-            value, grads = gradient(params, batch, key, 1 / mesh.size)
+            value, grads = gradient(params, batch, shared, 1 / mesh.size)
             return jax.lax.psum(value, axes), jax.tree.map(reduce, grads, specs)
 
         full = PartitionSpec()
@@ -223,9 +223,9 @@ def by_shard_map(mesh: Mesh, params: Any, *, zero: bool) -> Callable[[Gradient],
 def by_pmap(gradient: Gradient) -> Gradient:
     """The same for `Pmapped`, where parameters and gradients are replicated."""
 
-    def per_device(params, batch, key):
+    def per_device(params, batch, shared):
         share = 1 / jax.lax.axis_size("data")
-        return jax.lax.psum(gradient(params, batch, key, share), "data")
+        return jax.lax.psum(gradient(params, batch, shared, share), "data")
 
     return per_device
 
@@ -252,7 +252,9 @@ def prefetch(
 
 
 def compile_step(step: Callable, mesh: Mesh, shardings: Any, compiler: str) -> Callable:
-    """Compile step(state, batch) -> (state, metrics) for batches from `put_batch`.
+    """Compile step(state, batch, prepared) -> (state, metrics) for batches from `put_batch`.
+
+    prepared: replicated arrays, or ().
 
     compiler: "jit", or "pmap" (state replicated on every device; `step` must use `by_pmap`). The
     buffers of the old state are donated.
@@ -260,7 +262,7 @@ def compile_step(step: Callable, mesh: Mesh, shardings: Any, compiler: str) -> C
     if compiler == "jit":
         jitted = jax.jit(
             step,
-            in_shardings=(shardings, batch_sharding(mesh)),
+            in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
             compiler_options=TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None,
@@ -294,24 +296,25 @@ class Pmapped:
     def __init__(self, step: Callable, mesh: Mesh):
         self.mesh = mesh
         self.mapped = jax.pmap(
-            step, "data", in_axes=(None, 0), out_axes=None, donate_argnums=0,
+            step, "data", in_axes=(None, 0, None), out_axes=None, donate_argnums=0,
             devices=list(mesh.devices.flat),
         )  # fmt: skip
 
-    def __call__(self, state: Any, batch: dict[str, jax.Array]) -> Any:
-        outputs = self.mapped(state, {name: _per_device(a) for name, a in batch.items()})
+    def __call__(self, state: Any, batch: dict[str, jax.Array], prepared: Any) -> Any:
+        parts = {name: _per_device(a) for name, a in batch.items()}
+        outputs = self.mapped(state, parts, prepared)
         # pmap's outputs are on this process's devices only; the rest of the code expects globals.
         sharding = replicated(self.mesh)
         return jax.tree.map(lambda a: _as_global(a, sharding), outputs)
 
-    def lower(self, state: Any, batch: dict[str, jax.ShapeDtypeStruct]) -> Any:
+    def lower(self, state: Any, batch: dict[str, jax.ShapeDtypeStruct], prepared: Any) -> Any:
         """Like the method of a jitted step, for global shapes."""
         count = self.mesh.size
         shapes = {
             name: jax.ShapeDtypeStruct((count, a.shape[0] // count, *a.shape[1:]), a.dtype)
             for name, a in batch.items()
         }
-        return self.mapped.lower(state, shapes)
+        return self.mapped.lower(state, shapes, prepared)
 
 
 def _as_global(a: jax.Array, sharding: NamedSharding) -> jax.Array:

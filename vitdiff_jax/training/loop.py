@@ -5,11 +5,14 @@ of a step are functions of (seed, step), so only the state is saved.
 """
 
 import contextlib
+import functools
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -20,8 +23,10 @@ from vitdiff_jax.inference import loading, pretrained
 from vitdiff_jax.runtime import lock, logs, parallel, paths, processes, tables
 from vitdiff_jax.runtime.checkpoint import Checkpoints
 from vitdiff_jax.training import finetune, monitor, profiling, summary
+from vitdiff_jax.training import frechet as frechet_lib
 from vitdiff_jax.training import program as program_lib
 from vitdiff_jax.training import step as step_lib
+from vitdiff_jax.training.objective import Batch, OneCall
 from vitdiff_jax.training.signals import StopRequest
 
 FINISHED, STOPPED = "finished", "stopped"
@@ -150,7 +155,8 @@ class Run:
     def __init__(self, config, workdir, dataset, experiment, mesh, checkpoints, owner=None):
         self.config, self.workdir, self.dataset, self.owner = config, workdir, dataset, owner
         self.experiment, self.mesh, self.checkpoints = experiment, mesh, checkpoints
-        program = program_lib.build(config, experiment, mesh)
+        self.frechet = frechet_lib.prepare(config, experiment, dataset, mesh)
+        program = program_lib.build(config, experiment, mesh, self.frechet)
         self.init, self.shapes, self.shardings = program.init, program.shapes, program.shardings
         self.step = program.step
         self.trained: str | None = None  # the mark of the data of the checkpoint
@@ -160,8 +166,9 @@ class Run:
         step = self.checkpoints.newest()
         if step is None:
             state = jax.jit(self.init, out_shardings=self.shardings)()
-            given = self.config.train.init_from is not None
-            return finetune.init_from(state, self.experiment) if given else state
+            if self.config.train.init_from is not None:
+                state = finetune.init_from(state, self.experiment)
+            return state if self.frechet is None else self._with_moments(state, self.frechet)
         if step > self.config.train.steps:
             raise config_lib.ConfigError(
                 f"config.train.steps: {self.config.train.steps} is less than the {step} steps that"
@@ -178,6 +185,35 @@ class Run:
         state = self.checkpoints.restore(step, target)
         self.checkpoints.set_aside_after(step)
         return state
+
+    def _with_moments(self, state: step_lib.TrainState, frechet: frechet_lib.FrechetLoss):
+        """A first state with the moments of what its parameters generate."""
+        config, key = self.config, jax.random.key(self.config.seed)
+        made = OneCall(
+            self.experiment.model, self.experiment.process, frechet, self.experiment.average
+        )
+
+        @functools.partial(parallel.WithMesh, self.mesh)
+        @functools.partial(jax.jit, out_shardings=parallel.replicated(self.mesh))
+        def moments(params, batch, number):
+            key_of_batch = jax.random.fold_in(jax.random.fold_in(key, 2**31 - 2), number)
+            return frechet.moments(*made.images(params, batch, key_of_batch))
+
+        count = -(-config.train.frechet.images // config.train.batch)
+        batches = itertools.islice(self._batches(0), count)
+        # One at a time, for on a CPU's devices concurrent programs with collectives can deadlock.
+        parts = [jax.device_get(moments(state.params, batch, i)) for i, batch in enumerate(batches)]
+        mean = jax.tree.map(lambda *a: np.mean(a, 0), *parts)
+        return state.replace(moments=jax.device_put(mean, self.shardings.moments))
+
+    def _batches(self, start: int) -> Iterator[Batch]:
+        """Global batches of the training images from step `start` on."""
+        host_batches = pipeline.batches(
+            self.dataset.train, self.config.train.batch, seed=self.config.seed, start=start,
+            process=jax.process_index(), processes=jax.process_count(),
+            threads=self.config.parallel.data_threads,
+        )  # fmt: skip
+        return parallel.prefetch(self.mesh, host_batches)
 
     def train(self, stop: StopRequest, monitor: monitor.Monitor, profile: profiling.Profile) -> str:
         """Train until config.train.steps or a signal."""
@@ -228,14 +264,7 @@ class Run:
 
     def _loop(self, state, start, steps, metrics, stop, monitor, profile) -> str:
         """The loop; metrics are read one step late, so that the device never waits for the host."""
-        source = self.dataset.train
-        host_batches = pipeline.batches(
-            source, self.config.train.batch, seed=self.config.seed, start=start,
-            process=jax.process_index(), processes=jax.process_count(),
-            threads=self.config.parallel.data_threads,
-        )  # fmt: skip
-        batches = parallel.prefetch(self.mesh, host_batches)
-        previous = None
+        batches, previous = self._batches(start), None
         for step in range(start + 1, steps + 1):
             with profile.begin(step):
                 began = time.monotonic()

@@ -18,7 +18,7 @@ from vitdiff_jax.inference import loading, prompts, provenance, sampling
 from vitdiff_jax.interop import sheets
 from vitdiff_jax.interop.sheets import Sheet
 from vitdiff_jax.runtime import logs, parallel
-from vitdiff_jax.training import step as step_lib
+from vitdiff_jax.training import objective
 
 TRAJECTORIES, FRAMES = 6, 8
 """Number of sampling trajectories shown at the end, and of frames in each."""
@@ -48,14 +48,16 @@ class Monitor:
             experiment.time_distribution,
         )
         levels = config.log.heldout_levels
-        heldout = step_lib.make_heldout_step(model, process, distribution, levels, seed=config.seed)
+        heldout = objective.make_heldout_step(
+            model, process, distribution, levels, seed=config.seed
+        )
         heldout = jax.jit(heldout, out_shardings=parallel.replicated(mesh))
         self.heldout_step = parallel.WithMesh(mesh, heldout)
         # Gather what ZeRO-1 shards once, not in each of a sampler's many network calls.
         gather = jax.jit(lambda params: params, out_shardings=parallel.replicated(mesh))
         self.replicated = gather if config.parallel.zero1 else lambda params: params
         self.heldout_times = np.asarray(
-            distribution(step_lib.heldout_quantiles(levels), process.schedule)
+            distribution(objective.heldout_quantiles(levels), process.schedule)
         )
         guide, self.guide_params = loading.load_guide(experiment)
         self.experiment = experiment = dataclasses.replace(experiment, guide=guide)

@@ -27,7 +27,7 @@ from vitdiff_jax.training import step as step_lib
 
 FIRST, LAST = ("bottleneck_in", "patches", "in"), ("head", "final_conv")
 """Layers, by their place in a network, that read images or write them."""
-NOT_HIDDEN = (*FIRST, "time/in", "conditions/embedding_out", *LAST)
+NOT_HIDDEN = (*FIRST, "time/in", "interval/in", "conditions/embedding_out", *LAST)
 """These, and those that read times and conditions."""
 STACKED = re.compile(r"blocks_\d+_to_\d+")
 """Scanned blocks, whose parameters have an axis of blocks in front, see `layers.run_blocks`."""

@@ -16,8 +16,24 @@ from vitdiff_jax.models import conditions
 from vitdiff_jax.runtime import flops, parallel
 from vitdiff_jax.training import muon
 from vitdiff_jax.training import step as step_lib
+from vitdiff_jax.training.frechet import FrechetLoss
+from vitdiff_jax.training.objective import Batch, Denoising, Objective, OneCall
 
 OPTIMIZERS = {"adamw": step_lib.adamw, "muon": muon.muon}
+
+
+class Step:
+    """A compiled step(state, batch) with what its objective prepares."""
+
+    def __init__(self, compiled: Any, objective: Objective):
+        self.compiled, self.objective = compiled, objective
+
+    def __call__(self, state: step_lib.TrainState, batch: Batch) -> tuple[Any, Any]:
+        return self.compiled(state, batch, self.objective.prepared(state.moments))
+
+    def lower(self, state: Any, batch: Any) -> Any:
+        """Like the method of a jitted step, for shapes; not for a Fréchet loss."""
+        return self.compiled.lower(state, batch, ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,30 +43,46 @@ class Program:
     init: Callable[[], step_lib.TrainState]
     shapes: step_lib.TrainState
     shardings: step_lib.TrainState
-    step: Callable[[step_lib.TrainState, step_lib.Batch], tuple[step_lib.TrainState, Any]]
+    step: Callable[[step_lib.TrainState, Batch], tuple[step_lib.TrainState, Any]]
 
 
 def build(
-    config: ConfigDict, experiment: experiment_lib.Experiment, mesh: jax.sharding.Mesh
-) -> Program:
-    """The program of a complete config on this mesh; nothing is compiled or executed yet."""
+    config: ConfigDict, experiment: experiment_lib.Experiment, mesh: jax.sharding.Mesh,
+    frechet: FrechetLoss | None = None,
+) -> Program:  # fmt: skip
+    """The program of a complete config on this mesh; nothing is compiled or executed yet.
+
+    frechet: the loss of config.train.frechet.
+    """
     kind, (optimizer, rate) = config.parallel, _optimizer(config)
-    model, process = experiment.model, experiment.process
-    init = make_init(config, experiment)
+    init = make_init(config, experiment, frechet)
     shapes = jax.eval_shape(init)
     shardings = parallel.state_shardings(mesh, shapes, zero=kind.zero1)
+    whole = parallel.replicated(mesh)  # the host reads them
+    shardings = shardings.replace(moments=jax.tree.map(lambda _: whole, shapes.moments))
+    made = objective(config, experiment, frechet)
     step = step_lib.make_train_step(
-        model, process, experiment.time_distribution, optimizer, rate,
-        seed=config.seed, batch_size=config.train.batch,
-        label_dropout=config.diffusion.label_dropout, stratified=config.diffusion.stratified,
-        accumulate=config.train.accumulate,
-        gradient_dtype=config.train.gradient_dtype,
-        degradation=experiment_lib.degradation_of(config, experiment.shape, "train"),
+        made, optimizer, rate, seed=config.seed,
+        accumulate=config.train.accumulate, gradient_dtype=config.train.gradient_dtype,
         **_data_parallel(kind, mesh, shapes.params),
     )  # fmt: skip
-    return Program(
-        init, shapes, shardings, parallel.compile_step(step, mesh, shardings, kind.compiler)
-    )
+    compiled = parallel.compile_step(step, mesh, shardings, kind.compiler)
+    return Program(init, shapes, shardings, Step(compiled, made))
+
+
+def objective(
+    config: ConfigDict, experiment: experiment_lib.Experiment, frechet: FrechetLoss | None = None
+) -> Objective:
+    """What training minimises."""
+    model, process, average = experiment.model, experiment.process, experiment.average
+    if frechet is not None:
+        return OneCall(model, process, frechet, average)
+    return Denoising(
+        model, process, experiment.time_distribution, batch_size=config.train.batch,
+        label_dropout=config.diffusion.label_dropout, stratified=config.diffusion.stratified,
+        degradation=experiment_lib.degradation_of(config, experiment.shape, "train"),
+        average=average,
+    )  # fmt: skip
 
 
 def _data_parallel(kind: Any, mesh: jax.sharding.Mesh, params: Any) -> dict[str, Any]:
@@ -63,12 +95,15 @@ def _data_parallel(kind: Any, mesh: jax.sharding.Mesh, params: Any) -> dict[str,
 
 
 def make_init(
-    config: ConfigDict, experiment: experiment_lib.Experiment
+    config: ConfigDict, experiment: experiment_lib.Experiment, frechet: FrechetLoss | None = None
 ) -> Callable[[], step_lib.TrainState]:
     """A function that returns the initial state."""
     names = experiment_lib.tracked_emas(config)
     optimizer, _ = _optimizer(config)
-    return step_lib.make_init(experiment.model, optimizer, names, config.seed, experiment.shape)
+    return step_lib.make_init(
+        experiment.model, optimizer, names, config.seed, experiment.shape,
+        frechet.zeros if frechet else dict,
+    )  # fmt: skip
 
 
 def _optimizer(config: ConfigDict):
