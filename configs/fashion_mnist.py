@@ -4,17 +4,20 @@ python -m vitdiff_jax.main --config=configs/fashion_mnist.py --mode=prepare [--m
 python -m vitdiff_jax.main --config=configs/fashion_mnist.py
 """
 
+from typing import Any
+
 
 def get_config(variant=""):
     """JiT's recipe (arXiv:2511.13720), scaled down; Muon, more low noise, a stochastic sampler.
 
-    Variants: "six_minutes" on two CPU cores; "small", a smaller network for a first try.
+    Variants: "six_minutes" on two CPU cores; "small", a smaller network for a first try;
+    "one_step", average velocities for one network call an image (not yet run).
     """
-    steps = {"": 8000, "six_minutes": 900, "small": 300}
+    steps = {"": 8000, "six_minutes": 900, "small": 300, "one_step": 3000}
     if variant not in steps:
-        raise ValueError(f"no variant {variant!r}, only six_minutes and small")
+        raise ValueError(f"no variant {variant!r}, only {', '.join(filter(None, steps))}")
     small = variant == "small"
-    return dict(
+    config: dict[str, Any] = dict(
         data=dict(name="fashion_mnist", padding=0, cache=True),
         model=dict(
             name="vit", patch=4, width=96 if small else 128, depth=4 if small else 6,
@@ -43,3 +46,8 @@ def get_config(variant=""):
             metrics=("classifier", "patch_grid"), images=1000 if small else 5000
         ),
     )  # fmt: skip
+    if variant == "one_step":
+        config["model"] |= dict(interval=True)
+        config["diffusion"] |= dict(min_snr=0.0, average_velocity=dict(share=0.5, guidance=1.2))
+        config["sample"] |= dict(sampler=dict(name="average_velocity"), steps=1)
+    return config
