@@ -1,10 +1,13 @@
 """Average velocities of Gaussian data, where the path through each point is known."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.parts import covering
 from vitdiff_jax.diffusion import times
 from vitdiff_jax.diffusion.average_velocity import EPSILON, AverageVelocity
 from vitdiff_jax.diffusion.process import Process
@@ -56,8 +59,10 @@ def exact(prediction, noise=1.0):
     return network
 
 
-@pytest.mark.parametrize("tangent", ["own", "data"])
-@pytest.mark.parametrize(("prediction", "noise"), [("x", 1.0), ("u", 1.0), ("x", 2.0)])
+@pytest.mark.parametrize(
+    ("prediction", "noise", "tangent"),
+    covering(itertools.product("xu", (1.0, 2.0), ("own", "data"))),
+)
 def test_exact_average_velocities_are_the_fixed_point(prediction, noise, tangent):
     """Of all x and e that lead to z, those whose velocity is the expected one have no error."""
     process = Process(RectifiedFlow(noise), prediction)
@@ -99,9 +104,10 @@ def affine(p):
     return network
 
 
-@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("guidance", [1.0, 2.5])
-@pytest.mark.parametrize("tangent", ["own", "data"])
+@pytest.mark.parametrize(
+    ("tangent", "guidance", "power"),
+    covering(itertools.product(("own", "data"), (1.0, 2.5), (0.0, 0.5, 1.0))),
+)
 def test_the_loss_and_its_gradient_against_finite_differences(tangent, guidance, power):
     """The product is a difference along the path; only u has a gradient, weights have none."""
     process, p = Process(RectifiedFlow(), "u"), np.array([0.7, 1.3, 0.4, 0.2])

@@ -29,7 +29,8 @@ def built(**changes):
     return experiment_lib.build(config_lib.complete(tiny.config(**changes)), SHAPE, CLASSES)
 
 
-@pytest.mark.parametrize("name", ["vit", pytest.param("dit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit", "dit"])
 def test_a_trained_model_goes_on_unchanged(tmp_path, name):
     """The embedding of an interval's length starts at zero, whatever the length."""
     model = (
@@ -56,12 +57,14 @@ def test_a_trained_model_goes_on_unchanged(tmp_path, name):
         np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_network_starts_with_no_notion_of_the_length():
     """So does every new model; afterwards the length matters."""
     experiment = built(**AVERAGE)
     x, time = jnp.ones((2, *SHAPE)), jnp.full((2, 2), 0.5)
     cond = {"label": np.zeros(2, np.int32)}
-    params = experiment.model.init(jax.random.key(0), x, time[:, 0], cond)["params"]
+    init = jax.jit(experiment.model.init)
+    params = init(jax.random.key(0), x, time[:, 0], cond)["params"]
     assert not np.any(params["interval"]["out"]["kernel"])
     params = tiny.random_params(experiment)
     same, other = (
@@ -70,6 +73,7 @@ def test_the_network_starts_with_no_notion_of_the_length():
     assert np.abs(same - other).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_training_and_sampling_by_the_command(tmp_path, capsys):
     log = dict(every=1, sample_every=8, heldout_every=8, heldout_images=8)
     flag = tiny.write(tmp_path / "config.py", **AVERAGE, train=dict(steps=8), log=log)
@@ -102,6 +106,7 @@ def steps_of(run, state, which):
     return state, values
 
 
+@pytest.mark.slow
 def test_post_training_lowers_the_distance(post_trained, tmp_path):
     settings = post_trained | dict(optimizer=dict(learning_rate=3e-3))
     settings["train"] = settings["train"] | dict(batch=64)
@@ -149,6 +154,7 @@ def test_four_devices_post_train_as_one(post_trained, tmp_path, variant):
             assert np.abs(a - b).max() <= 2e-4 * np.abs(a).max() + 1e-6, name
 
 
+@pytest.mark.slow
 def test_a_post_trained_model_restores_nothing_and_is_no_judge_of_itself(
     post_trained, tmp_path, capsys
 ):

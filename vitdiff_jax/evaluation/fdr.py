@@ -25,6 +25,7 @@ LARGE, MOST, BATCH = 64, 10_000, 128
 class Metric:
     """The mean ratio ("value") and that of each space."""
 
+    name = "fdr"
     compares, higher_is_better = True, False
 
     def __init__(self, setting: Setting):
