@@ -118,6 +118,7 @@ def test_post_training_lowers_the_distance(post_trained, tmp_path):
     assert distances[-1] < 0.8 * distances[0]
 
 
+@pytest.mark.slow
 def test_post_training_resumes_bitwise(post_trained, tmp_path):
     """The first moments are those of images that the source makes; checkpoints have them."""
     run = tiny.run(post_trained, tmp_path / "run")
