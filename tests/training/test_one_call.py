@@ -186,6 +186,13 @@ def test_a_post_trained_model_restores_nothing_and_is_no_judge_of_itself(
             "config.diffusion.schedule: Cosine has no average velocities",
         ),
         (
+            dict(
+                model=dict(interval=True),
+                diffusion=dict(average_velocity=dict(share=1.0, guidance=2.0), label_dropout=0.0),
+            ),
+            "average_velocity.guidance: needs a null condition",
+        ),
+        (
             dict(diffusion=dict(average_velocity=dict(tangent="mine"))),
             "config.diffusion.average_velocity.tangent: 'mine' is not one of own, data",
         ),

@@ -135,6 +135,11 @@ def _average_velocity(config: ConfigDict, model: Any, process: Process) -> Avera
             "config.diffusion.average_velocity.share: needs a network that takes the length of an"
             " interval, vit or dit with config.model.interval=True"
         )
+    if average.guidance != 1 and not config.diffusion.label_dropout:
+        raise ConfigError(
+            "config.diffusion.average_velocity.guidance: needs a null condition, but"
+            " config.diffusion.label_dropout is 0, so none is learned"
+        )
     if model.attention in attention_lib.KERNELS:
         raise ConfigError(
             f"config.model.attention: {model.attention} has no forward-mode derivative, which"

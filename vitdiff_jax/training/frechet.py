@@ -159,6 +159,10 @@ def prepare(
 
 def check(config: ConfigDict, experiment: Experiment) -> None:
     """Raise ConfigError where a model cannot be trained by a Fréchet distance."""
+    for name in config.train.frechet.spaces:
+        config_lib.find(PLACE, KEY, name)
+    if not config.train.frechet.spaces:
+        return
     if config.train.init_from is None:
         raise ConfigError(f"{KEY}: needs a trained model to begin with, config.train.init_from")
     if config.latent.factor > 1 or config.degradation.operators:

@@ -71,6 +71,7 @@ def train(
     _check_devices(config, dataset)
     _check_processes(dataset)
     finetune.check(config, workdir)
+    frechet_lib.check(config, experiment)
     loading.check_config(workdir, config)
     watch = monitor.Monitor(config, workdir, dataset, experiment, mesh)
     with _one_writer(workdir, dead) as owner:
